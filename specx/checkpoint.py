@@ -1,0 +1,365 @@
+"""A checkpoint in a directory, examined before any weight is read.
+
+In goes a directory in Hugging Face format; out come its config and tokenizer, or a ``ModelError``
+that names the file at fault. Decides which architectures specx runs. This module does not know
+presets, the Hub, pairs or devices, and it never runs code or unpickles data from a checkpoint.
+"""
+
+import contextlib
+import copy
+import json
+import logging
+import math
+import operator
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specx.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+#: model_type → the class that must stand under ``architectures``.
+FAMILIES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_WHY_NOT = {
+    "gemma2": "its layers alternate with a sliding window and cap their logits",
+    "gemma3": "its layers alternate with a sliding window",
+    "gemma3_text": "its layers alternate with a sliding window",
+    "gpt2": "its positions are learned, so a draft's context cannot be re-indexed",
+    "mixtral": "mixtures of experts are not tested",
+    "opt": "its positions are learned, so a draft's context cannot be re-indexed",
+    "qwen3_moe": "mixtures of experts are not tested",
+    "qwen3_next": "its linear attention keeps a state that cannot be rolled back to a tree's path",
+}
+_ROPE_WHY_NOT = {
+    "dynamic": "its rotation changes with the length, so cached keys stop fitting",
+    "longrope": "it switches rotations at a length, so cached keys stop fitting",
+}
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+_SIZES = {  # config field → upper bound that keeps a tampered file from exhausting the machine
+    "vocab_size": 1 << 22,
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 19,
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 10,
+    "num_key_value_heads": 1 << 10,
+    "head_dim": 1 << 10,
+    "max_position_embeddings": 1 << 26,
+}
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_NO_REMOTE_CODE = "auto_map names Python files, and specx runs no code that comes with a model"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_MAX_HEADER_BYTES = 100 << 20
+
+#: What transformers, tokenizers and json raise for a damaged file; each is a builtin.
+DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    ImportError,
+    RecursionError,
+)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers and the Hub's client from writing to stderr, then restore them."""
+    from transformers.utils import logging as transformers_logging
+
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    showed_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if showed_bars:
+            transformers_logging.enable_progress_bar()
+
+
+def read_config(directory: Path) -> "PreTrainedConfig":
+    """The checkpoint's config, its architecture checked.
+
+    Raises ``ModelError`` for a missing or damaged config.json and for what
+    ``check_architecture`` refuses.
+    """
+    path = directory / "config.json"
+    raw = _read_json(path)
+    if "auto_map" in raw:
+        raise ModelError(f"{path} asks for code of its own", reason=_NO_REMOTE_CODE)
+    family = raw.get("model_type")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise _unsupported_family(str(family), path)
+
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+        check_architecture(config)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error.message}", reason=error.reason) from error
+    except (*DAMAGE, StrictDataclassError) as error:
+        raise ModelError(f"{path} does not hold together", reason=summary(error)) from error
+    _check_end_tokens(directory / "generation_config.json")
+    return config
+
+
+def _check_end_tokens(path: Path) -> None:
+    """transformers skips a damaged generation_config.json; then no text would ever end."""
+    ends = _read_json(path).get("eos_token_id") if path.is_file() else None
+    ids = ends if isinstance(ends, list) else [ends]
+    if not all(i is None or (isinstance(i, int) and i >= 0) for i in ids):
+        raise ModelError(f"{path} is damaged", reason=f"eos_token_id is {ends!r}")
+
+
+def check_architecture(config: "PreTrainedConfig") -> None:
+    """Raise ``ModelError`` with the reason unless specx can run models of this ``config``."""
+    family = config.model_type
+    if family not in FAMILIES:
+        raise _unsupported_family(family)
+    if getattr(config, "auto_map", None):
+        raise ModelError("the model asks for code of its own", reason=_NO_REMOTE_CODE)
+    for name in config.architectures or []:
+        if str(name).lower() != FAMILIES[family].lower():
+            raise ModelError(f"{name} is not supported", reason=f"{FAMILIES[family]} is needed")
+    if getattr(config, "quantization_config", None):
+        raise ModelError(
+            "quantised checkpoints are not supported",
+            reason="specx reads weights in float32, float16 or bfloat16",
+        )
+    _check_sizes(config)
+    _check_attention(config)
+
+
+def _check_sizes(config: "PreTrainedConfig") -> None:
+    sizes = {name: getattr(config, name, None) for name in _SIZES}
+    if sizes["head_dim"] is None:  # qwen2 and old llama leave it out
+        del sizes["head_dim"]
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _SIZES[name]:
+            raise ModelError(
+                f"{name} = {size!r} is out of range",
+                reason=f"it must be a whole number between 1 and {_SIZES[name]}",
+            )
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    if heads % groups:
+        raise ModelError(f"{heads} attention heads cannot share {groups} key/value heads")
+
+
+def _check_attention(config: "PreTrainedConfig") -> None:
+    family = config.model_type
+    window = getattr(config, "sliding_window", None)
+    layers = getattr(config, "layer_types", None) or []
+    if window is not None or "sliding_attention" in layers:
+        raise ModelError(
+            f"{family} with a sliding window of {window} tokens is not supported",
+            reason="its layers forget the text beyond the window, so a tree's path cannot be kept",
+        )
+    rope = dict(getattr(config, "rope_parameters", None) or {})
+    kind = str(rope.get("rope_type", rope.get("type", "default")))
+    if kind not in _ROPE_TYPES:
+        raise ModelError(
+            f"{family} with rope type {kind} is not supported",
+            reason=_ROPE_WHY_NOT.get(kind, f"specx knows {', '.join(_ROPE_TYPES)}"),
+        )
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ModelError(
+            f"{family} with partially rotated heads is not supported",
+            reason="a draft's keys are rotated again, over the whole head",
+        )
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether the directory brings a tokenizer of its own."""
+    return any((directory / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def read_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
+    """The checkpoint's tokenizer; raises ``ModelError`` when it is missing or damaged."""
+    if not has_tokenizer(directory):
+        raise ModelError(f"{directory} has no tokenizer", reason="tokenizer.json is missing")
+    import tokenizers
+    from transformers import AutoTokenizer
+
+    path = directory / "tokenizer.json"
+    try:
+        if path.is_file():
+            # Only from_buffer reports damage as ValueError; transformers lets a bare Exception out.
+            tokenizers.Tokenizer.from_buffer(path.read_bytes())
+        with quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+    except DAMAGE as error:
+        raise ModelError(
+            f"the tokenizer in {directory} cannot be read", reason=summary(error)
+        ) from error
+    tokenizer.model_max_length = sys.maxsize  # the engine checks lengths; no warning on stderr
+    return tokenizer
+
+
+def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise ``ModelError`` when the chat template cannot render one user's message."""
+    import jinja2
+
+    message = [{"role": "user", "content": "text"}]
+    try:
+        tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    except (*DAMAGE, jinja2.TemplateError) as error:
+        raise ModelError(
+            f"the chat template of {tokenizer.name_or_path} is broken",
+            reason=summary(error),
+            hints=["do without it: --set prompt.template=raw"],
+        ) from error
+
+
+def check_weights(directory: Path, config: "PreTrainedConfig") -> None:
+    """Compare the safetensors headers with ``config``: names, shapes, sizes, all files present.
+
+    Reads headers alone. Raises ``ModelError`` naming the file and the tensor at fault.
+    """
+    found = _tensors(directory)
+    expected = _expected_shapes(config, directory)
+    for name, (shape, file) in found.items():
+        wanted = expected.get(name)
+        if wanted is None and not name.endswith("rotary_emb.inv_freq"):  # old files store it
+            raise ModelError(
+                f"{file} does not fit config.json", reason=f"the tensor {name} has no place in it"
+            )
+        if wanted is not None and shape != wanted:
+            raise ModelError(
+                f"{file} does not fit config.json",
+                reason=f"{name} has the shape {_by(shape)}, and the config asks for {_by(wanted)}",
+            )
+    optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    missing = sorted(expected.keys() - found.keys() - optional)
+    if missing:
+        raise ModelError(
+            f"weights are missing in {directory}",
+            reason=f"{len(missing)} tensors are not there, the first is {missing[0]}",
+        )
+
+
+def _expected_shapes(config: "PreTrainedConfig", directory: Path) -> dict[str, tuple[int, ...]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet(), torch.device("meta"):  # builds the modules without memory for weights
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    except (*DAMAGE, RuntimeError) as error:
+        path = directory / "config.json"
+        raise ModelError(f"{path} does not hold together", reason=summary(error)) from error
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _tensors(directory: Path) -> dict[str, tuple[tuple[int, ...], Path]]:
+    """Tensor name → shape and file, over one file or all shards of the index."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.is_file():
+        return {name: (shape, single) for name, shape in _read_header(single).items()}
+    if not index.is_file():
+        is_pickled = any(directory.glob("*.bin"))
+        raise ModelError(
+            f"{directory} has no model.safetensors",
+            reason="its .bin weights are pickles, which specx does not read" if is_pickled else "",
+            hints=["convert it: model.save_pretrained(directory)"] if is_pickled else [],
+        )
+    shards = _read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ModelError(f"{index} is damaged", reason="it has no weight_map")
+    tensors: dict[str, tuple[tuple[int, ...], Path]] = {}
+    for name in sorted({str(shard) for shard in shards.values()}):
+        if Path(name).name != name or not (directory / name).is_file():
+            raise ModelError(f"{directory} is incomplete", reason=f"the shard {name} is missing")
+        header = _read_header(directory / name)
+        tensors |= {key: (shape, directory / name) for key, shape in header.items()}
+    return tensors
+
+
+def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor name → shape; raises ``ModelError`` unless header and file size agree."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if start == b"version ":
+            hint = "fetch the file itself: git lfs pull"
+            raise ModelError(f"{path} is a Git LFS pointer, not weights", hints=[hint])
+        if len(start) < 8 or not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
+            raise ModelError(f"{path} is damaged", reason="it is cut off or no safetensors file")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        entries = {name: _entry(entry) for name, entry in header.items()}
+    except DAMAGE as error:
+        raise ModelError(f"{path} is damaged", reason="its header is unreadable") from error
+    described = 8 + length + max((end for _, _, _, end in entries.values()), default=0)
+    if described != size:
+        raise ModelError(
+            f"{path} is damaged",
+            reason=f"its header describes {described:,} bytes, the file has {size:,}",
+        )
+    for name, (shape, kind, begin, end) in entries.items():
+        if kind not in _ITEM_BYTES:
+            raise ModelError(f"{path} is not supported", reason=f"{name} is of type {kind}")
+        if begin < 0 or end - begin != math.prod(shape) * _ITEM_BYTES[kind]:
+            raise ModelError(f"{path} is damaged", reason=f"{name} has a wrong number of bytes")
+    return {name: entry[0] for name, entry in entries.items()}
+
+
+def _entry(entry: Any) -> tuple[tuple[int, ...], str, int, int]:
+    """Shape, type, first byte and end of one tensor; raises one of ``DAMAGE``."""
+    begin, end = entry["data_offsets"]
+    return tuple(map(operator.index, entry["shape"])), str(entry["dtype"]), int(begin), int(end)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ModelError(f"{path.parent} is no checkpoint: {path.name} is missing") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged", reason=summary(error)) from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} is damaged", reason="it is not a JSON object")
+    return data
+
+
+def _unsupported_family(family: str, path: Path | None = None) -> ModelError:
+    where = f"{path}: " if path else ""
+    return ModelError(
+        f"{where}models of type {family} are not supported",
+        reason=_WHY_NOT.get(family, f"specx runs {', '.join(FAMILIES)}"),
+    )
+
+
+def summary(error: BaseException) -> str:
+    """A foreign error as one line of bounded length."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(str(n) for n in shape) or "none"

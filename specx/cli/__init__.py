@@ -1,0 +1,1 @@
+"""The command line: the only part of specx that knows a screen."""

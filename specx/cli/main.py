@@ -1,0 +1,189 @@
+"""The ``specx`` program: its commands, the one place where errors end, the exit code.
+
+Goes in: the process's arguments and streams. Comes out: an exit code. Nothing imported here
+imports torch: ``--help`` and ``--version`` return at once.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Annotated, Any, TextIO
+
+from typer import Context, Exit, Option, Typer, TyperException
+from typer.main import get_command
+
+from specx._version import __version__
+from specx.cli.failures import (
+    PIPE_CLOSED,
+    OutputClosed,
+    crash,
+    debug_lines,
+    error_lines,
+    error_object,
+    out_of_memory,
+)
+from specx.cli.generate import generate
+from specx.cli.options import VerifyCommand
+from specx.cli.output import dumps
+from specx.cli.presets import presets
+from specx.cli.screen import Screen
+from specx.cli.signals import Stopped
+from specx.cli.sink import Sink
+from specx.cli.summarize import summarize
+from specx.cli.terminal import printable
+from specx.cli.topics import help_topic
+from specx.errors import SpecxError, UsageError
+
+app = Typer(
+    name="specx",
+    rich_markup_mode=None,  # plain help fits 80 columns, and argument errors are ours to show
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
+app.command("generate", cls=VerifyCommand)(generate)
+app.command("summarize", cls=VerifyCommand)(summarize)
+app.add_typer(presets, name="presets")
+app.command("help")(help_topic)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        Sink().write(f"specx {__version__}\n")
+        raise Exit
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog="Try: specx summarize report.txt, specx COMMAND --help, specx help output",
+)
+def specx(
+    context: Context,
+    version: Annotated[
+        bool,
+        Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> int:
+    """Lossless speculative decoding for long documents."""
+    if context.invoked_subcommand is None:
+        Sink().write(context.get_help() + "\n")
+    return 0
+
+
+def main() -> None:
+    """Run the command line of this process and exit."""
+    _prepare_streams()
+    sys.excepthook = _report_crash
+    code = run(sys.argv[1:])
+    _leave(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line on ``sys.stdin``, ``sys.stdout`` and ``sys.stderr``; its exit code.
+
+    Exceptions that are no fault of the user's pass through.
+    """
+    try:
+        code: Any = get_command(app).main(
+            args=list(arguments), prog_name="specx", standalone_mode=False
+        )
+        return int(code or 0)
+    except SpecxError as error:
+        return _fail(error, arguments)
+    except TyperException as error:
+        return _fail(_usage_error(error, arguments), arguments)
+    except OutputClosed:
+        return PIPE_CLOSED
+    except SystemExit as left:  # Typer printed help into a pipe that was closed
+        return PIPE_CLOSED if left.code == 1 else int(left.code or 0)
+    except Stopped as stopped:
+        return stopped.exit_code
+    except (MemoryError, RuntimeError) as error:
+        known = out_of_memory(error)
+        if known is None:
+            raise
+        known.__cause__ = error
+        return _fail(known, arguments)
+
+
+def _fail(error: SpecxError, arguments: Sequence[str]) -> int:
+    try:
+        Screen().fail(error)
+        output = _output_format(arguments)
+        if output != "text":
+            Sink().write(dumps(error_object(error), output))
+    except (OutputClosed, SpecxError):  # nobody reads the message; its code still counts
+        pass
+    return error.exit_code
+
+
+def _usage_error(error: TyperException, arguments: Sequence[str]) -> UsageError:
+    command = next((word for word in arguments if word in ("generate", "summarize", "presets")), "")
+    message = error.format_message().replace("Value error, ", "")  # pydantic's words
+    variables = [
+        f"{name}={value} is set"
+        for name, value in os.environ.items()
+        if name.startswith("SPECX_") and f"'--{name[6:].lower()}'" in message
+    ]
+    return UsageError(
+        message[:1].lower() + message[1:].rstrip("."),
+        hints=(*variables, " ".join(filter(None, ("specx", command, "--help")))),
+    )
+
+
+def _output_format(arguments: Sequence[str]) -> str:
+    """The value of ``-o``, found without a parser: the arguments may be the mistake."""
+    output = os.environ.get("SPECX_OUTPUT", "text")
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word in ("-o", "--output"):
+            output = following
+        elif word.startswith("--output="):
+            output = word.partition("=")[2]
+        elif word.startswith("-o") and len(word) > 2:
+            output = word[2:].removeprefix("=")
+    return output if output in ("json", "jsonl") else "text"
+
+
+def _report_crash(
+    kind: type[BaseException], error: BaseException, at: TracebackType | None
+) -> None:
+    """What ``sys.excepthook`` shows: a line and a hint, or the traceback on request."""
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    unexpected = crash(error)
+    lines = debug_lines(error) or error_lines(unexpected)
+    with contextlib.suppress(OSError):
+        sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
+        output = _output_format(sys.argv[1:])
+        if output != "text":
+            sys.stdout.write(dumps(error_object(unexpected), output))
+
+
+def _prepare_streams() -> None:
+    """UTF-8 whatever the locale says, and a stream in the place of one that is closed."""
+    sys.stdout = sys.stdout or _closed_stream(1)
+    sys.stderr = sys.stderr or _closed_stream(2)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+
+
+def _closed_stream(descriptor: int) -> TextIO:
+    """A stream that occupies the descriptor, so that no file opened later receives its output.
+
+    stdout is opened for reading: an answer that nobody can get is an error, not silence.
+    """
+    opened = os.open(os.devnull, os.O_RDONLY if descriptor == 1 else os.O_WRONLY)
+    if opened != descriptor:
+        os.dup2(opened, descriptor)
+    return open(descriptor, "w", encoding="utf-8", closefd=False)
+
+
+def _leave(code: int) -> None:
+    """Exit, without the interpreter's own complaint about a stream that was closed early."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            code = code or PIPE_CLOSED
+    sys.exit(code)

@@ -1,0 +1,245 @@
+"""The options that ``generate`` and ``summarize`` share, each written once.
+
+Goes in: the command line and ``SPECX_*`` variables, read by Typer. Comes out: one frozen
+``Request`` (and a ``Question`` for ``generate``) with None or empty wherever nothing was given.
+It does not know presets, documents or models: what an absent option means is decided in
+``settings``.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Annotated, Any, Literal, get_type_hints
+
+from typer import Argument, Context, Option
+from typer.core import TyperCommand
+
+Format = Literal["text", "json", "jsonl"]
+Mode = Literal["auto", "plain", "spec", "specx"]
+Color = Literal["auto", "always", "never"]
+Sources = Mapping[str, str]  # parameter → where its value came from; absent: not given
+
+
+def _option(*names: str, metavar: str | None = None, help: str, env: str | None = None) -> Any:
+    return Option(
+        *names, metavar=metavar, help=help, envvar=env, show_envvar=False, show_default=False
+    )
+
+
+def _count(*names: str, help: str) -> Any:
+    return Option(*names, help=help, count=True, show_default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What ``generate`` alone asks of the model."""
+
+    prompt: Annotated[
+        str | None,
+        _option(
+            "-p",
+            "--prompt",
+            metavar="TEXT",
+            help="What to do; {document} marks the text's place.",
+        ),
+    ] = None
+    system: Annotated[str | None, _option("--system", metavar="TEXT", help="System message.")] = (
+        None
+    )
+    raw: Annotated[
+        bool, _option("--raw", help="Continue the document itself, no chat template.")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What both commands accept. None and empty mean: not given."""
+
+    files: Annotated[
+        list[str], Argument(metavar="FILE", help="Documents; - or a pipe means stdin.")
+    ] = field(default_factory=list)
+    preset: Annotated[
+        str,
+        _option(
+            "-m",
+            "--preset",
+            metavar="NAME",
+            env="SPECX_PRESET",
+            help="Model pair: preset or YAML file [pocket].",
+        ),
+    ] = "pocket"
+    mode: Annotated[
+        Mode | None,
+        _option(
+            "--mode",
+            metavar="MODE",
+            env="SPECX_MODE",
+            help="auto, specx, spec or plain [the preset's].",
+        ),
+    ] = None
+    max_tokens: Annotated[
+        int | None,
+        _option("-n", "--max-tokens", metavar="N", help="New tokens at most [the preset's]."),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        _option("-t", "--temperature", metavar="T", help="0 = greedy [the preset's]."),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        _option("--top-p", metavar="P", help="Keep the likeliest tokens of mass P; 1 = all."),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        _option("--top-k", metavar="K", help="Keep the K likeliest tokens; 0 = all."),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        _option("--min-p", metavar="P", help="Drop tokens below P of the likeliest one."),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        _option("--repetition-penalty", metavar="R", help="Divide seen tokens' logits; 1 = off."),
+    ] = None
+    seed: Annotated[
+        int | None,
+        _option(
+            "--seed",
+            metavar="N",
+            env="SPECX_SEED",
+            help="Same seed, same text in every mode [0].",
+        ),
+    ] = None
+    stop: Annotated[
+        list[str],
+        _option("--stop", metavar="TEXT", help="End before TEXT (repeatable)."),
+    ] = field(default_factory=list)
+    ignore_eos: Annotated[
+        bool, _option("--ignore-eos", help="Do not end at the end-of-text token.")
+    ] = False
+    set_: Annotated[
+        list[str],
+        _option("--set", metavar="KEY=VALUE", help="Change a preset field (repeatable)."),
+    ] = field(default_factory=list)
+    device: Annotated[
+        str,
+        _option("--device", metavar="DEV", env="SPECX_DEVICE", help="cpu, cuda:0, mps [auto]."),
+    ] = "auto"
+    dtype: Annotated[
+        str,
+        _option("--dtype", metavar="TYPE", help="float32, bfloat16, float16 [auto]."),
+    ] = "auto"
+    offline: Annotated[
+        bool, _option("--offline", env="SPECX_OFFLINE", help="Never use the network.")
+    ] = False
+    verify: Annotated[
+        str,
+        _option(
+            "--verify",
+            metavar="[N]",
+            help="Check (the first N) tokens against plain decoding.",
+        ),
+    ] = "off"
+    output: Annotated[
+        Format,
+        _option(
+            "-o",
+            "--output",
+            metavar="FORMAT",
+            env="SPECX_OUTPUT",
+            help="text, json, jsonl (a line a document) [text].",
+        ),
+    ] = "text"
+    out: Annotated[
+        str | None,
+        _option("--out", metavar="PATH", help="Write the answer to PATH, not to stdout."),
+    ] = None
+    force: Annotated[bool, _option("--force", help="Let --out replace an existing file.")] = False
+    encoding: Annotated[
+        str | None,
+        _option("--encoding", metavar="NAME", help="Encoding of the documents [utf-8]."),
+    ] = None
+    keep_going: Annotated[
+        bool, _option("--keep-going", help="Go on with the next file after a failure.")
+    ] = False
+    quiet: Annotated[int, _count("-q", "--quiet", help="No stats; -qq: errors only.")] = 0
+    verbose: Annotated[
+        int, _count("-v", "--verbose", help="Plan, phase times; -vv: the libraries' logs.")
+    ] = 0
+    color: Annotated[
+        Color,
+        _option("--color", metavar="WHEN", help="auto, always or never [auto]."),
+    ] = "auto"
+    show_settings: Annotated[
+        bool, _option("--show-settings", help="Print each setting with its source; run nothing.")
+    ] = False
+
+
+class VerifyCommand(TyperCommand):
+    """Lets ``--verify`` stand alone: a following file name is not taken for its value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give every bare ``--verify`` before ``--`` the value ``on``."""
+        end = args.index("--") if "--" in args else len(args)
+        full = list(args)
+        for at, word in enumerate(args[:end]):
+            if word == "--verify" and not _is_verify_value(args[at + 1 : end][:1]):
+                full[at] = "--verify=on"
+        return super().parse_args(ctx, full)
+
+
+def _is_verify_value(following: list[str]) -> bool:
+    return bool(following) and (following[0] in ("on", "off") or following[0].isdecimal())
+
+
+def sources_of(context: Context) -> dict[str, str]:
+    """``{"mode": "SPECX_MODE", "seed": "--seed"}``: parameters that were given, and how."""
+    found: dict[str, str] = {}
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            found[name] = f"--{name.strip('_').replace('_', '-')}"
+        elif source is not None and source.name == "ENVIRONMENT":
+            found[name] = f"SPECX_{name.upper()}"
+    return found
+
+
+def takes(*groups: type) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Turn ``command(context, *groups)`` into a function whose parameters are the groups' fields.
+
+    Typer reads that signature; the command receives the filled dataclasses.
+    """
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(command)
+        def run(ctx: Context, **values: Any) -> int:
+            filled = [
+                group(**{each.name: values[each.name] for each in fields(group)})
+                for group in groups
+            ]
+            return command(ctx, *filled)
+
+        parameters = [_parameter("ctx", Context, inspect.Parameter.empty)]
+        for group in groups:
+            hints = get_type_hints(group, include_extras=True)
+            parameters += [
+                _parameter(each.name, hints[each.name], _default(each)) for each in fields(group)
+            ]
+        run.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def _default(each: Field[Any]) -> Any:
+    if each.default_factory is not MISSING:
+        return each.default_factory()
+    return each.default

@@ -1,0 +1,147 @@
+"""What an absent option means: flag over ``SPECX_*`` over preset, each with its source.
+
+Goes in: a ``Request``, where its values came from, a ``Preset``. Comes out: ``Settings`` without
+gaps, and rows for ``--show-settings``. It does not know models, documents or the screen.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from specx.cli.options import Mode, Request, Sources
+from specx.core.config import SamplingConfig
+from specx.errors import UsageError
+from specx.preset import Preset, load_preset
+
+# Keys of a preset that are listed as options, or that decide nothing.
+_LISTED_AS_OPTIONS = ("mode", "max_new_tokens", "sampling")
+_NOT_LISTED = (*_LISTED_AS_OPTIONS, "schema", "name", "about", "requires", "measured", "extends")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One line of ``--show-settings``."""
+
+    key: str
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """``--verify``: whether to re-score, and how many tokens (None: all)."""
+
+    is_wanted: bool = False
+    first_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that decides the text, resolved."""
+
+    preset: Preset
+    mode: Mode
+    max_tokens: int
+    sampling: SamplingConfig
+    stop: tuple[str, ...]
+    ignore_eos: bool
+    device: str
+    dtype: str
+    offline: bool
+    check: Check
+
+
+def resolve(request: Request) -> Settings:
+    """Load the preset and fill every gap of the request. Raises ``UsageError``."""
+    preset = load_preset(request.preset, parse_assignments(request.set_))
+    max_tokens = preset.max_new_tokens if request.max_tokens is None else request.max_tokens
+    if max_tokens < 1:
+        raise UsageError(f"--max-tokens must be ≥ 1, not {max_tokens}")
+    if "" in request.stop:
+        raise UsageError("--stop must not be empty", reason="every text contains the empty text")
+    return Settings(
+        preset=preset,
+        mode=request.mode or preset.mode,
+        max_tokens=max_tokens,
+        sampling=_sampling(request, preset),
+        stop=tuple(request.stop),
+        ignore_eos=request.ignore_eos,
+        device=request.device,
+        dtype=request.dtype,
+        offline=request.offline,
+        check=parse_check(request.verify),
+    )
+
+
+def parse_assignments(words: Sequence[str]) -> dict[str, str]:
+    """``["tree.nodes=8"]`` as a mapping. Raises ``UsageError`` for a word without key or ``=``."""
+    pairs: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(
+                f"--set takes KEY=VALUE, not {word!r}", hints=("for example --set tree.nodes=8",)
+            )
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def parse_check(value: str) -> Check:
+    """``off``, ``on`` or a number of tokens. Raises ``UsageError``."""
+    if value in ("on", "off"):
+        return Check(value == "on")
+    if value.isdecimal() and int(value) > 0:
+        return Check(True, int(value))
+    raise UsageError(f"--verify takes on, off or a number of tokens ≥ 1, not {value!r}")
+
+
+def setting_rows(request: Request, settings: Settings, sources: Sources) -> list[Setting]:
+    """Every setting with where it came from: a flag, a variable, ``--set`` or the preset."""
+    preset = settings.preset
+    assigned = parse_assignments(request.set_)
+
+    def own(key: str, value: Any, option: str, fallback: str) -> Setting:
+        return Setting(key, value, sources.get(option, fallback))
+
+    def from_preset(key: str) -> str:
+        return "--set" if key in assigned else f"preset {preset.name}"
+
+    rows = [
+        own("preset", request.preset, "preset", "default"),
+        own("mode", settings.mode, "mode", from_preset("mode")),
+        own("max_tokens", settings.max_tokens, "max_tokens", from_preset("max_new_tokens")),
+    ]
+    for each in fields(SamplingConfig):
+        value = getattr(settings.sampling, each.name)
+        rows.append(own(each.name, value, each.name, from_preset(f"sampling.{each.name}")))
+    for name in ("stop", "ignore_eos", "device", "dtype", "offline", "verify", "output", "out"):
+        rows.append(own(name, getattr(request, name), name, "default"))
+    for key, value in _flat(preset.as_mapping()):
+        if key.split(".")[0] not in _NOT_LISTED:
+            rows.append(Setting(key, value, from_preset(key)))
+    return rows
+
+
+def _sampling(request: Request, preset: Preset) -> SamplingConfig:
+    given = {each.name: getattr(request, each.name) for each in fields(SamplingConfig)}
+    for name, value in given.items():
+        if value is not None and not math.isfinite(value):  # JSON knows no infinity
+            raise UsageError(f"--{name.replace('_', '-')} must be a number, not {value}")
+    try:
+        return replace(
+            preset.sampling, **{name: value for name, value in given.items() if value is not None}
+        )
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        raise UsageError(f"--{name.replace('_', '-')} {rest}") from error
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows

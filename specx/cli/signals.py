@@ -1,0 +1,59 @@
+"""Ctrl-C and SIGTERM: the first asks politely, the second stops at once.
+
+Goes in: signals. Comes out: a call of the running stream's ``cancel``, or ``Stopped`` where
+nothing is running that could end in good order. It does not know engines or screens.
+"""
+
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+class Stopped(BaseException):
+    """The process was told to stop; not an ``Exception``, so that nobody handles it by chance."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.exit_code = 128 + signum
+
+
+class Interrupts:
+    """Handlers for SIGINT and SIGTERM, installed as long as the ``with`` block lasts."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._cancel: Callable[[], None] | None = None
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def exit_code(self) -> int | None:
+        """128 + the signal that asked to stop, or None."""
+        return None if self.signum is None else 128 + self.signum
+
+    def on_first(self, cancel: Callable[[], None] | None) -> None:
+        """Call ``cancel`` at the first signal from now on; None: stop at once."""
+        self._cancel = cancel
+
+    def __enter__(self) -> Self:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup: stays ignored
+                self._previous[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        first = self.signum is None
+        self.signum = signum
+        if first and self._cancel is not None:
+            self._cancel()
+            return
+        raise Stopped(signum)

@@ -1,0 +1,126 @@
+"""Numbers as people read them: the status line, the closing line, tables.
+
+Goes in: the records of ``core.stats`` and plain rows. Comes out: strings and Rich renderables.
+It prints nothing and does not know engines, streams or terminals.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from specx.core.stats import GenerationStats, Prefill
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+_SEPARATOR = " · "
+
+
+def closing_line(stats: GenerationStats, verdict: str, ending: str = "") -> str:
+    """The one line that remains: prompt, prefill, decode, acceptance, memory, equality."""
+    parts = [f"{stats.prompt_tokens:,} prompt + {stats.new_tokens:,} new"]
+    if stats.new_tokens:
+        parts.append(f"prefill {seconds(stats.prefill_s)}{_rate(stats.prefill_tokens_per_s)}")
+        parts.append(f"decode {seconds(stats.decode_s)}{_rate(stats.decode_tokens_per_s)}")
+    else:  # ended while reading: a rate would be over tokens that were never read
+        parts.append(f"prefill {seconds(stats.prefill_s)}")
+    if stats.steps:
+        parts.append(acceptance(stats))
+    if stats.memory.peak_bytes:
+        parts.append(f"peak {size(stats.memory.peak_bytes)}")
+    parts.append(f"equal to plain: {verdict}")
+    return _SEPARATOR.join([*parts, ending] if ending else parts)
+
+
+def status_line(stats: GenerationStats, mode: str) -> str:
+    """The live line while decoding; the document's length is known by then, so it is left out."""
+    parts = [f"{stats.new_tokens:,} tok"]
+    if stats.decode_s > 0:
+        parts.append(f"{_number(stats.decode_tokens_per_s)} tok/s")
+    if stats.steps:
+        parts.append(acceptance(stats))
+    return _SEPARATOR.join([*parts, mode])
+
+
+def prefill_line(event: Prefill) -> str:
+    """Progress of the prefill in words, for a log."""
+    rate = event.done_tokens / event.elapsed_s if event.elapsed_s > 0 else 0.0
+    return (
+        f"prefill ({event.phase}) {event.done_tokens:,} of {event.total_tokens:,} tokens"
+        f"{_rate(rate)}"
+    )
+
+
+def phases_line(stats: GenerationStats) -> str:
+    """Where the decode time went, in seconds (``-v``)."""
+    phases = (
+        ("load", stats.load_s),
+        ("prefill target", stats.prefill_target_s),
+        ("prefill draft", stats.prefill_draft_s),
+        ("tune", stats.tune_s),
+        ("first token", stats.ttft_s),
+        ("draft", sum(step.draft_s for step in stats.steps)),
+        ("verify", sum(step.verify_s for step in stats.steps)),
+        ("commit", sum(step.commit_s for step in stats.steps)),
+        ("retrieve", sum(step.retrieve_s for step in stats.steps)),
+    )
+    return _SEPARATOR.join(f"{name} {seconds(value)}" for name, value in phases)
+
+
+def acceptance(stats: GenerationStats) -> str:
+    """Both definitions at once: with the bonus token and without it."""
+    return f"{stats.tokens_per_step:.2f} tok/step = {stats.accepted_per_step:.2f} accepted + 1"
+
+
+def seconds(value: float) -> str:
+    """``3.2 s``, ``0.04 s``, ``2 min 05 s``."""
+    if value >= 120:
+        return f"{int(value) // 60} min {int(value) % 60:02d} s"
+    return f"{value:.1f} s" if value >= 1 or value == 0 else f"{value:.2f} s"
+
+
+def size(value_bytes: int) -> str:
+    """``612 MiB`` or ``1.2 GiB``."""
+    mib = value_bytes / 2**20
+    return f"{mib:,.0f} MiB" if mib < 1000 else f"{mib / 1024:,.1f} GiB"
+
+
+def fold(line: str, width: int) -> list[str]:
+    """``line`` as rows of at most ``width`` cells, broken between its ``·`` parts."""
+    rows: list[str] = []
+    for part in line.split(_SEPARATOR):
+        if rows and len(rows[-1]) + len(_SEPARATOR) + len(part) <= width:
+            rows[-1] += _SEPARATOR + part
+        else:
+            rows.append(part)
+    return rows
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
+    """A borderless table for a terminal; cells are text, never markup."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for title in header:
+        grid.add_column(title, overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    return grid
+
+
+def tab_separated(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The same for a pipe: a header line, then one line a row."""
+    return "".join(
+        "\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row) + "\n"
+        for row in (header, *rows)
+    )
+
+
+def _rate(tokens_per_s: float) -> str:
+    return f" ({_number(tokens_per_s)} tok/s)" if tokens_per_s > 0 else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

@@ -1,0 +1,147 @@
+"""Hybrid Tree Attention: maskless attention over the prefix, masked attention among new rows,
+merged by log-sum-exp (SpecExtend §3.2, after LongSpec); the tree mask never meets the prefix.
+
+In: queries [H, n, D], keys and values [Hkv, S, D] of one sequence. Out: [H, n, D]. It does not
+know caches, models, trees or positions. ``Kernels`` is the one place where a faster backend
+(flash-attn, Triton) plugs in; ``SdpaKernels`` uses what PyTorch ships, on CPU and CUDA.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specx.core.config import PrefillAttention, TreeAttention
+
+# The fused CPU kernel is slower on one or two query rows than on four (measured at 16K keys).
+_MIN_CPU_ROWS = 4
+
+
+class Kernels(Protocol):
+    """Softmax attention with its log-sum-exp, over keys that every row may see, or causally."""
+
+    def prefix(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> "Partial":
+        """Every query row sees every key. [H, n, D], [Hkv, S, D] → ([H, n, D], [H, n])."""
+        ...
+
+    def causal(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> "Partial":
+        """Row i sees keys 0 … i; as many keys as rows."""
+        ...
+
+
+Partial = tuple[Tensor, Tensor]  # output [H, n, D], log-sum-exp [H, n] float32
+
+
+class SdpaKernels:
+    """PyTorch's fused attention kernels. A group of query heads that share a key/value head is
+    folded into rows, so each key and value is read once per group."""
+
+    def prefix(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Partial:
+        """See ``Kernels.prefix``."""
+        heads, rows, width = query.shape
+        folded = query.reshape(key.shape[0], -1, width)
+        count = folded.shape[1]
+        if query.device.type == "cpu" and count < _MIN_CPU_ROWS:
+            folded = torch.cat([folded, folded[:, :1].expand(-1, _MIN_CPU_ROWS - count, -1)], 1)
+        out, lse = _fused(folded[None], key[None], value[None], scale, causal=False)
+        out, lse = out[0, :, :count], lse[0, :, :count]
+        return out.reshape(heads, rows, width), lse.reshape(heads, rows)
+
+    def causal(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Partial:
+        """See ``Kernels.causal``."""
+        heads, rows, width = query.shape
+        group = heads // key.shape[0]
+        # The group becomes the batch: [group, Hkv, n, D] against keys repeated without a copy.
+        grouped = query.view(-1, group, rows, width).transpose(0, 1)
+        out, lse = _fused(
+            grouped,
+            key.expand(group, -1, -1, -1),
+            value.expand(group, -1, -1, -1),
+            scale,
+            causal=True,
+        )
+        return (
+            out.transpose(0, 1).reshape(heads, rows, width),
+            lse.transpose(0, 1).reshape(heads, rows),
+        )
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool) -> Partial:
+    """Batched [B, H, n, D]; returns output and log-sum-exp [B, H, n]."""
+    aten = torch.ops.aten
+    if query.device.type == "cpu":
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, causal, scale=scale
+        )
+        return out, lse
+    if query.dtype == torch.float32:
+        out, lse, *_ = aten._scaled_dot_product_efficient_attention(
+            query, key, value, None, True, 0.0, causal, scale=scale
+        )
+        return out, lse[..., : query.shape[-2]]
+    out, lse, *_ = aten._scaled_dot_product_flash_attention(
+        query, key, value, 0.0, causal, False, scale=scale
+    )
+    return out, lse[..., : query.shape[-2]]
+
+
+def masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Partial:
+    """Attention under a boolean mask [n, S] in which every row sees at least one key."""
+    heads, rows, width = query.shape
+    grouped = query.reshape(key.shape[0], -1, rows, width)
+    scores = torch.matmul(grouped, key[:, None].transpose(-1, -2)).float() * scale
+    scores = scores.masked_fill(~mask, float("-inf"))
+    lse = torch.logsumexp(scores, dim=-1)
+    weights = torch.exp(scores - lse[..., None]).to(value.dtype)
+    out = torch.matmul(weights, value[:, None])
+    return out.reshape(heads, rows, width), lse.reshape(heads, rows)
+
+
+def merge(first: Partial, second: Partial) -> Tensor:
+    """Attention over the union of two disjoint key sets, from their parts; [H, n, D]."""
+    (out_a, lse_a), (out_b, lse_b) = first, second
+    share = torch.sigmoid(lse_a - lse_b)[..., None]
+    return (out_b + (out_a - out_b) * share).to(out_a.dtype)
+
+
+def prefill_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    kernels: Kernels,
+    kind: PrefillAttention = "fused",
+) -> Tensor:
+    """Causal attention of the last n rows over all S ≥ n rows; [H, n, D] → [H, n, D]."""
+    rows, prefix = query.shape[1], key.shape[1] - query.shape[1]
+    if kind == "eager":
+        sees = torch.ones(rows, key.shape[1], dtype=torch.bool, device=query.device)
+        return masked(query, key, value, sees.tril(diagonal=prefix), scale)[0]
+    own = kernels.causal(query, key[:, prefix:], value[:, prefix:], scale)
+    if prefix == 0:
+        return own[0]
+    return merge(kernels.prefix(query, key[:, :prefix], value[:, :prefix], scale), own)
+
+
+def tree_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scale: float,
+    kernels: Kernels,
+    kind: TreeAttention = "hybrid",
+) -> Tensor:
+    """Attention of n tree rows over a prefix that all see and m staged rows under ``mask`` [n, m].
+
+    The staged rows are the last m of the S keys. ``kind="masked"`` is the ordinary way (one mask
+    over everything), kept for ablations.
+    """
+    prefix = key.shape[1] - mask.shape[1]
+    if kind == "masked":
+        sees = torch.ones(mask.shape[0], prefix, dtype=torch.bool, device=mask.device)
+        return masked(query, key, value, torch.cat([sees, mask], dim=1), scale)[0]
+    own = masked(query, key[:, prefix:], value[:, prefix:], mask, scale)
+    if prefix == 0:
+        return own[0]
+    return merge(kernels.prefix(query, key[:, :prefix], value[:, :prefix], scale), own)

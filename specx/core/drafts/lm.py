@@ -1,0 +1,231 @@
+"""A small causal language model as drafter, with a short working cache over a long document.
+
+In: committed tokens and chosen context rows. Out: a dynamic tree (OPT-Tree as in SpecExtend §3).
+It does not know the target, or why rows were chosen.
+
+Two caches: ``full`` holds keys of every committed token *without* rotation; ``working`` holds the
+rows that the draft currently sees, rotated to compact positions 0 … m − 1. So the draft meets no
+position beyond its training length however long the document is.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from specx.core.attention import Kernels
+from specx.core.cache import KVCache
+from specx.core.config import Parts, RetrievalConfig, TreeConfig
+from specx.core.growth import FixedGrowth, Growth, MeasuredGrowth, StepCosts
+from specx.core.model import Model
+from specx.core.passes import Rotary, WindowPass, WorkingPass
+from specx.core.retrieval import recent_selection
+from specx.core.sampling import Sampler
+from specx.core.tree import TokenTree, TreeBuilder
+
+_WIDTH = 10  # nodes expanded a level, as in OPT-Tree
+_CHILDREN = 10  # guesses under each of them
+_SLACK_ROWS = 256  # committed rows that may follow a selection until the next refresh
+
+
+class LMDrafter:
+    """One request's draft state around a shared small ``Model``."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        capacity: int,
+        trained_tokens: int,
+        parts: Parts,
+        tree: TreeConfig,
+        retrieval: RetrievalConfig,
+        sampler: Sampler,
+        kernels: Kernels,
+        costs: Callable[[], StepCosts] | None = None,
+    ) -> None:
+        """``capacity``: most tokens of the request. ``costs`` is asked once, at the first draft;
+        needed for ``tree.size == "measured"``."""
+        self._model, self._parts, self._tree = model, parts, tree
+        self._retrieval, self._sampler, self._kernels = retrieval, sampler, kernels
+        self._costs_of, self._costs = costs, None
+        shape = model.shape
+        budget = retrieval.budget_tokens + _SLACK_ROWS
+        rows = capacity if parts.draft_cache == "full" else min(capacity, budget)
+        self._rows = rows
+        staged = min(tree.depth, trained_tokens) * _WIDTH
+
+        def cache(size: int) -> KVCache:
+            return KVCache(
+                shape.layers,
+                shape.kv_heads,
+                size,
+                shape.head_dim,
+                dtype=model.dtype,
+                device=model.device,
+            )
+
+        self._full = cache(capacity)
+        self._working = cache(rows + staged)
+        # Half the trained length before a block and half inside: no position beyond it.
+        self._block = max(1, trained_tokens // 2)
+        unlimited = parts.draft_prefill == "full"
+        self._window = capacity if unlimited else self._block
+        length = max(capacity if unlimited else trained_tokens, rows + staged)
+        self._rotary = Rotary(model.inverse_frequencies, length + tree.depth)
+        self._pending: list[int] = []
+        self._produced = 0  # output tokens so far: the noise position of the root's successor
+
+    @property
+    def context_tokens(self) -> int:
+        """See ``Drafter``."""
+        return self._working.length + len(self._pending)
+
+    @property
+    def cache_bytes(self) -> int:
+        """See ``Drafter``."""
+        full = self._full.row_bytes * self._full.length
+        return full + self._working.row_bytes * self._working.capacity
+
+    def prefill(self, tokens: Tensor, hidden: Tensor) -> None:
+        """See ``Drafter``; ``hidden`` is not used."""
+        for block in tokens.to(self._model.device).split(self._block):
+            start = self._full.stage(block.shape[0])
+            window = WindowPass(
+                self._full, start, self._window, self._rotary, self._kernels, self._parts
+            )
+            self._forward(block, window)
+            self._full.commit(block.shape[0])
+
+    def extend(self, tokens: list[int], hidden: Tensor) -> None:
+        """See ``Drafter``; the forward is left to the next ``draft``."""
+        self._pending += tokens
+        self._produced += len(tokens)
+
+    def refocus(self, rows: Tensor) -> None:
+        """See ``Drafter``. Rows that the draft has not read yet follow by themselves."""
+        rows = rows[rows < self._full.length]
+        working = self._working
+        working.truncate(0)
+        start = working.stage(rows.shape[0])
+        for layer in range(self._model.shape.layers):
+            keys = self._rotary.rotate(self._full.keys[layer][:, rows], 0)
+            working.write(layer, start, keys, self._full.values[layer][:, rows])
+        working.commit(rows.shape[0])
+
+    def draft(self) -> TokenTree:
+        """See ``Drafter``."""
+        self._make_room()
+        growth = self._growth()
+        builder = TreeBuilder(self._pending[-1], self._tree.nodes)
+        logits = self._timed(self._read_pending)
+        self._expand(builder, [0], logits, depth=0)
+        staged: dict[int, int] = {}
+        for depth in range(1, self._tree.depth):
+            frontier = builder.frontier(depth, _WIDTH)
+            reach = sum(builder.reaches(frontier))
+            if not frontier or not growth.another_level(builder, reach):
+                break
+            for node in frontier:
+                staged[node] = len(staged)
+            logits = self._timed(lambda: self._read_level(builder, frontier, staged, depth))  # noqa: B023
+            self._expand(builder, frontier, logits, depth)
+        self._working.drop()
+        return builder.tree(growth.guesses(builder), self._model.device)
+
+    def _growth(self) -> Growth:
+        if self._tree.size == "fixed" or self._costs_of is None:
+            return FixedGrowth(self._tree)
+        if self._costs is None:
+            self._costs = self._costs_of()
+        return MeasuredGrowth(self._costs)
+
+    def _timed(self, forward: Callable[[], Tensor]) -> Tensor:
+        start = time.perf_counter()
+        logits = forward()
+        if self._costs is not None:
+            self._costs.observe_level(time.perf_counter() - start)
+        return logits
+
+    def _make_room(self) -> None:
+        """Select rows where nobody did, and read a long backlog without the working cache."""
+        backlog = len(self._pending)
+        if backlog > _SLACK_ROWS // 2 and self._parts.draft_cache != "full":
+            device = self._model.device
+            self.prefill(torch.tensor(self._pending[:-1], device=device), torch.empty(0))
+            self._pending = self._pending[-1:]
+            self._working.truncate(0)
+        full = self._parts.draft_cache == "full"
+        unread = self._working.length == 0 and self._full.length > 0
+        crowded = self._working.length + backlog > self._rows
+        stale = (
+            self._parts.draft_cache == "window"
+            and self._working.length
+            >= self._retrieval.budget_tokens + self._retrieval.chunk_tokens
+        )
+        if unread and full:
+            self.refocus(torch.arange(self._full.length, device=self._model.device))
+        elif unread or crowded or stale:
+            rows = recent_selection(self._retrieval, self._full.length).rows
+            self.refocus(rows.to(self._model.device))
+
+    def _read_pending(self) -> Tensor:
+        """Commit the pending tokens in both caches; logits [1, V] after the last one."""
+        tokens = torch.tensor(self._pending, device=self._model.device)
+        count = len(self._pending)
+        start, full_start = self._working.stage(count), self._full.stage(count)
+        positions = slice(start, start + count)
+        logits = self._forward(tokens, self._working_pass(start, full_start, positions, None))
+        self._working.commit(count)
+        self._full.commit(count)
+        self._pending = []
+        return logits[-1:]
+
+    def _read_level(
+        self, builder: TreeBuilder, nodes: list[int], staged: dict[int, int], depth: int
+    ) -> Tensor:
+        """Logits [len(nodes), V] after tree nodes of one depth, over working and staged rows."""
+        device = self._model.device
+        tokens = torch.tensor([builder.token(node) for node in nodes], device=device)
+        mask = torch.zeros(len(nodes), len(staged), dtype=torch.bool)
+        for row, node in enumerate(nodes):
+            mask[row, [staged[ancestor] for ancestor in builder.ancestors(node)]] = True
+        start = self._working.stage(len(nodes))
+        place = self._working.length - 1 + depth  # the root is the last committed row
+        positions = torch.full((len(nodes),), place, device=device)
+        working = self._working_pass(start, 0, positions, mask.to(device))
+        return self._forward(tokens, working)
+
+    def _working_pass(
+        self, start: int, full_start: int, positions: Tensor | slice, mask: Tensor | None
+    ) -> WorkingPass:
+        return WorkingPass(
+            self._working,
+            start,
+            self._full,
+            full_start,
+            positions,
+            mask,
+            self._rotary,
+            self._kernels,
+        )
+
+    def _forward(self, tokens: Tensor, attention: WindowPass | WorkingPass) -> Tensor:
+        # Position 0 leaves queries and keys unrotated; the pass rotates them itself.
+        nowhere = torch.zeros_like(tokens)
+        is_prefill = isinstance(attention, WindowPass) or attention.mask is None
+        rows = tokens.shape[0] - 1 if is_prefill else 0
+        return self._model.forward(tokens, nowhere, attention, logits_from=rows).logits
+
+    def _expand(self, builder: TreeBuilder, nodes: list[int], logits: Tensor, depth: int) -> None:
+        """Add the best guesses after ``nodes`` (all of one depth), scored with the noise that the
+        target's sampler will draw there (common random numbers)."""
+        positions = torch.full((len(nodes),), self._produced + depth, device=logits.device)
+        scores = self._sampler.scores(logits, positions)
+        best = scores.log_softmax(dim=-1).topk(_CHILDREN, dim=-1)
+        for node, chances, tokens in zip(
+            nodes, best.values.exp().tolist(), best.indices.tolist(), strict=True
+        ):
+            for chance, token in zip(chances, tokens, strict=True):
+                builder.add(node, token, chance)

@@ -1,0 +1,121 @@
+"""A Hugging Face causal language model behind one plain forward, without a forked modeling file.
+
+In: token ids, positions and an attention pass. Out: logits of the rows asked for. It does not
+know trees, drafts, retrieval, files or tokenizers.
+
+The seam: an attention function registered with transformers receives every extra keyword of the
+model's forward, here ``attention_pass``, which owns the cache and the masks. No mask is built by
+transformers (the name has no mask function), and no cache object is handed over.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from specx.core.linear import pack_linears
+
+_ATTENTION = "specx"
+
+
+class AttentionPass(Protocol):
+    """What one forward does in every attention layer."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Query [H, n, D], key and value [Hkv, n, D] of the new rows → [H, n, D]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Result of one forward over n rows."""
+
+    logits: Tensor  # [m, V], the rows asked for
+    hidden: Tensor  # [n, hidden size], after the final norm
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes a cache and a retriever need."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+
+
+class Model:
+    """One causal language model in evaluation mode, batch of one.
+
+    Takes the model over: its attention implementation is replaced, and on a CPU in float32 its
+    linear layers are packed for few-row products.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, pack: bool = True) -> None:
+        AttentionInterface.register(_ATTENTION, _attention)
+        model.eval().requires_grad_(False)
+        model.set_attn_implementation(_ATTENTION)
+        self.weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        if pack:
+            pack_linears(model)
+        self._decoder: nn.Module = model.get_decoder()
+        self._head: nn.Module = model.get_output_embeddings()
+        config = model.config
+        heads = config.num_attention_heads
+        self.shape = Shape(
+            layers=config.num_hidden_layers,
+            heads=heads,
+            kv_heads=config.num_key_value_heads or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            vocabulary=config.vocab_size,
+        )
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.inverse_frequencies: Tensor = _rotary(self._decoder).inv_freq.float()
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attention_pass: AttentionPass,
+        logits_from: int = 0,
+    ) -> Output:
+        """Tokens [n] and positions [n] int64 → logits of rows ``logits_from`` … n, hidden states.
+
+        ``attention_pass`` decides what each row sees and stores the new keys and values.
+        """
+        hidden = self._decoder(
+            input_ids=tokens[None],
+            position_ids=positions[None],
+            past_key_values=None,
+            use_cache=False,
+            attention_pass=attention_pass,
+        ).last_hidden_state[0]
+        logits = self._head(hidden[logits_from:])
+        return Output(logits=logits, hidden=hidden)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    attention_pass: AttentionPass,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature: [1, H, n, D] in, [1, n, H, D] out."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = attention_pass.attend(module.layer_idx, query[0], key[0], value[0], scale)  # type: ignore[arg-type]
+    return out.transpose(0, 1)[None], None
+
+
+def _rotary(decoder: nn.Module) -> Any:
+    """The rotary embedding module of a Llama-shaped decoder."""
+    return decoder.rotary_emb

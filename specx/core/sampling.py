@@ -1,0 +1,98 @@
+"""From logits to tokens, with noise that depends only on (seed, output position).
+
+In: logits of tree nodes, the position each node predicts. Out: one token a node. Greedy and
+sampled decoding are the same code, so the walk over the tree needs no draft probabilities, and
+the same seed gives the same text in every mode (Gumbel-max: argmax of filtered logits + noise).
+It does not know trees, models or caches.
+
+Filters follow the usual order: repetition penalty (Keskar et al., CTRL), temperature, top-k,
+top-p (Holtzman et al.), min-p (Nguyen et al.).
+"""
+
+import torch
+from torch import Tensor
+
+from specx.core.config import SamplingConfig
+
+# Multipliers of the SplitMix64 finaliser (Steele, Lea and Flood, OOPSLA 2014) as signed int64.
+_MIX = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
+_GOLDEN = -0x61C8864680B583EB
+
+
+class Sampler:
+    """Pure in (seed, position): no state moves between calls."""
+
+    def __init__(self, config: SamplingConfig) -> None:
+        self.config = config
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the token is the plain argmax of the (penalised) logits."""
+        return self.config.temperature == 0.0
+
+    def __call__(self, logits: Tensor, positions: Tensor, seen: Tensor | None = None) -> Tensor:
+        """One token a row: logits [n, V], positions [n] int64 → [n] int64.
+
+        ``seen`` [n, V] bool marks tokens that the repetition penalty applies to (row = the text up
+        to that node); only read when a penalty is set.
+        """
+        return self.scores(logits, positions, seen).argmax(dim=-1)
+
+    def scores(self, logits: Tensor, positions: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Penalised, filtered, perturbed logits [n, V] in float32, whose argmax is the sample."""
+        scores = logits.float()
+        if seen is not None and self.config.repetition_penalty != 1.0:
+            penalty = self.config.repetition_penalty
+            punished = torch.where(scores > 0, scores / penalty, scores * penalty)
+            scores = torch.where(seen, punished, scores)
+        if self.is_greedy:
+            return scores
+        scores = self._filter(scores / self.config.temperature)
+        return scores + gumbel_noise(self.config.seed, positions, scores.shape[-1])
+
+    def _filter(self, scores: Tensor) -> Tensor:
+        config, lowest = self.config, float("-inf")
+        if 0 < config.top_k < scores.shape[-1]:
+            kth = scores.topk(config.top_k, dim=-1).values[:, -1:]
+            scores = scores.masked_fill(scores < kth, lowest)
+        if config.top_p < 1.0:
+            ordered, index = scores.sort(dim=-1, descending=True, stable=True)
+            probabilities = ordered.softmax(dim=-1)
+            # A token stays while the mass before it is below top_p: the first always stays.
+            drop = probabilities.cumsum(dim=-1) - probabilities >= config.top_p
+            scores = scores.masked_fill(drop.gather(-1, index.argsort(dim=-1)), lowest)
+        if config.min_p > 0.0:
+            probabilities = scores.softmax(dim=-1)
+            weakest = config.min_p * probabilities.amax(dim=-1, keepdim=True)
+            scores = scores.masked_fill(probabilities < weakest, lowest)
+        return scores
+
+
+def gumbel_noise(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
+    """Standard Gumbel noise [n, vocabulary] float32, a pure function of (seed, position, token).
+
+    A counter-based hash in integer arithmetic, so every device and every row count draws the
+    same numbers. Rows with equal positions are computed once.
+    """
+    unique, inverse = torch.unique(positions, return_inverse=True)
+    tokens = torch.arange(vocabulary, device=positions.device)
+    stream = _mix(_mix(unique + _GOLDEN) ^ _signed(seed))
+    bits = _mix(stream[:, None] + _GOLDEN * (tokens + 1)[None, :])
+    # 24 bits keep the number exact in float32 and away from 0 and 1.
+    uniform = (((bits >> 40) & 0xFFFFFF).float() + 0.5) * 2.0**-24
+    return -torch.log(-torch.log(uniform))[inverse]
+
+
+def _mix(value: Tensor) -> Tensor:
+    value = (value ^ _shift(value, 30)) * _MIX[0]
+    value = (value ^ _shift(value, 27)) * _MIX[1]
+    return value ^ _shift(value, 31)
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value

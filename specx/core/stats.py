@@ -1,0 +1,120 @@
+"""What is measured: the only record that travels from the decode loop to tables and JSON.
+
+Goes in: counts and seconds from the loop. Comes out: derived rates. It does not know tensors,
+text, tokenizers or screens.
+
+Words: ``accepted`` counts draft tokens kept in a step, the bonus token excluded;
+``tokens_per_step`` = accepted + 1 (τ in the papers; plain decoding has 1).
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["eos", "length", "stop", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """One verify step. Times in seconds; ``new_tokens`` may be less than accepted + 1 in the
+    last step, where the stop rule cuts."""
+
+    nodes: int  # rows of the verify forward: root + guesses
+    depth: int  # deepest guess
+    accepted: int  # draft tokens kept, bonus excluded, before the stop rule
+    new_tokens: int  # tokens that this step added to the output
+    draft_s: float = 0.0
+    verify_s: float = 0.0
+    commit_s: float = 0.0  # sampling, acceptance and cache compaction
+    retrieve_s: float = 0.0  # scoring the chunks and regathering the draft's cache
+    draft_context_tokens: int = 0  # rows that the draft's working cache holds
+    retrieved_chunks: tuple[int, ...] | None = None  # chunk numbers, when this step refreshed
+
+    @property
+    def total_s(self) -> float:
+        """Wall time of the step, the consumer's time between steps excluded."""
+        return self.draft_s + self.verify_s + self.commit_s + self.retrieve_s
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Progress of reading the prompt: ``done_tokens`` of ``total_tokens`` after ``elapsed_s``."""
+
+    done_tokens: int
+    total_tokens: int
+    elapsed_s: float
+    phase: Literal["target", "draft"] = "target"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes by owner. ``peak_bytes`` is the process's (CPU) or the allocator's (GPU) high mark."""
+
+    weights_bytes: int = 0
+    kv_target_bytes: int = 0
+    kv_draft_bytes: int = 0
+    peak_bytes: int = 0
+
+
+@dataclass(slots=True)
+class GenerationStats:
+    """Everything counted in one request. Rates are derived, never stored."""
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    load_s: float = 0.0
+    prefill_target_s: float = 0.0
+    prefill_draft_s: float = 0.0
+    tune_s: float = 0.0  # timing a few verify widths, to choose the tree's size
+    ttft_s: float = 0.0  # from the request to the first token
+    decode_s: float = 0.0  # from the first token to the last
+    total_s: float = 0.0  # without loading
+    steps: list[StepStats] = field(default_factory=list)
+    memory: Memory = field(default_factory=Memory)
+
+    @property
+    def drafted(self) -> int:
+        """Draft nodes checked by the target (a tree's nodes, so most cannot be accepted)."""
+        return sum(step.nodes - 1 for step in self.steps)
+
+    @property
+    def accepted(self) -> int:
+        """Draft tokens kept, over all steps."""
+        return sum(step.accepted for step in self.steps)
+
+    @property
+    def accepted_per_step(self) -> float:
+        """Mean accepted draft tokens a step, bonus excluded."""
+        return self.accepted / len(self.steps) if self.steps else 0.0
+
+    @property
+    def tokens_per_step(self) -> float:
+        """``accepted_per_step`` + 1: what one target forward yields; 1 for plain decoding."""
+        return self.accepted_per_step + 1.0 if self.steps else 0.0
+
+    @property
+    def accepted_histogram(self) -> list[int]:
+        """``histogram[a]`` = number of steps that accepted exactly ``a`` draft tokens."""
+        counts = [0] * (1 + max((step.accepted for step in self.steps), default=0))
+        for step in self.steps:
+            counts[step.accepted] += 1
+        return counts if self.steps else []
+
+    @property
+    def prefill_s(self) -> float:
+        """Reading the prompt, target and draft."""
+        return self.prefill_target_s + self.prefill_draft_s
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens over the prefill time of target and draft."""
+        return self.prompt_tokens / self.prefill_s if self.prefill_s > 0 else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """(new − 1) / decode time: the first token belongs to the prefill."""
+        return (self.new_tokens - 1) / self.decode_s if self.decode_s > 0 else 0.0
+
+    @property
+    def end_to_end_tokens_per_s(self) -> float:
+        """New tokens over the whole time of the request, loading excluded."""
+        return self.new_tokens / self.total_s if self.total_s > 0 else 0.0

@@ -1,0 +1,136 @@
+"""The draft tree: a set of guesses that share prefixes, and the walk that accepts one path.
+
+In: token ids and parents. Out: the ancestor mask for one verify forward, and the accepted path.
+It does not know models, caches or how guesses were found.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTree:
+    """``n`` nodes; node 0 is the root, the last committed token, whose keys are not cached yet.
+
+    Invariant: parents precede children, siblings carry different tokens, ``mask`` is the
+    reflexive ancestor relation. Plain decoding is the tree of one node.
+    """
+
+    tokens: Tensor  # [n] int64
+    parents: Tensor  # [n] int64; the root is its own parent
+    depths: Tensor  # [n] int64; root 0
+    mask: Tensor  # [n, n] bool; row may attend column
+
+    @classmethod
+    def root_only(cls, token: int, device: torch.device | str = "cpu") -> "TokenTree":
+        """The tree of plain decoding."""
+        return cls.build([token], [0], device)
+
+    @classmethod
+    def build(
+        cls, tokens: Sequence[int], parents: Sequence[int], device: torch.device | str = "cpu"
+    ) -> "TokenTree":
+        """A tree from host lists; ``parents[0]`` must be 0 and ``parents[i] < i``.
+
+        Raises ``ValueError`` when a parent does not precede its child.
+        """
+        depths, rows = [0], [[0]]
+        for node in range(1, len(tokens)):
+            if not 0 <= parents[node] < node:
+                raise ValueError(f"parent {parents[node]} does not precede node {node}")
+            depths.append(depths[parents[node]] + 1)
+            rows.append([*rows[parents[node]], node])
+        mask = torch.zeros(len(tokens), len(tokens), dtype=torch.bool)
+        for node, ancestors in enumerate(rows):
+            mask[node, ancestors] = True
+        return cls(
+            tokens=torch.tensor(list(tokens), device=device),
+            parents=torch.tensor(list(parents), device=device),
+            depths=torch.tensor(depths, device=device),
+            mask=mask.to(device),
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of nodes, the root included."""
+        return self.tokens.shape[0]
+
+    def accept(self, sampled: Tensor) -> Tensor:
+        """The longest path on which every guess equals the target's sample at its parent.
+
+        ``sampled`` [n] int64: the target's own token after each node. Returns node ids from the
+        root to the deepest surviving node, [accepted + 1] int64. Because siblings differ, at most
+        one child survives per node and the path is unique. ``sampled[path]`` is then exactly what
+        plain decoding would have produced: the accepted tokens, then the bonus token.
+        """
+        agrees = self.tokens == sampled[self.parents]
+        agrees[0] = True
+        alive = ~(self.mask & ~agrees).any(dim=1)
+        deepest = torch.argmax(torch.where(alive, self.depths, -1))
+        return self.mask[deepest].nonzero().squeeze(1)
+
+
+class TreeBuilder:
+    """Grows a tree on the host from scored guesses, level by level (OPT-Tree, SpecExtend §3).
+
+    Holds candidates with the draft's probability that the whole path up to them is accepted
+    (``reach``). A child is never more probable than its parent and comes after it, so any number
+    of best nodes is a tree.
+    """
+
+    def __init__(self, root: int, limit: int) -> None:
+        self._limit = limit
+        self._tokens = [root]
+        self._parents = [0]
+        self._depths = [0]
+        self._reach = [1.0]
+
+    def add(self, parent: int, token: int, probability: float) -> int:
+        """Add a guess under ``parent`` with the draft's conditional ``probability``; its id."""
+        self._tokens.append(token)
+        self._parents.append(parent)
+        self._depths.append(self._depths[parent] + 1)
+        self._reach.append(self._reach[parent] * min(probability, 1.0))
+        return len(self._tokens) - 1
+
+    def best(self) -> list[int]:
+        """Ids of the most probable guesses, at most ``limit``, best first (ties: older first)."""
+        order = sorted(range(1, len(self._tokens)), key=lambda node: (-self._reach[node], node))
+        return order[: self._limit]
+
+    def reaches(self, nodes: Sequence[int]) -> list[float]:
+        """Probability, by the draft, that each of ``nodes`` is accepted."""
+        return [self._reach[node] for node in nodes]
+
+    def expected(self) -> float:
+        """Expected tokens of a verify step with the best nodes: the bonus + their reaches."""
+        return 1.0 + sum(self.reaches(self.best()))
+
+    def frontier(self, depth: int, width: int) -> list[int]:
+        """The nodes of one depth that are among the best: the ones worth expanding."""
+        return [node for node in self.best() if self._depths[node] == depth][:width]
+
+    def token(self, node: int) -> int:
+        """Token id of ``node``."""
+        return self._tokens[node]
+
+    def ancestors(self, node: int) -> list[int]:
+        """Path from below the root to ``node``, ``node`` included."""
+        path = []
+        while node:
+            path.append(node)
+            node = self._parents[node]
+        return path[::-1]
+
+    def tree(self, guesses: int, device: torch.device | str = "cpu") -> TokenTree:
+        """The tree of the root and the ``guesses`` best nodes."""
+        kept = [0, *sorted(self.best()[:guesses])]
+        number = {node: index for index, node in enumerate(kept)}
+        return TokenTree.build(
+            [self._tokens[node] for node in kept],
+            [number[self._parents[node]] for node in kept],
+            device,
+        )

@@ -1,0 +1,201 @@
+"""Documents: text and Markdown from files and standard input.
+
+In goes a path or a binary stream; out comes a ``Document``, or a ``DocumentError`` that says what
+the input is and how to turn it into text. Nothing is guessed: what is not UTF-8 is refused with
+its likely encoding, and the caller may name one. Apart from a byte order mark and Windows line
+ends the text is what the bytes say. This module does not know tokens, models or the screen.
+"""
+
+import codecs
+import difflib
+import hashlib
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from specx.errors import DocumentError, UsageError
+
+Format = Literal["text", "markdown"]
+
+MAX_DOCUMENT_BYTES = 64 << 20
+_MARKDOWN = (".md", ".markdown", ".mdown", ".mkd")
+_ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252", "cp1251", "shift_jis", "gb18030", "big5")
+_MAGIC = (  # first bytes, what they mean, and the command that turns the rest into text
+    (b"%PDF-", "a PDF", "pdftotext {name} - | specx summarize"),
+    (b"{\\rtf", "an RTF document", "pandoc -t plain {name} | specx summarize"),
+    (
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        "an old Word document",
+        "antiword {name} | specx summarize",
+    ),
+    (b"\x1f\x8b\x08", "compressed with gzip", "gzip -dc {name} | specx summarize"),
+    (b"BZh91AY&SY", "compressed with bzip2", "bzip2 -dc {name} | specx summarize"),
+    (b"\xfd7zXZ\x00", "compressed with xz", "xz -dc {name} | specx summarize"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "zstd -dc {name} | specx summarize"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x -so {name} | specx summarize"),
+    (b"Rar!\x1a\x07", "a RAR archive", "unrar p -inul {name} | specx summarize"),
+    (b"\x89PNG\r\n", "a PNG image", "tesseract {name} - | specx summarize"),
+    (b"\xff\xd8\xff", "a JPEG image", "tesseract {name} - | specx summarize"),
+    (b"II*\x00", "a TIFF image", "tesseract {name} - | specx summarize"),
+    (b"MM\x00*", "a TIFF image", "tesseract {name} - | specx summarize"),
+    (b"\x7fELF", "a program (ELF)", ""),
+    (b"SQLite format 3\x00", "an SQLite database", ""),
+)
+_ZIP = b"PK\x03\x04"
+_ZIP_KINDS = (  # a name near the start of the archive, what it means
+    (b"word/", "a Word document (DOCX)"),
+    (b"application/vnd.oasis.opendocument.text", "an OpenDocument text"),
+    (b"application/epub+zip", "an EPUB book"),
+)
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text and where it came from. ``bytes`` and ``sha256`` describe the input as it was read."""
+
+    name: str  # for people: the file's name, or "stdin"
+    path: str | None  # as it was given; None for standard input
+    text: str
+    format: Format
+    bytes: int
+    sha256: str
+
+
+def read_document(path: str, *, encoding: str | None = None) -> Document:
+    """Read a file; ``encoding`` None means UTF-8, with or without a byte order mark.
+
+    Raises ``DocumentError`` when there is no usable text in it, ``UsageError`` for an encoding
+    that Python does not know.
+    """
+    codec = _codec(encoding)
+    try:
+        if os.path.isdir(path):
+            hint = f"name the files in it: specx summarize {shlex.quote(path.rstrip('/'))}/*.txt"
+            raise DocumentError(f"{path} is a directory", hints=[hint])
+        with open(path, "rb") as file:
+            raw = file.read(MAX_DOCUMENT_BYTES + 1)
+    except FileNotFoundError as error:
+        raise DocumentError(f"there is no file {path}", hints=_near(path)) from error
+    except PermissionError as error:
+        raise DocumentError(f"{path} cannot be read", reason="permission denied") from error
+    except OSError as error:
+        raise DocumentError(f"{path} cannot be read", reason=error.strerror or "") from error
+    except ValueError as error:  # a NUL character in the path
+        raise DocumentError("that is not a file name", reason=str(error)) from error
+    text = _text(raw, path, codec)
+    is_markdown = Path(path).suffix.lower() in _MARKDOWN
+    kind: Format = "markdown" if is_markdown else "text"
+    return Document(Path(path).name, path, text, kind, len(raw), hashlib.sha256(raw).hexdigest())
+
+
+def read_stdin(stream: BinaryIO, *, encoding: str | None = None) -> Document:
+    """Read a binary stream to its end by the rules of ``read_document``; its name is ``stdin``."""
+    codec = _codec(encoding)
+    try:
+        raw = stream.read(MAX_DOCUMENT_BYTES + 1)
+    except OSError as error:  # specx < directory
+        raise DocumentError("standard input cannot be read", reason=error.strerror or "") from error
+    text = _text(raw, None, codec)
+    return Document("stdin", None, text, "text", len(raw), hashlib.sha256(raw).hexdigest())
+
+
+def _text(raw: bytes, path: str | None, codec: str) -> str:
+    """``raw`` decoded; ``path`` None stands for standard input in messages."""
+    what = path or "standard input"
+    if not raw:
+        raise DocumentError(f"{what} is empty")
+    if len(raw) > MAX_DOCUMENT_BYTES:
+        raise DocumentError(
+            f"{what} is larger than {MAX_DOCUMENT_BYTES >> 20} MiB",
+            reason="no model's context holds as much text",
+            hints=["split it first, for example: split -C 1m FILE"],
+        )
+    _refuse_formats(raw, what, shlex.quote(path) if path else "FILE")
+    if codec == "utf-8-sig":
+        _refuse_binary(raw, what)
+    try:
+        text = raw.decode(codec).removeprefix("\ufeff")
+        text.encode()  # some codecs let through halves of surrogate pairs, tokenizers do not
+    except UnicodeDecodeError as error:
+        raise _undecodable(raw, what, error, codec) from error
+    except UnicodeError as error:
+        raise DocumentError(f"{what} is not {codec} text", reason=str(error)) from error
+    if "\0" in text:
+        raise DocumentError(f"{what} is not {codec} text", reason="it holds NUL characters")
+    if not text.strip():
+        raise DocumentError(f"{what} holds nothing but white space")
+    return text.replace("\r\n", "\n")
+
+
+def _refuse_formats(raw: bytes, what: str, name: str) -> None:
+    for magic, kind, command in _MAGIC:
+        if raw.startswith(magic):
+            hints = [f"convert it first: {command.format(name=name)}"] if command else []
+            raise DocumentError(f"{what} is {kind}, not text", hints=hints)
+    if raw.startswith(_ZIP):
+        for mark, kind in _ZIP_KINDS:
+            if mark in raw[: 1 << 16]:
+                hints = [f"convert it first: pandoc -t plain {name} | specx summarize"]
+                raise DocumentError(f"{what} is {kind}, not text", hints=hints)
+        hints = [f"unpack it first: unzip -p {name} | specx summarize"]
+        raise DocumentError(f"{what} is a ZIP archive, not text", hints=hints)
+
+
+def _refuse_binary(raw: bytes, what: str) -> None:
+    if raw.startswith(_UTF16_MARKS):
+        raise DocumentError(f"{what} is UTF-16 text, not UTF-8", hints=["add --encoding utf-16"])
+    if b"\0" in raw:
+        start = raw[:1000]
+        is_wide = start[1::2].count(0) > len(start) // 4  # every other byte, as in UTF-16
+        raise DocumentError(
+            f"{what} is binary data, not text",
+            reason=f"there is a NUL byte at offset {raw.index(0):,}",
+            hints=["if it is UTF-16 text, add --encoding utf-16-le"] if is_wide else [],
+        )
+
+
+def _undecodable(raw: bytes, what: str, error: UnicodeDecodeError, codec: str) -> DocumentError:
+    encoding = "UTF-8" if codec == "utf-8-sig" else codec
+    around = raw[max(0, error.start - 5000) : error.start + 5000]
+    high = [byte for byte in around if byte >= 0x80]
+    if error.end == len(raw) and "end" in error.reason:
+        hint = "it ends inside a character: was it cut off?"
+    elif len(high) > 0.3 * len(around):
+        hint = "name its encoding, for example --encoding cp1251, shift_jis or gb18030"
+    elif any(byte < 0xA0 for byte in high):  # control codes in Latin-1, quotation marks in cp1252
+        hint = "it is probably Windows text: add --encoding cp1252"
+    else:
+        hint = "it is probably Latin-1 text: add --encoding latin-1"
+    return DocumentError(
+        f"{what} is not {encoding} text",
+        reason=f"byte 0x{raw[error.start]:02x} at offset {error.start:,} cannot be decoded",
+        hints=[hint],
+    )
+
+
+def _codec(encoding: str | None) -> str:
+    if encoding is None:
+        return "utf-8-sig"
+    try:
+        name = codecs.lookup(encoding).name
+        " ".encode(name)  # finds codecs that turn bytes into bytes, such as base64
+    except (LookupError, ValueError) as error:
+        close = difflib.get_close_matches(encoding.lower(), _ENCODINGS, n=1)
+        hints = [f"did you mean {close[0]}?"] if close else [f"known: {', '.join(_ENCODINGS)}, …"]
+        raise UsageError(f"{encoding!r} is not a text encoding", hints=hints) from error
+    return "utf-8-sig" if name == "utf-8" else name
+
+
+def _near(path: str) -> list[str]:
+    if path.startswith(("http://", "https://")):
+        return [f"specx does not download: curl -L {shlex.quote(path)} | specx summarize"]
+    folder, name = os.path.split(path)
+    try:
+        names = os.listdir(folder or ".")
+    except OSError:
+        return [f"there is no directory {folder} either"] if folder else []
+    close = difflib.get_close_matches(name, names, n=1)
+    return [f"did you mean {os.path.join(folder, close[0])}?"] if close else []

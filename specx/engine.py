@@ -1,0 +1,278 @@
+"""The library's face: a loaded pair that turns prompts into streams of text.
+
+In: a preset and prompts. Out: events and results. It knows files only through ``hub``, and no
+screen.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from specx import hub
+from specx.core.attention import SdpaKernels
+from specx.core.config import MODES, Parts, SamplingConfig, parts_for
+from specx.core.decode import Decoder, Request, Target
+from specx.core.drafts import Drafter, NoDraft
+from specx.core.drafts.lm import LMDrafter
+from specx.core.drafts.lookup import LookupDrafter
+from specx.core.growth import Governor, StepCosts
+from specx.core.model import Model
+from specx.core.retrieval import Retriever
+from specx.core.sampling import Sampler
+from specx.errors import ContextError, ResourceError, UsageError
+from specx.memory import reset_peak
+from specx.preset import Preset, load_preset
+from specx.stream import Difference, Result, Stream, Verification
+from specx.text import Prompt, TextStream, count_tokens, encode_prompt
+
+
+def load(
+    preset: str | Preset = "pocket",
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    offline: bool = False,
+) -> "Engine":
+    """Load a pair by preset name, YAML path or ``Preset``.
+
+    Raises ``UsageError``, ``ModelUnavailableError``, ``ModelError``, ``PairError``.
+    """
+    if isinstance(preset, str):
+        preset = load_preset(preset, overrides or {})
+    elif overrides:
+        preset = preset.with_overrides(overrides)
+    began = time.perf_counter()
+    pair = hub.load_pair(preset, device=device, dtype=dtype, offline=offline)
+    return Engine(preset, pair, load_s=time.perf_counter() - began)
+
+
+class Engine:
+    """A target, its draft and their tokenizer. Requests are independent; one at a time."""
+
+    def __init__(self, preset: Preset, pair: hub.ModelPair, load_s: float = 0.0) -> None:
+        self.preset, self.load_s = preset, load_s
+        self.tokenizer = pair.tokenizer
+        self._end_tokens = _end_tokens(pair)
+        self._target = Model(pair.target)
+        self._draft = None if pair.draft is None else Model(pair.draft)
+        self._costs: dict[int, StepCosts] = {}
+        self.device = str(self._target.device)
+        self.dtype = str(self._target.dtype).removeprefix("torch.")
+
+    def prompt(
+        self,
+        document: str,
+        instruction: str | None = None,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+    ) -> Prompt:
+        """Token ids of a request about ``document``.
+
+        ``instruction`` None asks for the preset's summary. An empty document leaves the
+        instruction alone; ``raw`` continues the document verbatim, without a chat template.
+        """
+        settings = self.preset.prompt
+        if raw:
+            content = document if instruction is None else f"{document}\n\n{instruction}"
+        else:
+            wish = settings.summarize if instruction is None else instruction
+            content = _fill(settings.ask, document, wish) if document else wish
+        template = not raw and settings.template == "auto"
+        tokens = encode_prompt(self.tokenizer, content, system=system, use_template=template)
+        return Prompt(tuple(tokens), count_tokens(self.tokenizer, document))
+
+    def stream(
+        self,
+        prompt: Prompt | str,
+        *,
+        mode: str | None = None,
+        max_tokens: int | None = None,
+        sampling: SamplingConfig | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> "Stream":
+        """Start a request; iterate over the stream to run it.
+
+        A plain string is one user message. ``mode``, ``max_tokens`` and ``sampling`` default to
+        the preset's. Raises ``UsageError`` for bad values, ``ContextError`` when prompt and
+        output exceed the preset's context.
+        """
+        if isinstance(prompt, str):
+            prompt = self.prompt("", prompt)
+        mode = self.preset.mode if mode is None else mode
+        max_tokens = self.preset.max_new_tokens if max_tokens is None else max_tokens
+        sampling = self.preset.sampling if sampling is None else sampling
+        self._check(prompt, mode, max_tokens)
+        parts = self._parts(mode)
+        request = Request(
+            prompt=torch.tensor(prompt.tokens, dtype=torch.int64),
+            max_tokens=max_tokens,
+            end_tokens=frozenset() if ignore_eos else self._end_tokens,
+            sampler=Sampler(sampling),
+            parts=parts,
+            prefill_chunk_tokens=self.preset.prefill_chunk_tokens,
+        )
+        return Stream(
+            self._decoder(request, mode),
+            TextStream(self.tokenizer, stop),
+            mode=mode,
+            ignore_eos=ignore_eos,
+            load_s=self.load_s,
+            weights_bytes=self.weights_bytes,
+        )
+
+    def generate(self, prompt: Prompt | str, **settings: Any) -> Result:
+        """Run ``stream`` with the same settings to its end."""
+        stream = self.stream(prompt, **settings)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def verify(
+        self, prompt: Prompt, result: Result, first_tokens: int | None = None
+    ) -> Verification:
+        """Decode ``prompt`` again plainly, with the same seed, and compare token by token."""
+        count = len(result.tokens) if first_tokens is None else first_tokens
+        count = min(count, len(result.tokens))
+        # One token more than compared shows whether plain decoding ends where the result did.
+        ended = result.finish_reason == "eos" and count == len(result.tokens)
+        again = self.generate(
+            prompt,
+            mode="plain",
+            max_tokens=count + 1 if ended else max(count, 1),
+            sampling=result.sampling,
+            ignore_eos=result.ignore_eos,
+        )
+        expected: list[int | None] = [*again.tokens[: count + ended]]
+        got: list[int | None] = [*result.tokens[:count]]
+        for index in range(max(len(expected), len(got))):
+            pair = [tokens[index] if index < len(tokens) else None for tokens in (expected, got)]
+            if pair[0] != pair[1]:
+                margin = self._margin(prompt, again, index, *pair)
+                return Verification(count, False, Difference(index, pair[0], pair[1], margin))
+        return Verification(count, True)
+
+    def _margin(
+        self, prompt: Prompt, plain: Result, index: int, expected: int | None, got: int | None
+    ) -> float | None:
+        end = min(self._end_tokens, default=None)
+        expected, got = (end if token is None else token for token in (expected, got))
+        if expected is None or got is None:
+            return None
+        tokens = torch.tensor([*prompt.tokens, *plain.tokens[:index]], device=self.device)
+        target = Target(self._target, len(tokens), parts_for("plain"), SdpaKernels())
+        for chunk in tokens.split(self.preset.prefill_chunk_tokens):
+            logits, _ = target.read(chunk)
+        position = torch.tensor([index], device=self.device)
+        sampler = Sampler(plain.sampling)
+        scores = sampler.scores(logits, position, None)[0]
+        return float(scores[expected] - scores[got])
+
+    def _check(self, prompt: Prompt, mode: str, max_tokens: int) -> None:
+        if mode not in MODES:
+            raise UsageError(f"unknown mode {mode!r}", hints=[f"modes: {', '.join(MODES)}"])
+        if max_tokens < 1:
+            raise UsageError(f"max tokens must be at least 1, not {max_tokens}")
+        if not prompt.tokens:
+            raise UsageError("the prompt is empty")
+        context = self.preset.context_tokens
+        if len(prompt.tokens) + max_tokens > context:
+            raise ContextError(
+                f"the prompt has {len(prompt.tokens):,} tokens",
+                reason=f"with {max_tokens:,} new ones it exceeds the {context:,} of "
+                f"preset {self.preset.name}",
+                hints=[
+                    f"shorten the document by {len(prompt.tokens) + max_tokens - context:,} tokens",
+                    "ask for fewer new tokens (-n)",
+                    "choose a preset with a longer context (-m)",
+                ],
+            )
+
+    def _parts(self, mode: str) -> Parts:
+        overrides = dict(self.preset.parts) if mode != "plain" else {}
+        if mode != "plain" and self._draft is None:
+            overrides.setdefault("drafter", self.preset.draft.kind)
+        return parts_for(mode, overrides)
+
+    def _decoder(self, request: Request, mode: str) -> Decoder:
+        parts, preset = request.parts, self.preset
+        capacity = len(request.prompt) + request.max_tokens
+        reset_peak(self._target.device)
+        try:
+            # Room behind the output for one tree, and for the widths that are timed.
+            rows = capacity + max(preset.tree.nodes + 1, 16)
+            target = Target(self._target, rows, parts, SdpaKernels())
+            costs = LazyCosts(self._costs, target)
+            drafter = self._drafter(request, capacity, costs)
+        except (RuntimeError, MemoryError) as error:
+            raise ResourceError(
+                f"no memory for a context of {capacity:,} tokens", reason=str(error).split("\n")[0]
+            ) from error
+        drafts, retrieves = parts.drafter != "none", parts.draft_cache == "retrieval"
+        needs_costs = drafts and (mode == "auto" or preset.tree.size == "measured")
+        return Decoder(
+            target,
+            drafter,
+            request,
+            retriever=Retriever(preset.retrieval) if parts.drafter == "lm" and retrieves else None,
+            governor=Governor(costs) if drafts and mode == "auto" else None,
+            tune=costs if needs_costs else None,
+        )
+
+    def _drafter(self, request: Request, capacity: int, costs: "LazyCosts") -> Drafter:
+        parts, preset, device = request.parts, self.preset, self._target.device
+        if parts.drafter == "none":
+            return NoDraft(device)
+        if parts.drafter == "lookup":
+            return LookupDrafter(preset.tree, device, costs)
+        if self._draft is None:
+            raise UsageError(f"preset {preset.name} has no draft model", hints=["--mode plain"])
+        return LMDrafter(
+            self._draft,
+            capacity=capacity,
+            trained_tokens=preset.draft.trained_context_tokens,
+            parts=parts,
+            tree=preset.tree,
+            retrieval=preset.retrieval,
+            sampler=request.sampler,
+            kernels=SdpaKernels(),
+            costs=costs,
+        )
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the weights of target and draft."""
+        draft = 0 if self._draft is None else self._draft.weights_bytes
+        return self._target.weights_bytes + draft
+
+
+class LazyCosts:
+    """Step costs at the present context length: measured once per engine and power of two."""
+
+    def __init__(self, known: dict[int, StepCosts], target: Target) -> None:
+        self._known, self._target = known, target
+
+    def __call__(self) -> StepCosts:
+        """The costs; the first call at a length times a few forwards."""
+        scale = self._target.cache.length.bit_length()
+        if scale not in self._known:
+            self._known[scale] = self._target.measure()
+        return self._known[scale]
+
+
+def _fill(pattern: str, document: str, instruction: str) -> str:
+    """Put both into the preset's pattern literally: neither is a format string."""
+    head, mark, tail = pattern.partition("{document}")
+    filled = [part.replace("{instruction}", instruction) for part in (head, tail)]
+    return filled[0] + (document if mark else "") + filled[1]
+
+
+def _end_tokens(pair: hub.ModelPair) -> frozenset[int]:
+    config = pair.target.generation_config
+    ends = None if config is None else config.eos_token_id
+    ids = set(ends if isinstance(ends, list) else [ends])
+    return frozenset(i for i in ids | {pair.tokenizer.eos_token_id} if i is not None)

@@ -1,0 +1,177 @@
+"""Every mistake: its exit code, one line what, no traceback, and an object with ``-o json``."""
+
+import json
+
+import pytest
+
+from specx.cli.failures import out_of_memory
+from tests.cli.support import Untouchable, write_preset
+
+
+def assert_told(outcome, code, *words):
+    assert outcome.code == code, outcome.err
+    what, *rest = outcome.err.splitlines()
+    assert what.startswith("error: ")
+    assert all(line.startswith("  ") for line in rest)
+    assert len(rest) <= 4
+    assert "Traceback" not in outcome.err
+    for word in words:
+        assert word in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["-n", "0"], "--max-tokens"),
+        (["-n", "many"], "--max-tokens"),
+        (["-t", "-1"], "--temperature"),
+        (["-t", "nan"], "--temperature"),
+        (["-t", "inf"], "--temperature"),
+        (["--top-p", "0"], "--top-p"),
+        (["--min-p", "1"], "--min-p"),
+        (["--seed", "-1"], "--seed"),
+        (["--mode", "fast"], "'specx'"),
+        (["--output", "yaml"], "jsonl"),
+        (["--set", "tree.nodes"], "KEY=VALUE"),
+        (["--set", "tree.nods=8"], "tree.nodes"),
+        (["--set", "tree.nodes=lots"], "tree.nodes"),
+        (["--verify=perhaps"], "--verify"),
+        (["--verify", "0"], "--verify"),
+        (["--stop", ""], "--stop"),
+        (["-m", "pockte"], "pocket"),
+        (["-m", "./none.yaml"], "none.yaml"),
+        (["--encoding", "utf-9"], "utf-9"),
+        (["--dtype", "float12"], "float12"),
+        (["--device", "abacus"], "abacus"),
+        (["--nonsense"], "--nonsense"),
+        (["-", "-"], "twice"),
+        (["-o", "json", "another.txt"], "jsonl"),
+        (["--out", "/no/such/place.txt"], "/no/such"),
+        (["--out", "."], "directory"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_usage(cli, workplace, options, word):
+    done = cli("summarize", workplace.short, *options)
+    assert_told(done, 2, word)
+    if "json" not in options:
+        assert done.out == ""
+
+
+def test_raw_excludes_a_question(cli, workplace):
+    assert_told(cli("generate", "--raw", "-p", "x", workplace.short), 2, "--raw")
+    assert_told(cli("generate", "-p", " ", workplace.short), 2, "empty")
+
+
+@pytest.mark.parametrize("command", ["generate", "summarize"])
+def test_a_terminal_is_never_waited_for(cli, command):
+    done = cli(command, stdin=Untouchable(is_terminal=True))
+    assert_told(done, 2, f"specx {command} report.txt")
+    placed = cli("generate", "-p", "on {document}", stdin=Untouchable(is_terminal=True))
+    assert_told(placed, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"", "empty"),
+        (b" \n\t\n", "white space"),
+        (b"caf\xe9 au lait", "0xe9"),
+        (b"\x7fELF\x02\x01" + bytes(64), "not text"),
+        (b"a\0b", "binary"),
+        (b"%PDF-1.7 ...", "PDF"),
+    ],
+    ids=["empty", "blank", "latin-1", "program", "nul", "pdf"],
+)
+def test_unusable_documents(cli, tmp_path, content, word):
+    path = tmp_path / "document.txt"
+    path.write_bytes(content)
+    assert_told(cli("summarize", path), 3, word)
+    assert_told(cli("summarize", stdin=content), 3, word)
+
+
+def test_missing_files_and_directories(cli, workplace):
+    assert_told(cli("summarize", workplace.directory / "reporf.txt"), 3, "report.txt")
+    assert_told(cli("summarize", workplace.directory), 3, "directory")
+
+
+def test_a_broken_preset_file(cli, workplace, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text("schema: 1\nname: [x\n", encoding="utf-8")
+    assert_told(cli("summarize", workplace.short, "-m", path), 2, "line")
+    text = workplace.preset.read_text(encoding="utf-8").replace("max_new_tokens", "max_tokens")
+    path.write_text(text, encoding="utf-8")
+    assert_told(cli("summarize", workplace.short, "-m", path), 2, "max_tokens")
+
+
+def test_damaged_and_mismatched_models(cli, workplace, own_pair, tmp_path):
+    preset = write_preset(tmp_path, own_pair)
+    words = ("summarize", workplace.short, "-m", preset, "-n", "2")
+    weights = own_pair.target / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert_told(cli(*words), 4, "safetensors")
+    weights.write_bytes(b"\xff" * 8 + whole[8:])
+    assert_told(cli(*words), 4, "safetensors")
+    weights.write_bytes(whole)
+    tokenizer = own_pair.target / "tokenizer.json"
+    content = json.loads(tokenizer.read_text(encoding="utf-8"))
+    words_of = content["model"]["vocab"]
+    words_of["a"], words_of["b"] = words_of["b"], words_of["a"]
+    (own_pair.draft / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    assert_told(cli(*words), 5, "'b'")
+    tokenizer.unlink()
+    assert_told(cli(*words), 4, "tokenizer")
+
+
+def test_an_absent_model_offline(cli, workplace, tmp_path):
+    text = workplace.preset.read_text(encoding="utf-8")
+    path = tmp_path / "tiny.yaml"
+    target = str(workplace.directory / "target")
+    path.write_text(text.replace(target, "nobody/no-such-model"), encoding="utf-8")
+    assert_told(cli("summarize", workplace.short, "-m", path, "--offline"), 4, "no-such-model")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    ],
+    ids=["python", "cpu", "cuda"],
+)
+def test_out_of_memory(cli, workplace, monkeypatch, error):
+    from specx.engine import Engine
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Engine, "stream", fail)
+    done = cli("summarize", workplace.short, "-m", workplace.preset)
+    assert_told(done, 6, "out of memory")
+    assert out_of_memory(RuntimeError("shape mismatch")) is None
+
+
+def test_the_error_object(cli, tmp_path):
+    done = cli("summarize", tmp_path / "none.txt", "-o", "json")
+    error = json.loads(done.out)
+    assert error["schema"] == "specx.error/1"
+    assert (error["exit"], error["code"]) == (3, "document") == (done.code, error["code"])
+    assert done.err.startswith(f"error: {error['message']}")
+    for words in (["--output=jsonl"], ["-ojsonl"], ["--output", "jsonl"]):
+        line = cli("summarize", "--nonsense", *words).out
+        assert line.count("\n") == 1
+        assert json.loads(line)["exit"] == 2
+
+
+def test_debug_shows_where_an_error_came_from(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECX_DEBUG", "1")
+    assert "Traceback" in cli("summarize", tmp_path / "none.txt").err
+
+
+def test_a_file_name_cannot_command_the_terminal(cli, tmp_path):
+    done = cli("summarize", tmp_path / "x\x1b]0;owned\x07.txt")
+    assert done.code == 3
+    assert "\x1b" not in done.err
+    assert "\x07" not in done.err

@@ -1,0 +1,70 @@
+"""What the core computes, written the slow and obvious way: float64, loops, no shared code."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, sees: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention in float64: query [H, n, D], key and value [Hkv, S, D], sees [n, S] bool.
+
+    Returns the output [H, n, D] and the natural log of the softmax denominators [H, n].
+    """
+    group = query.shape[0] // key.shape[0]
+    outs, sums = [], []
+    for head in range(query.shape[0]):
+        keys, values = key[head // group].double(), value[head // group].double()
+        scores = query[head].double() @ keys.T * scale
+        scores = scores.masked_fill(~sees, -math.inf)
+        largest = scores.max(dim=-1, keepdim=True).values
+        weights = (scores - largest).exp()
+        total = weights.sum(dim=-1, keepdim=True)
+        outs.append(weights / total @ values)
+        sums.append((total.log() + largest)[:, 0])
+    return torch.stack(outs), torch.stack(sums)
+
+
+def causal(rows: int, keys: int) -> Tensor:
+    """[rows, keys] bool for the last ``rows`` of ``keys`` positions."""
+    first = keys - rows
+    return torch.tensor([[key <= first + row for key in range(keys)] for row in range(rows)])
+
+
+def rotate(vectors: Tensor, positions: Sequence[int], inverse_frequencies: Tensor) -> Tensor:
+    """Rotary embedding in float64 by complex multiplication; [H, n, D] at positions [n]."""
+    half = vectors.shape[-1] // 2
+    angles = torch.tensor(positions, dtype=torch.float64)[:, None] * inverse_frequencies.double()
+    numbers = torch.complex(vectors[..., :half].double(), vectors[..., half:].double())
+    turned = numbers * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([turned.real, turned.imag], dim=-1)
+
+
+def ancestors(parents: Sequence[int], node: int) -> list[int]:
+    """From the root to ``node``, both included."""
+    path = [node]
+    while path[-1] != 0:
+        path.append(parents[path[-1]])
+    return path[::-1]
+
+
+def mask(parents: Sequence[int]) -> Tensor:
+    """The reflexive ancestor relation [n, n] bool, entry by entry."""
+    size = len(parents)
+    rows = [[column in ancestors(parents, row) for column in range(size)] for row in range(size)]
+    return torch.tensor(rows)
+
+
+def walk(tokens: Sequence[int], parents: Sequence[int], sampled: Sequence[int]) -> list[int]:
+    """Follow the target's own tokens down the tree for as long as a child carries them."""
+    path = [0]
+    while True:
+        here = path[-1]
+        children = [node for node in range(1, len(tokens)) if parents[node] == here]
+        matching = [node for node in children if tokens[node] == sampled[here]]
+        if not matching:
+            return path
+        path.append(matching[0])

@@ -1,0 +1,262 @@
+"""Tiny random Hugging Face models in memory, and one request decoded over them.
+
+Weights are drawn wide (initializer_range 0.25): with the usual 0.02 the logits are so flat that
+two tokens tie within a rounding error, and an exact comparison would test the rounding.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hypothesis import settings
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from specx.core.attention import SdpaKernels
+from specx.core.config import MODES, Parts, RetrievalConfig, SamplingConfig, TreeConfig
+from specx.core.decode import Decoder, Emitted, Request, Target
+from specx.core.drafts import Drafter, NoDraft
+from specx.core.drafts.lm import LMDrafter
+from specx.core.drafts.lookup import LookupDrafter
+from specx.core.growth import Governor, StepCosts
+from specx.core.model import Model
+from specx.core.retrieval import Retriever
+from specx.core.sampling import Sampler
+from specx.core.stats import FinishReason, Prefill, StepStats
+
+#: For hypothesis: the same examples in every run, no time limit on a busy machine, no files.
+EXAMPLES = settings(deadline=None, derandomize=True, database=None)
+
+VOCABULARY = 97
+TRAINED_TOKENS = 128
+RETRIEVAL = RetrievalConfig(
+    chunk_tokens=8, top_chunks=3, sink_chunks=1, recent_chunks=2, every_steps=2
+)
+TREE = TreeConfig(nodes=12, depth=4, threshold=0.02, size="fixed")
+PLAIN = MODES["plain"]
+GREEDY = SamplingConfig()
+
+_CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    "llama": LlamaConfig,
+    "mistral": MistralConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+}
+_ROPES: dict[str, dict[str, Any]] = {
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+}
+#: Family names, some with a rope type behind a dash.
+FAMILIES = ("llama", "llama-llama3", "llama-yarn", "llama-linear", "mistral", "qwen2", "qwen3")
+
+
+def config(name: str = "llama", **changes: Any) -> PreTrainedConfig:
+    """A config of a family, or of ``family-ropetype``; GQA with two query heads a key head."""
+    family, _, rope = name.partition("-")
+    fields: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.25,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    if family == "mistral":
+        fields["sliding_window"] = None
+    if rope:
+        fields["rope_parameters"] = _ROPES[rope]
+    fields |= changes
+    if fields["head_dim"] is None:  # Qwen2 and old Llama configs leave it out
+        del fields["head_dim"]
+    return _CONFIGS[family](**fields)
+
+
+def hf_model(settings_: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """A seeded float32 model with a config object of its own and non-trivial biases."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(
+            copy.deepcopy(settings_), dtype=torch.float32, attn_implementation="eager"
+        )
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name.endswith("bias"):
+                    weight.normal_(std=0.5)
+                elif "norm" in name:
+                    weight.uniform_(0.7, 1.3)
+    result: PreTrainedModel = model.eval()
+    return result
+
+
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """An untouched copy, for plain Hugging Face forwards."""
+    return copy.deepcopy(model)
+
+
+def disturbed(model: PreTrainedModel, amount: float = 0.05, seed: int = 1) -> PreTrainedModel:
+    """A copy with noise on every weight: a draft that agrees with the original now and then."""
+    copied = copy.deepcopy(model)
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in copied.parameters():
+            weight += torch.randn(weight.shape, generator=noise) * amount * weight.std()
+    return copied
+
+
+@torch.no_grad()
+def hf_logits(model: PreTrainedModel, tokens: list[int] | Tensor) -> Tensor:
+    """Plain Hugging Face: logits [n, V] of one causal forward."""
+    logits: Tensor = model(torch.as_tensor(tokens)[None]).logits[0]
+    return logits
+
+
+def random_tokens(count: int, seed: int = 0, vocabulary: int = VOCABULARY) -> Tensor:
+    """[count] int64."""
+    return torch.randint(vocabulary, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass
+class Pair:
+    """A target and a draft, taken over by the core, with an untouched twin of the target."""
+
+    target: Model
+    draft: Model
+    reference: PreTrainedModel
+
+    @classmethod
+    def make(cls, name: str = "llama", amount: float = 0.05, seed: int = 0) -> "Pair":
+        model = hf_model(config(name), seed)
+        return cls(Model(twin(model)), Model(disturbed(model, amount)), model)
+
+
+@dataclass
+class Run:
+    """Everything that one request produced."""
+
+    tokens: list[int] = field(default_factory=list)
+    steps: list[StepStats] = field(default_factory=list)
+    prefills: list[Prefill] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def tokens_per_step(self) -> float:
+        return 1.0 + sum(step.accepted for step in self.steps) / len(self.steps)
+
+    def take(self, event: Prefill | Emitted) -> None:
+        """Add one event of the decode loop."""
+        if isinstance(event, Prefill):
+            self.prefills.append(event)
+            return
+        self.tokens += event.tokens
+        self.finish_reason = event.finish_reason
+        if event.step is not None:
+            self.steps.append(event.step)
+
+
+@dataclass
+class Job:
+    """One request and how it is decoded; ``decoder()`` makes fresh state around the models."""
+
+    pair: Pair
+    prompt: Tensor
+    parts: Parts = PLAIN
+    max_tokens: int = 24
+    sampling: SamplingConfig = GREEDY
+    tree: TreeConfig = TREE
+    retrieval: RetrievalConfig = RETRIEVAL
+    end_tokens: frozenset[int] = frozenset()
+    prefill_chunk_tokens: int = 64
+    trained_tokens: int = TRAINED_TOKENS
+    drafter: Drafter | None = None
+    costs: StepCosts | None = None
+    governor: Governor | None = None
+
+    def decoder(self) -> Decoder:
+        """Capacities are the tightest that an engine would choose."""
+        request = Request(
+            self.prompt,
+            self.max_tokens,
+            self.end_tokens,
+            Sampler(self.sampling),
+            self.parts,
+            self.prefill_chunk_tokens,
+        )
+        capacity = len(self.prompt) + self.max_tokens
+        rows = capacity + max(self.tree.nodes + 1, 16)
+        target = Target(self.pair.target, rows, self.parts, SdpaKernels())
+        drafter = self.drafter or self._drafter(request, capacity, target)
+        uses_retrieval = self.parts.drafter == "lm" and self.parts.draft_cache == "retrieval"
+        retriever = Retriever(self.retrieval) if uses_retrieval else None
+        return Decoder(target, drafter, request, retriever=retriever, governor=self.governor)
+
+    def run(self) -> Run:
+        """Decode to the end."""
+        run = Run()
+        for event in self.decoder().run():
+            run.take(event)
+        return run
+
+    def _drafter(self, request: Request, capacity: int, target: Target) -> Drafter:
+        if self.parts.drafter == "none":
+            return NoDraft(target.model.device)
+        costs: Callable[[], StepCosts] = target.measure
+        if self.costs is not None:
+            known = self.costs
+            costs = lambda: known  # noqa: E731
+        if self.parts.drafter == "lookup":
+            return LookupDrafter(self.tree, target.model.device, costs)
+        return LMDrafter(
+            self.pair.draft,
+            capacity=capacity,
+            trained_tokens=self.trained_tokens,
+            parts=self.parts,
+            tree=self.tree,
+            retrieval=self.retrieval,
+            sampler=request.sampler,
+            kernels=SdpaKernels(),
+            costs=costs,
+        )
+
+
+def interleave(*decoders: Decoder) -> list[Run]:
+    """Advance several requests in turns, one event each, until all have ended."""
+    runs = [Run() for _ in decoders]
+    streams: list[Iterator[Prefill | Emitted] | None] = [decoder.run() for decoder in decoders]
+    while any(stream is not None for stream in streams):
+        for index, stream in enumerate(streams):
+            event = None if stream is None else next(stream, None)
+            if event is None:
+                streams[index] = None
+            else:
+                runs[index].take(event)
+    return runs
