@@ -165,11 +165,12 @@ class Engine:
             return None
         tokens = torch.tensor([*prompt.tokens, *plain.tokens[:index]], device=self.device)
         target = Target(self._target, len(tokens), parts_for("plain"), SdpaKernels())
-        for chunk in tokens.split(self.preset.prefill_chunk_tokens):
+        for chunk in torch.split(tokens, self.preset.prefill_chunk_tokens):
             logits, _ = target.read(chunk)
         position = torch.tensor([index], device=self.device)
-        sampler = Sampler(plain.sampling)
-        scores = sampler.scores(logits, position, None)[0]
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        seen[0, tokens] = True
+        scores = Sampler(plain.sampling).scores(logits, position, seen)[0]
         return float(scores[expected] - scores[got])
 
     def _check(self, prompt: Prompt, mode: str, max_tokens: int) -> None:
@@ -234,6 +235,7 @@ class Engine:
         return LMDrafter(
             self._draft,
             capacity=capacity,
+            vocabulary=self._target.shape.vocabulary,
             trained_tokens=preset.draft.trained_context_tokens,
             parts=parts,
             tree=preset.tree,
@@ -246,8 +248,8 @@ class Engine:
     @property
     def weights_bytes(self) -> int:
         """Bytes of the weights of target and draft."""
-        draft = 0 if self._draft is None else self._draft.weights_bytes
-        return self._target.weights_bytes + draft
+        models = [self._target] if self._draft is None else [self._target, self._draft]
+        return sum(model.weights_bytes for model in models)
 
 
 class LazyCosts:

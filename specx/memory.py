@@ -12,7 +12,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """High mark: the allocator's on a GPU, the resident set of the process on a CPU (0: unknown)."""
+    """High mark: the allocator's on a GPU, the process's resident set on a CPU (0: unknown)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

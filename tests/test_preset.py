@@ -58,7 +58,7 @@ def test_the_shipped_preset_is_the_bundled_pair() -> None:
     preset = load_preset("pocket")
     assert (preset.target.repo, preset.draft.repo) == ("pocket/target", "pocket/draft")
     assert preset.tree == TreeConfig(nodes=32, depth=8, threshold=0.7, size="measured")
-    assert preset.retrieval == RetrievalConfig(32, 24, 1, 4, 4)
+    assert preset.retrieval == RetrievalConfig(32, 16, 1, 12, 1)
     assert preset.sampling == SamplingConfig()
     assert preset.retrieval.budget_tokens <= preset.draft.trained_context_tokens
     assert not preset.requires.gated

@@ -89,7 +89,8 @@ def masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
     """Attention under a boolean mask [n, S] in which every row sees at least one key."""
     heads, rows, width = query.shape
     grouped = query.reshape(key.shape[0], -1, rows, width)
-    scores = torch.matmul(grouped, key[:, None].transpose(-1, -2)).float() * scale
+    # float32 before the product: a query times a key may exceed what float16 can hold.
+    scores = torch.matmul(grouped.float(), key[:, None].float().transpose(-1, -2)) * scale
     scores = scores.masked_fill(~mask, float("-inf"))
     lse = torch.logsumexp(scores, dim=-1)
     weights = torch.exp(scores - lse[..., None]).to(value.dtype)

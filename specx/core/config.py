@@ -5,6 +5,7 @@ checked without importing torch. Each is used by the module of the same name.
 """
 
 from dataclasses import dataclass, replace
+from math import inf
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -80,11 +81,12 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.temperature >= 0.0, "temperature", self.temperature, "≥ 0")
+        _require(0.0 <= self.temperature < inf, "temperature", self.temperature, "≥ 0 and finite")
         _require(self.top_k >= 0, "top_k", self.top_k, "≥ 0 (0 = off)")
         _require(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "in (0, 1]")
         _require(0.0 <= self.min_p < 1.0, "min_p", self.min_p, "in [0, 1)")
-        _require(self.repetition_penalty > 0.0, "repetition_penalty", self.repetition_penalty, "> 0")
+        penalty = self.repetition_penalty
+        _require(0.0 < penalty < inf, "repetition_penalty", penalty, "> 0 and finite")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2^63 − 1")
 
 

@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """Tokens added to the output. ``step`` is None for the first token, which the prefill yields."""
+    """Tokens added to the output; ``step`` is None for the first one, which the prefill yields."""
 
     tokens: list[int]
     finish_reason: FinishReason | None = None
@@ -156,7 +156,7 @@ class Decoder:
         device, total, began = self.target.model.device, prompt.shape[0], time.perf_counter()
         logits = hidden = None
         done = 0
-        for chunk in prompt.to(device).split(self.request.prefill_chunk_tokens):
+        for chunk in torch.split(prompt.to(device), self.request.prefill_chunk_tokens):
             if self._cancelled:
                 yield Emitted([], "interrupted")
                 return
@@ -168,7 +168,8 @@ class Decoder:
             self.prefill_draft_s += _now(device) - middle
             done += chunk.shape[0]
             yield Prefill(done, total, time.perf_counter() - began)
-        assert logits is not None and hidden is not None, "the prompt is empty"
+        if logits is None or hidden is None:
+            raise ValueError("the prompt is empty")
         self._seen.add(prompt.to(device))
         position = torch.zeros(1, dtype=torch.int64, device=device)
         first = self.request.sampler(logits, position, self._seen.rows(None))
@@ -194,7 +195,7 @@ class Decoder:
         tokens = sample[path].tolist()  # the step's host synchronisation
         target.cache.keep(path)
         clock.mark("commit_s")
-        chunks = self._refocus(number, int(path[-1]))
+        chunks = self._refocus(number, int(path[-1])) if drafting else None
         new_tokens, reason = self._commit(tokens, hidden[path])
         clock.mark("retrieve_s")
         stats = StepStats(
@@ -206,10 +207,8 @@ class Decoder:
             retrieved_chunks=chunks,
             **clock.seconds,
         )
-        if self.governor is not None and drafting:
+        if self.governor is not None:
             self.governor.observe(stats)
-            if not self.governor.drafting:
-                self.retriever = None
         return Emitted(new_tokens, reason, stats)
 
     def _refocus(self, number: int, row: int) -> tuple[int, ...] | None:
@@ -220,9 +219,7 @@ class Decoder:
         self.drafter.refocus(selection.rows)
         return selection.chunks
 
-    def _commit(
-        self, tokens: list[int], hidden: Tensor
-    ) -> tuple[list[int], FinishReason | None]:
+    def _commit(self, tokens: list[int], hidden: Tensor) -> tuple[list[int], FinishReason | None]:
         """Apply the stop rule to tokens of the target, then hand them to the drafter."""
         reason: FinishReason | None = "interrupted" if self._cancelled else None
         for index, token in enumerate(tokens):

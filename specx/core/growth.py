@@ -7,7 +7,7 @@ speed depends on it.
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from specx.core.config import TreeConfig
@@ -15,6 +15,7 @@ from specx.core.stats import StepStats
 from specx.core.tree import TreeBuilder
 
 _MOMENTUM = 0.2  # weight of the newest draft-level time
+WIDTH = 10  # nodes expanded a level at most, as in OPT-Tree
 
 
 class StepCosts:
@@ -56,8 +57,8 @@ class StepCosts:
 class Growth(Protocol):
     """Decides about one tree; a new object for every tree."""
 
-    def another_level(self, builder: TreeBuilder, frontier_reach: float) -> bool:
-        """Whether to expand one more level; ``frontier_reach`` sums its nodes' reaches."""
+    def frontier(self, builder: TreeBuilder, depth: int) -> list[int]:
+        """The nodes of ``depth`` to expand next; none when the tree is done."""
         ...
 
     def guesses(self, builder: TreeBuilder) -> int:
@@ -72,11 +73,11 @@ class FixedGrowth:
         self._config = config
         self._expected = 1.0
 
-    def another_level(self, builder: TreeBuilder, frontier_reach: float) -> bool:
+    def frontier(self, builder: TreeBuilder, depth: int) -> list[int]:
         """See ``Growth``."""
         expected = builder.expected()
         gain, self._expected = expected - self._expected, expected
-        return gain >= self._config.threshold
+        return builder.frontier(depth, WIDTH) if gain >= self._config.threshold else []
 
     def guesses(self, builder: TreeBuilder) -> int:
         """See ``Growth``."""
@@ -92,15 +93,16 @@ class MeasuredGrowth:
         self._frontier = 1.0  # reach of the nodes that the last level expanded
         self._expected = 1.0
 
-    def another_level(self, builder: TreeBuilder, frontier_reach: float) -> bool:
+    def frontier(self, builder: TreeBuilder, depth: int) -> list[int]:
         """See ``Growth``. The next level is predicted to keep the share the last one kept."""
         self._levels += 1
-        expected = builder.expected()
+        nodes = builder.frontier(depth, WIDTH)
+        reach, expected = sum(builder.reaches(nodes)), builder.expected()
         share = (expected - self._expected) / self._frontier
-        self._expected, self._frontier = expected, max(frontier_reach, 1e-9)
+        self._expected, self._frontier = expected, max(reach, 1e-9)
         _, now, seconds = self._best(builder)
-        later = now + share * frontier_reach
-        return later * seconds > now * (seconds + self._costs.level_s)
+        later = now + share * reach
+        return nodes if later * seconds > now * (seconds + self._costs.level_s) else []
 
     def guesses(self, builder: TreeBuilder) -> int:
         """See ``Growth``."""
@@ -112,29 +114,48 @@ class MeasuredGrowth:
 
 
 class Governor:
-    """Turns drafting off for the rest of a request once it loses against plain steps (``auto``)."""
+    """Chooses between drafting and plain steps (mode ``auto``), by the rates seen so far.
 
-    _FEWEST = 8  # steps before the first judgement
-    _WINDOW = 24  # steps that are looked at
+    Starts drafting. Whenever the way in use is slower than the other one was when last seen, it
+    changes over; a change starts a fresh measurement, so a machine that became busy in between
+    is noticed on both sides.
+    """
+
+    _FEWEST = 8  # steps before a judgement
+    _WINDOW = 16  # steps that a rate is taken over
 
     def __init__(self, costs: Callable[[], StepCosts]) -> None:
         self._costs = costs
-        self._steps: deque[tuple[int, float]] = deque(maxlen=self._WINDOW)
+        self._seen: dict[bool, deque[tuple[int, float]]] = {
+            way: deque(maxlen=self._WINDOW) for way in (True, False)
+        }
+        self._all: dict[bool, list[tuple[int, float]]] = {True: [], False: []}
         self.drafting = True
-        self.reason = ""
+
+    @property
+    def reason(self) -> str:
+        """Why steps were plain; "" when all of them drafted."""
+        drafted, plain = self._all[True], self._all[False]
+        if not plain:
+            return ""
+        rates = f"{_rate(drafted):.1f} tokens/s drafting, {_rate(plain):.1f} plain"
+        return f"{len(plain)} of {len(drafted) + len(plain)} steps were plain: {rates}"
 
     def observe(self, step: StepStats) -> None:
-        """Take in a step that drafted."""
-        self._steps.append((step.accepted + 1, step.total_s))
-        if not self.drafting or len(self._steps) < self._FEWEST:
+        """Take in a step that was made the present way, and decide about the next."""
+        way, other = self.drafting, not self.drafting
+        taken = (step.accepted + 1, step.total_s)
+        self._all[way].append(taken)
+        self._seen[way].append(taken)
+        if len(self._seen[way]) < self._FEWEST:
             return
-        tokens = sum(count for count, _ in self._steps)
-        seconds = sum(duration for _, duration in self._steps)
-        plain_s = self._costs().verify_s(1)
-        if tokens * plain_s < seconds:
-            self.drafting = False
-            each, every = tokens / len(self._steps), seconds / len(self._steps)
-            self.reason = (
-                f"plain from here on: {each:.2f} tokens per {every * 1e3:.0f} ms step "
-                f"against {plain_s * 1e3:.0f} ms for a plain token"
-            )
+        # Before any plain step, the measured cost of one row stands for it.
+        known = _rate(self._seen[other]) if self._seen[other] else 1.0 / self._costs().verify_s(1)
+        if _rate(self._seen[way]) < known:
+            self.drafting = other
+            self._seen[other].clear()
+
+
+def _rate(steps: Collection[tuple[int, float]]) -> float:
+    """Tokens per second over (tokens, seconds) of steps."""
+    return sum(tokens for tokens, _ in steps) / max(sum(seconds for _, seconds in steps), 1e-9)

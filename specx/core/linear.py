@@ -36,7 +36,7 @@ def pack_linears(model: nn.Module) -> int:
 
     A layer whose packed product disagrees with the ordinary one is left as it is.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return 0
     count = 0
     for parent in list(model.modules()):

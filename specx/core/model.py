@@ -58,7 +58,7 @@ class Model:
         AttentionInterface.register(_ATTENTION, _attention)
         model.eval().requires_grad_(False)
         model.set_attn_implementation(_ATTENTION)
-        self.weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        self.weights_bytes: int = sum(p.numel() * p.element_size() for p in model.parameters())
         if pack:
             pack_linears(model)
         self._decoder: nn.Module = model.get_decoder()

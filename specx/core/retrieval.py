@@ -11,6 +11,8 @@ from torch import Tensor
 
 from specx.core.config import RetrievalConfig
 
+_BLOCK_ROWS = 8192  # keys that are converted to float32 at a time
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -24,13 +26,17 @@ def chunk_scores(query: Tensor, keys: Tensor, scale: float, chunk_tokens: int) -
     """Mean attention probability of each chunk, averaged over heads; [chunks] float32.
 
     ``query`` [H, D], ``keys`` [Hkv, S, D]. The last chunk may be partial and is averaged over its
-    own rows. Everything after the products is float32: a running sum in float16 loses small
-    scores next to an attention sink.
+    own rows. Everything is float32: a running sum in float16 loses small scores next to an
+    attention sink.
     """
     heads, width = query.shape
     kv_heads, rows, _ = keys.shape
     grouped = query.reshape(kv_heads, heads // kv_heads, width)
-    scores = torch.matmul(grouped, keys.transpose(1, 2)).float() * scale
+    products = [
+        torch.matmul(grouped.float(), block.float().transpose(1, 2))
+        for block in torch.split(keys, _BLOCK_ROWS, dim=1)
+    ]
+    scores = torch.cat(products, dim=-1) * scale
     probabilities = scores.softmax(dim=-1).mean(dim=(0, 1))
     chunks = -(-rows // chunk_tokens)
     padded = torch.nn.functional.pad(probabilities, (0, chunks * chunk_tokens - rows))

@@ -17,6 +17,7 @@ from specx.core.config import SamplingConfig
 # Multipliers of the SplitMix64 finaliser (Steele, Lea and Flood, OOPSLA 2014) as signed int64.
 _MIX = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 _GOLDEN = -0x61C8864680B583EB
+_COLDEST = 1e-30  # its reciprocal is still a float32
 
 
 class Sampler:
@@ -47,7 +48,9 @@ class Sampler:
             scores = torch.where(seen, punished, scores)
         if self.is_greedy:
             return scores
-        scores = self._filter(scores / self.config.temperature)
+        # Against the largest, so that no temperature, however small, overflows.
+        scores = scores - scores.amax(dim=-1, keepdim=True)
+        scores = self._filter(scores / max(self.config.temperature, _COLDEST))
         return scores + gumbel_noise(self.config.seed, positions, scores.shape[-1])
 
     def _filter(self, scores: Tensor) -> Tensor:
@@ -78,8 +81,8 @@ def gumbel_noise(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
     tokens = torch.arange(vocabulary, device=positions.device)
     stream = _mix(_mix(unique + _GOLDEN) ^ _signed(seed))
     bits = _mix(stream[:, None] + _GOLDEN * (tokens + 1)[None, :])
-    # 24 bits keep the number exact in float32 and away from 0 and 1.
-    uniform = (((bits >> 40) & 0xFFFFFF).float() + 0.5) * 2.0**-24
+    # 23 bits and a half are exact in float32, so the number is never 0 or 1.
+    uniform = (((bits >> 41) & 0x7FFFFF).float() + 0.5) * 2.0**-23
     return -torch.log(-torch.log(uniform))[inverse]
 
 

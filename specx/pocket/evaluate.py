@@ -34,11 +34,12 @@ TREE = {"tree.size": "fixed", "tree.nodes": 50, "tree.depth": 10, "tree.threshol
 
 
 def read_documents(path: Path) -> list[dict[str, str]]:
-    """Rows with `text` (the instruction in front of the shipped prompts removed) and `answer`."""
+    """Rows with `text` (the shipped prompt's frame removed) and `answer`."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         text = row["text"].partition("### Text:")[2] or row["text"]
+        text = text.strip().removesuffix("### Summary:")
         rows.append({"text": text.strip(), "answer": row.get("answer", "")})
     return rows
 
@@ -105,10 +106,10 @@ def summaries(engine: "specx.Engine", folder: Path) -> dict[str, Any]:
     """Greedy summaries of the evaluation documents, each file at its own length."""
     out: dict[str, Any] = {}
     for name in SUMMARY_FILES:
-        rows = []
+        rows: list[dict[str, Any]] = []
         for row in read_documents(folder / "govreport" / f"govreport_{name}.jsonl"):
             prompt = engine.prompt(row["text"])
-            result = engine.generate(prompt, mode="plain", max_tokens=512)
+            result = engine.generate(prompt, mode="specx", max_tokens=512)
             rows.append(
                 {
                     "prompt_tokens": len(prompt.tokens),
@@ -196,13 +197,12 @@ def run(arguments: argparse.Namespace) -> None:
         elif test == "summaries":
             results[test] = summaries(engine, folder)
         elif test == "acceptance":
-            engines = {
-                name: specx.load(
-                    arguments.preset, overrides={**TREE, **changes, **settings}, device=arguments.device
+            engines = {}
+            for name in arguments.caches.split(","):
+                overrides = {**TREE, **CACHES[name][1], **settings}
+                engines[name] = specx.load(
+                    arguments.preset, overrides=overrides, device=arguments.device
                 )
-                for name, (_, changes) in CACHES.items()
-                if name in arguments.caches.split(",")
-            }
             documents = joined(reports, characters)[: arguments.documents]
             results[test] = acceptance(engines, documents, lengths, arguments.max_tokens)
         results["seconds"] = round(time.time() - began, 1)
@@ -236,9 +236,15 @@ def card(results: dict[str, Any]) -> str:
             repeated = 100 * np.mean([row["repeated_4grams"] for row in rows])
             length = np.mean([row["new_tokens"] for row in rows])
             own, lead = (" / ".join(f"{x:.1f}" for x in rouge(rows, f)) for f in ("text", "lead"))
-            lines.append(
-                f"| {name} | {ended} of {len(rows)} | {repeated:.1f} % | {length:.0f} | {own} | {lead} |"
-            )
+            cells = [
+                name,
+                f"{ended} of {len(rows)}",
+                f"{repeated:.1f} %",
+                f"{length:.0f}",
+                own,
+                lead,
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     if "acceptance" in results:
         lengths = list(next(iter(results["acceptance"].values())))

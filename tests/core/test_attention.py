@@ -174,3 +174,16 @@ def test_half_precision_in_is_half_precision_out(dtype: torch.dtype) -> None:
         got = prefill_attention(query, key, value, _SCALE, _KERNELS, chunk)
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), want_chunk, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "masked"])
+def test_products_beyond_float16_do_not_overflow(kind: str) -> None:
+    """Keys of Qwen2 carry biases in the hundreds: a product before scaling may exceed 65504, and
+    an infinite score turns the row into NaN."""
+    query, key, value = _qkv(4, 5, 45)
+    query, key, value = (100.0 * query).half(), (60.0 * key).half(), value.half()
+    mask = _tree_mask(5, 5)
+    sees = torch.cat([_everything(5, 40), mask], dim=1)
+    want = reference.attention(query, key, value, sees, 4e-4)[0]
+    got = tree_attention(query, key, value, mask, 4e-4, _KERNELS, kind)
+    torch.testing.assert_close(got.double(), want, atol=2e-2, rtol=2e-2)

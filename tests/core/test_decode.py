@@ -11,7 +11,7 @@ from specx.core.decode import Emitted
 from specx.core.growth import Governor, StepCosts
 from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
-from specx.core.stats import Prefill
+from specx.core.stats import Prefill, StepStats
 from specx.core.tree import TokenTree
 from tests.core.tiny import (
     RETRIEVAL,
@@ -64,7 +64,7 @@ _ROOM = TreeConfig(nodes=24)  # cache rows for an oracle's tree of depth 8
 
 
 class Oracle:
-    """Knows the output and guesses it, on a bushy tree in which every right guess stands behind
+    """Knows the output and guesses it, on a bushy tree in which every right guess stands between
     wrong ones; ``wrong_first`` spoils the first level, so nothing can be accepted."""
 
     context_tokens = 0
@@ -73,12 +73,13 @@ class Oracle:
     def __init__(self, output: list[int], depth: int, *, wrong_first: bool = False) -> None:
         self._output, self._depth, self._wrong_first = output, depth, wrong_first
         self._known = 0
+        self.focused: list[tuple[int, list[int]]] = []  # output tokens known, rows to keep
 
     def prefill(self, tokens: Tensor, hidden: Tensor) -> None:
         """Nothing to read."""
 
     def refocus(self, rows: Tensor) -> None:
-        """Nothing to keep."""
+        self.focused.append((self._known, rows.tolist()))
 
     def extend(self, tokens: list[int], hidden: Tensor) -> None:
         assert tokens == self._output[self._known : self._known + len(tokens)]
@@ -90,10 +91,11 @@ class Oracle:
         for level in range(self._depth):
             right = self._output[self._known + level]
             wrong = [(right + 1) % VOCABULARY, (right + 2) % VOCABULARY]
-            for token in wrong if self._wrong_first and level == 0 else [*wrong, right]:
+            spoiled = self._wrong_first and level == 0
+            for token in wrong if spoiled else [wrong[0], right, wrong[1]]:
                 tokens.append(token)
                 parents.append(here)
-            here = len(tokens) - 1
+            here = len(tokens) - (1 if spoiled else 2)
         return TokenTree.build(tokens, parents)
 
 
@@ -146,14 +148,38 @@ def test_a_tree_sized_by_measured_costs_is_lossless(parts: str) -> None:
         assert job.run().tokens == _plain("llama", "greedy")
 
 
-@pytest.mark.parametrize("parts", ["lookup", "spec", "specx"])
-def test_a_draft_that_is_turned_off_midway_is_lossless(parts: str) -> None:
-    governor = Governor(lambda: StepCosts({1: 1e-9}))
-    run = Job(_pair("llama"), _PROMPT, PARTS[parts], max_tokens=30, governor=governor).run()
-    assert not governor.drafting
-    assert governor.reason
-    assert run.tokens == _plain("llama", "greedy", 30)
-    assert run.steps[-1].nodes == 1
+class Schedule(Governor):
+    """Drafts and does not, by a list of run lengths: drafting, plain, drafting, …"""
+
+    def __init__(self, *lengths: int) -> None:
+        super().__init__(lambda: StepCosts({1: 1.0}))
+        self._ways = [index % 2 == 0 for index, length in enumerate(lengths) for _ in range(length)]
+
+    def observe(self, step: StepStats) -> None:
+        assert (step.nodes > 1) <= self._ways.pop(0)
+        self.drafting = self._ways[0]
+
+
+@pytest.mark.parametrize("parts", [part for part in PARTS if part != "eager-prefill"])
+@pytest.mark.parametrize("setting", ["greedy", "everything"])
+def test_drafting_that_pauses_and_resumes_is_lossless(parts: str, setting: str) -> None:
+    """Off after three steps, on again after five plain ones, off for so long that the draft must
+    read its backlog apart, and on to the end."""
+    job = Job(_pair("llama"), _PROMPT, PARTS[parts], max_tokens=50, sampling=SETTINGS[setting])
+    job.governor, job.trained_tokens = Schedule(3, 5, 2, 18, 99), 64
+    run = job.run()
+    assert run.tokens == _plain("llama", setting, 50)
+    paused = run.steps[3:8]
+    assert [(step.nodes, step.retrieved_chunks) for step in paused] == [(1, None)] * 5
+    assert run.steps[-1].nodes > 1 or parts == "lookup"
+
+
+@pytest.mark.parametrize("verify_s", [1e-9, 1e9])
+def test_a_real_governor_is_lossless_whatever_it_decides(verify_s: float) -> None:
+    governor = Governor(lambda: StepCosts({1: verify_s}))
+    job = Job(_pair("llama"), _PROMPT, PARTS["specx"], max_tokens=50, governor=governor)
+    assert job.run().tokens == _plain("llama", "greedy", 50)
+    assert bool(governor.reason) == (verify_s < 1)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 149, 150])
@@ -431,6 +457,17 @@ def test_the_chunks_are_those_that_the_last_accepted_token_attends_to() -> None:
         assert fresh.select(Retriever(RETRIEVAL), -1).chunks == step.retrieved_chunks
         refreshes += 1
     assert refreshes >= 3
+
+
+def test_the_last_query_of_the_prefill_serves_the_first_draft() -> None:
+    job = Job(_pair("llama"), _PROMPT, PARTS["specx"], max_tokens=5, tree=_ROOM)
+    oracle = job.drafter = Oracle(_plain("llama", "greedy", 50), 4)
+    job.run()
+    fresh = Job(job.pair, _PROMPT).decoder().target
+    fresh.read(_PROMPT)
+    known, rows = oracle.focused[0]
+    assert known == 0, "before any output"
+    assert rows == fresh.select(Retriever(RETRIEVAL), -1).rows.tolist()
 
 
 def test_a_short_context_needs_no_retrieval() -> None:

@@ -73,9 +73,22 @@ def test_a_partial_last_chunk_is_averaged_over_its_own_rows() -> None:
     torch.testing.assert_close(scores, torch.full((3,), 1 / 65), rtol=1e-5, atol=0.0)
 
 
-def test_scores_of_half_precision_keys_are_float32() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_of_half_precision_keys_are_computed_in_float32(dtype: torch.dtype) -> None:
+    """One row against the keys is cheap; its products rounded to bfloat16 are off by several
+    per cent where scores are large, as they are in trained models."""
     query, keys = _query_keys(100)
-    assert chunk_scores(query.half(), keys.half(), _SCALE, 8).dtype == torch.float32
+    query, keys = (4.0 * query).to(dtype), (4.0 * keys).to(dtype)
+    got = chunk_scores(query, keys, _SCALE, 8)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), _naive_scores(query, keys, 8), atol=0.0, rtol=1e-3)
+
+
+def test_large_products_do_not_overflow_float16() -> None:
+    """A product before scaling may exceed 65504; scores of NaN would choose chunks by chance."""
+    query, keys = _query_keys(100)
+    query, keys = (100.0 * query).half(), (100.0 * keys).half()
+    assert torch.isfinite(chunk_scores(query, keys, 1e-4, 8)).all()
 
 
 def test_a_sink_with_most_of_the_mass_does_not_disturb_the_ranking() -> None:

@@ -151,10 +151,10 @@ def test_the_tightest_filters_leave_the_greedy_token() -> None:
         assert torch.equal(Sampler(config)(logits, torch.arange(40)), logits.argmax(dim=1))
 
 
-@pytest.mark.parametrize("temperature", [1e-2, 1e-6, 1e-20, 1e-38, 1e-45])
+@pytest.mark.parametrize("temperature", [1e-2, 1e-6, 1e-20, 1e-38, 1e-45, 1e-60])
 def test_the_smaller_the_temperature_the_greedier(temperature: float) -> None:
     """Regression: a logit divided by a temperature below 1e-37 is infinite in float32; several
-    infinite scores tie, and a filter after them computes with NaN."""
+    infinite scores tie, and a filter after them computes with NaN. 1e-60 itself is 0 there."""
     noise = torch.Generator().manual_seed(0)
     logits = torch.stack([torch.randperm(50, generator=noise) for _ in range(40)]).float()
     for config in (

@@ -238,6 +238,7 @@ class Job:
         return LMDrafter(
             self.pair.draft,
             capacity=capacity,
+            vocabulary=self.pair.target.shape.vocabulary,
             trained_tokens=self.trained_tokens,
             parts=self.parts,
             tree=self.tree,

@@ -10,6 +10,7 @@ position beyond its training length however long the document is.
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,16 +18,14 @@ from torch import Tensor
 from specx.core.attention import Kernels
 from specx.core.cache import KVCache
 from specx.core.config import Parts, RetrievalConfig, TreeConfig
-from specx.core.growth import FixedGrowth, Growth, MeasuredGrowth, StepCosts
+from specx.core.growth import WIDTH, FixedGrowth, Growth, MeasuredGrowth, StepCosts
 from specx.core.model import Model
 from specx.core.passes import Rotary, WindowPass, WorkingPass
 from specx.core.retrieval import recent_selection
 from specx.core.sampling import Sampler
 from specx.core.tree import TokenTree, TreeBuilder
 
-_WIDTH = 10  # nodes expanded a level, as in OPT-Tree
-_CHILDREN = 10  # guesses under each of them
-_SLACK_ROWS = 256  # committed rows that may follow a selection until the next refresh
+_CHILDREN = 10  # guesses under each expanded node, as in OPT-Tree
 
 
 class LMDrafter:
@@ -37,6 +36,7 @@ class LMDrafter:
         model: Model,
         *,
         capacity: int,
+        vocabulary: int,
         trained_tokens: int,
         parts: Parts,
         tree: TreeConfig,
@@ -45,16 +45,23 @@ class LMDrafter:
         kernels: Kernels,
         costs: Callable[[], StepCosts] | None = None,
     ) -> None:
-        """``capacity``: most tokens of the request. ``costs`` is asked once, at the first draft;
-        needed for ``tree.size == "measured"``."""
+        """``capacity``: most tokens of the request; ``vocabulary``: the target's, guesses beyond
+        it are not made. ``costs`` is asked once, at the first draft; needed for
+        ``tree.size == "measured"``."""
         self._model, self._parts, self._tree = model, parts, tree
         self._retrieval, self._sampler, self._kernels = retrieval, sampler, kernels
-        self._costs_of, self._costs = costs, None
-        shape = model.shape
-        budget = retrieval.budget_tokens + _SLACK_ROWS
-        rows = capacity if parts.draft_cache == "full" else min(capacity, budget)
-        self._rows = rows
-        staged = min(tree.depth, trained_tokens) * _WIDTH
+        self._vocabulary = vocabulary
+        self._costs_of = costs
+        self._costs: StepCosts | None = None
+        shape, budget = model.shape, retrieval.budget_tokens
+        # Committed rows of the working cache: with a tree's depth behind them, no position beyond
+        # the trained length, as long as the retrieval's budget allows.
+        shortened = max(budget + 1, trained_tokens - tree.depth)
+        is_short = parts.draft_cache != "full" and shortened < capacity
+        self._rows = shortened if is_short else capacity
+        # Rows that may follow a selection before another one is needed.
+        self._slack = shortened - budget if is_short else capacity
+        staged = tree.depth * WIDTH
 
         def cache(size: int) -> KVCache:
             return KVCache(
@@ -67,13 +74,13 @@ class LMDrafter:
             )
 
         self._full = cache(capacity)
-        self._working = cache(rows + staged)
+        self._working = cache(self._rows + staged)
         # Half the trained length before a block and half inside: no position beyond it.
         self._block = max(1, trained_tokens // 2)
         unlimited = parts.draft_prefill == "full"
         self._window = capacity if unlimited else self._block
-        length = max(capacity if unlimited else trained_tokens, rows + staged)
-        self._rotary = Rotary(model.inverse_frequencies, length + tree.depth)
+        length = max(self._window + self._block, self._rows + tree.depth)
+        self._rotary = Rotary(model.inverse_frequencies, length)
         self._pending: list[int] = []
         self._produced = 0  # output tokens so far: the noise position of the root's successor
 
@@ -90,7 +97,7 @@ class LMDrafter:
 
     def prefill(self, tokens: Tensor, hidden: Tensor) -> None:
         """See ``Drafter``; ``hidden`` is not used."""
-        for block in tokens.to(self._model.device).split(self._block):
+        for block in torch.split(tokens.to(self._model.device), self._block):
             start = self._full.stage(block.shape[0])
             window = WindowPass(
                 self._full, start, self._window, self._rotary, self._kernels, self._parts
@@ -119,18 +126,15 @@ class LMDrafter:
         self._make_room()
         growth = self._growth()
         builder = TreeBuilder(self._pending[-1], self._tree.nodes)
-        logits = self._timed(self._read_pending)
-        self._expand(builder, [0], logits, depth=0)
+        self._expand(builder, [0], self._timed(self._read_pending), depth=0)
         staged: dict[int, int] = {}
         for depth in range(1, self._tree.depth):
-            frontier = builder.frontier(depth, _WIDTH)
-            reach = sum(builder.reaches(frontier))
-            if not frontier or not growth.another_level(builder, reach):
+            frontier = growth.frontier(builder, depth)
+            if not frontier:
                 break
-            for node in frontier:
-                staged[node] = len(staged)
-            logits = self._timed(lambda: self._read_level(builder, frontier, staged, depth))  # noqa: B023
-            self._expand(builder, frontier, logits, depth)
+            staged |= {node: len(staged) + index for index, node in enumerate(frontier)}
+            read = partial(self._read_level, builder, frontier, staged, depth)
+            self._expand(builder, frontier, self._timed(read), depth)
         self._working.drop()
         return builder.tree(growth.guesses(builder), self._model.device)
 
@@ -151,18 +155,18 @@ class LMDrafter:
     def _make_room(self) -> None:
         """Select rows where nobody did, and read a long backlog without the working cache."""
         backlog = len(self._pending)
-        if backlog > _SLACK_ROWS // 2 and self._parts.draft_cache != "full":
+        if backlog > max(1, self._slack):
             device = self._model.device
             self.prefill(torch.tensor(self._pending[:-1], device=device), torch.empty(0))
             self._pending = self._pending[-1:]
             self._working.truncate(0)
+            backlog = 1
         full = self._parts.draft_cache == "full"
         unread = self._working.length == 0 and self._full.length > 0
         crowded = self._working.length + backlog > self._rows
         stale = (
             self._parts.draft_cache == "window"
-            and self._working.length
-            >= self._retrieval.budget_tokens + self._retrieval.chunk_tokens
+            and self._working.length >= self._retrieval.budget_tokens + self._retrieval.chunk_tokens
         )
         if unread and full:
             self.refocus(torch.arange(self._full.length, device=self._model.device))
@@ -212,6 +216,8 @@ class LMDrafter:
         )
 
     def _forward(self, tokens: Tensor, attention: WindowPass | WorkingPass) -> Tensor:
+        # A token that only the target's padded vocabulary knows must not break the draft.
+        tokens = tokens.clamp(max=self._model.shape.vocabulary - 1)
         # Position 0 leaves queries and keys unrotated; the pass rotates them itself.
         nowhere = torch.zeros_like(tokens)
         is_prefill = isinstance(attention, WindowPass) or attention.mask is None
@@ -222,8 +228,8 @@ class LMDrafter:
         """Add the best guesses after ``nodes`` (all of one depth), scored with the noise that the
         target's sampler will draw there (common random numbers)."""
         positions = torch.full((len(nodes),), self._produced + depth, device=logits.device)
-        scores = self._sampler.scores(logits, positions)
-        best = scores.log_softmax(dim=-1).topk(_CHILDREN, dim=-1)
+        scores = self._sampler.scores(logits[:, : self._vocabulary], positions)
+        best = scores.log_softmax(dim=-1).topk(min(_CHILDREN, scores.shape[-1]), dim=-1)
         for node, chances, tokens in zip(
             nodes, best.values.exp().tolist(), best.indices.tolist(), strict=True
         ):

@@ -94,6 +94,7 @@ class SpyModel(Model):
 def _drafter(model: Model, parts: Parts = FULL, **changes: Any) -> LMDrafter:
     settings: dict[str, Any] = {
         "capacity": 600,
+        "vocabulary": model.shape.vocabulary,
         "trained_tokens": TRAINED_TOKENS,
         "tree": _BUSHY,
         "retrieval": RETRIEVAL,
@@ -348,10 +349,24 @@ def test_no_position_exceeds_the_trained_length_however_rare_the_refresh(
     assert _highest_position(monkeypatch, job) < 96
 
 
-def test_the_working_cache_keeps_to_its_budget(pair: Pair) -> None:
-    """Budget, the tokens until the next refresh, the root: 48 + 2 × 5 + 1."""
-    run = Job(pair, random_tokens(300), SPECX, max_tokens=80).run()
-    assert 0 < max(step.draft_context_tokens for step in run.steps) <= 59
+@pytest.mark.parametrize("trained_tokens", [1, 3])
+def test_a_draft_trained_on_less_than_a_tree_has_room_for_the_tree(
+    pair: Pair, trained_tokens: int
+) -> None:
+    """Regression: rows for staged levels were reserved for min(depth, trained length) levels, so
+    the last steps of a text ran out of cache."""
+    tree = TreeConfig(nodes=60, depth=6, threshold=0.0, size="fixed")
+    prompt = random_tokens(30)
+    job = Job(pair, prompt, FULL, tree=tree, trained_tokens=trained_tokens)
+    assert job.run().tokens == Job(pair, prompt).run().tokens
+
+
+@pytest.mark.parametrize(("parts", "extra"), [(SPECX, 2 * 5 + 1), (WINDOW, 8 + 5)])
+def test_the_working_cache_keeps_to_its_budget(pair: Pair, parts: Parts, extra: int) -> None:
+    """Beyond the 48 rows: the tokens until the next refresh, or a chunk of sliding; one step's
+    tokens. The draft's training length is no limit here."""
+    job = Job(pair, random_tokens(300), parts, max_tokens=60, trained_tokens=4096)
+    assert 40 < max(step.draft_context_tokens for step in job.run().steps) <= 48 + extra
 
 
 def test_bytes_are_counted_for_rows_in_use(pair: Pair) -> None:
