@@ -77,7 +77,7 @@ class Engine:
         """
         settings = self.preset.prompt
         if raw:
-            content = document if instruction is None else f"{document}\n\n{instruction}"
+            content = "\n\n".join(text for text in (document, instruction) if text)
         else:
             wish = settings.summarize if instruction is None else instruction
             content = _fill(settings.ask, document, wish) if document else wish
@@ -92,7 +92,7 @@ class Engine:
         mode: str | None = None,
         max_tokens: int | None = None,
         sampling: SamplingConfig | None = None,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | str = (),
         ignore_eos: bool = False,
     ) -> "Stream":
         """Start a request; iterate over the stream to run it.
@@ -107,6 +107,7 @@ class Engine:
         max_tokens = self.preset.max_new_tokens if max_tokens is None else max_tokens
         sampling = self.preset.sampling if sampling is None else sampling
         self._check(prompt, mode, max_tokens)
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
         parts = self._parts(mode)
         request = Request(
             prompt=torch.tensor(prompt.tokens, dtype=torch.int64),
@@ -135,25 +136,37 @@ class Engine:
     def verify(
         self, prompt: Prompt, result: Result, first_tokens: int | None = None
     ) -> Verification:
-        """Decode ``prompt`` again plainly, with the same seed, and compare token by token."""
+        """Decode ``prompt`` again plainly, with the same seed, and compare token by token.
+
+        Certifies ``result.tokens`` (the first ``first_tokens`` of them, or all and where they
+        end). Raises ``UsageError`` for a negative count.
+        """
+        if first_tokens is not None and first_tokens < 0:
+            raise UsageError(f"the number of tokens to verify must be ≥ 0, not {first_tokens}")
         count = len(result.tokens) if first_tokens is None else first_tokens
         count = min(count, len(result.tokens))
-        # One token more than compared shows whether plain decoding ends where the result did.
-        ended = result.finish_reason == "eos" and count == len(result.tokens)
+        budget = count
+        if count == len(result.tokens):
+            # Where the text ended by itself, plain decoding has to end there too.
+            ends = {"eos": count + 1, "length": max(count, result.max_tokens)}
+            budget = ends.get(result.finish_reason, count)
+        if budget == 0:
+            return Verification(0, True)
         again = self.generate(
             prompt,
             mode="plain",
-            max_tokens=count + 1 if ended else max(count, 1),
+            max_tokens=budget,
             sampling=result.sampling,
             ignore_eos=result.ignore_eos,
         )
-        expected: list[int | None] = [*again.tokens[: count + ended]]
-        got: list[int | None] = [*result.tokens[:count]]
-        for index in range(max(len(expected), len(got))):
-            pair = [tokens[index] if index < len(tokens) else None for tokens in (expected, got)]
-            if pair[0] != pair[1]:
-                margin = self._margin(prompt, again, index, *pair)
-                return Verification(count, False, Difference(index, pair[0], pair[1], margin))
+        for index in range(max(count, len(again.tokens))):
+            expected, got = (
+                tokens[index] if index < len(tokens) else None
+                for tokens in (again.tokens, result.tokens[:count])
+            )
+            if expected != got:
+                margin = self._margin(prompt, again, index, expected, got)
+                return Verification(count, False, Difference(index, expected, got, margin))
         return Verification(count, True)
 
     def _margin(
@@ -161,7 +174,8 @@ class Engine:
     ) -> float | None:
         end = min(self._end_tokens, default=None)
         expected, got = (end if token is None else token for token in (expected, got))
-        if expected is None or got is None:
+        known = range(self._target.shape.vocabulary)
+        if expected not in known or got not in known:
             return None
         tokens = torch.tensor([*prompt.tokens, *plain.tokens[:index]], device=self.device)
         target = Target(self._target, len(tokens), parts_for("plain"), SdpaKernels())
@@ -180,6 +194,8 @@ class Engine:
             raise UsageError(f"max tokens must be at least 1, not {max_tokens}")
         if not prompt.tokens:
             raise UsageError("the prompt is empty")
+        if not 0 <= min(prompt.tokens) <= max(prompt.tokens) < self._target.shape.vocabulary:
+            raise UsageError("the prompt has token ids outside the target's vocabulary")
         context = self.preset.context_tokens
         if len(prompt.tokens) + max_tokens > context:
             raise ContextError(

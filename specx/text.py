@@ -4,16 +4,17 @@ In: a Hugging Face tokenizer, documents, instructions, token ids. Out: prompt id
 that never split a character and never show part of a stop string. It does not know models.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from specx.errors import UsageError
 
-# Stands for the content while the chat template is rendered; in no document and no vocabulary.
+# These stand for the texts while the chat template is rendered; in no document, no vocabulary.
 _CONTENT = "\ue000specx-content\ue000"
+_SYSTEM = "\ue000specx-system\ue000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ def encode_prompt(
 ) -> list[int]:
     """Token ids of ``content`` as a user's message (or verbatim), with BOS exactly once.
 
-    Text that looks like a special token ("</s>") inside ``content`` stays ordinary text.
+    Text that looks like a special token ("</s>") inside ``content`` or ``system`` stays ordinary
+    text.
     """
     if not use_template or not tokenizer.chat_template:
         if system:
@@ -41,21 +43,27 @@ def encode_prompt(
         return _begin(tokenizer) + _encode_plain(tokenizer, content)
     messages = [{"role": "user", "content": _CONTENT}]
     if system:
-        messages.insert(0, {"role": "system", "content": system})
+        messages.insert(0, {"role": "system", "content": _SYSTEM})
     frame = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    before, found, after = str(frame).partition(_CONTENT)
-    if not found:
+    texts = {_CONTENT: content, _SYSTEM: system or ""}
+    pieces = re.split(f"({_CONTENT}|{_SYSTEM})", str(frame))
+    if _CONTENT not in pieces:
         raise UsageError(
             "the model's chat template drops the message",
             hints=["use --raw, or set prompt.template: raw in the preset"],
         )
     tokens: list[int] = []
-    if _mentions_special(tokenizer, content):
-        tokens += tokenizer.encode(before, add_special_tokens=False)
-        tokens += _encode_plain(tokenizer, content)
-        tokens += tokenizer.encode(after, add_special_tokens=False)
+    if any(_mentions_special(tokenizer, text) for text in texts.values()):
+        for piece in pieces:
+            plain = piece in texts
+            tokens += (
+                _encode_plain(tokenizer, texts[piece])
+                if plain
+                else tokenizer.encode(piece, add_special_tokens=False)
+            )
     else:
-        tokens += tokenizer.encode(before + content + after, add_special_tokens=False)
+        whole = "".join(texts.get(piece, piece) for piece in pieces)
+        tokens += tokenizer.encode(whole, add_special_tokens=False)
     bos = _begin(tokenizer)
     return tokens if tokens[: len(bos)] == bos else bos + tokens
 
@@ -82,15 +90,20 @@ def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 class TextStream:
-    """Turns tokens into text pieces as they come; holds back what is not certain yet."""
+    """Turns tokens into text pieces as they come; holds back what is not certain yet.
+
+    Tokens are decoded together with the ones shown last, because a decoder may treat the first
+    token of a text in its own way; text that ends in the replacement character waits for the
+    bytes that complete it.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
         self._backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
-        self._decoder = DecodeStream(skip_special_tokens=True)
         self._stop = tuple(text for text in stop if text)
         self._tokens: list[int] = []
+        self._start = 0  # first token that is decoded again, for its context
+        self._shown = 0  # tokens whose text has been taken over
         self._held = ""
-        self._decoded = ""
         self.is_stopped = False
 
     @property
@@ -107,10 +120,10 @@ class TextStream:
             if self.is_stopped:
                 break
             self._tokens.append(token)
-            piece = self._decoder.step(self._backend, token)
-            if piece:
-                self._decoded += piece
+            piece = self._unshown()
+            if piece and not piece.endswith("\ufffd"):
                 self._held += piece
+                self._start, self._shown = self._shown, len(self._tokens)
                 self._cut()
         return self._release()
 
@@ -118,10 +131,19 @@ class TextStream:
         """What was held back, once no more tokens come."""
         if self.is_stopped:
             return ""
-        whole = self._backend.decode(self._tokens, skip_special_tokens=True)
-        rest = whole[len(self._decoded) :] if whole.startswith(self._decoded) else ""
-        text, self._held = self._held + rest, ""
+        self._held += self._unshown()
+        self._start = self._shown = len(self._tokens)
+        self._cut()
+        text, self._held = self._held, ""
         return text
+
+    def _unshown(self) -> str:
+        """Text of the tokens that have not been taken over."""
+        before = self._decode(self._tokens[self._start : self._shown])
+        return self._decode(self._tokens[self._start :])[len(before) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._backend.decode(tokens, skip_special_tokens=True))
 
     def _cut(self) -> None:
         ends = [at for text in self._stop if (at := self._held.find(text)) >= 0]

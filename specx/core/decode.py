@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from specx.core.attention import Kernels
-from specx.core.cache import KVCache
 from specx.core.config import Parts
 from specx.core.drafts import Drafter
 from specx.core.growth import Governor, StepCosts
@@ -53,16 +52,8 @@ class Target:
     """The big model's state in one request: its cache and the query that retrieval taps."""
 
     def __init__(self, model: Model, capacity: int, parts: Parts, kernels: Kernels) -> None:
-        shape = model.shape
         self.model, self._parts, self._kernels = model, parts, kernels
-        self.cache = KVCache(
-            shape.layers,
-            shape.kv_heads,
-            capacity,
-            shape.head_dim,
-            dtype=model.dtype,
-            device=model.device,
-        )
+        self.cache = model.new_cache(capacity)
         self._query: Tensor | None = None
         self._scale = 1.0
 

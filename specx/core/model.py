@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from specx.core.cache import KVCache
 from specx.core.linear import pack_linears
 
 _ATTENTION = "specx"
@@ -75,6 +76,18 @@ class Model:
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.inverse_frequencies: Tensor = _rotary(self._decoder).inv_freq.float()
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache of ``capacity`` rows in this model's shape, dtype and place."""
+        shape = self.shape
+        return KVCache(
+            shape.layers,
+            shape.kv_heads,
+            capacity,
+            shape.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     @torch.inference_mode()
     def forward(

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from specx.core.attention import Kernels
-from specx.core.cache import KVCache
 from specx.core.config import Parts, RetrievalConfig, TreeConfig
 from specx.core.growth import WIDTH, FixedGrowth, Growth, MeasuredGrowth, StepCosts
 from specx.core.model import Model
@@ -53,7 +52,7 @@ class LMDrafter:
         self._vocabulary = vocabulary
         self._costs_of = costs
         self._costs: StepCosts | None = None
-        shape, budget = model.shape, retrieval.budget_tokens
+        budget = retrieval.budget_tokens
         # Committed rows of the working cache: with a tree's depth behind them, no position beyond
         # the trained length, as long as the retrieval's budget allows.
         shortened = max(budget + 1, trained_tokens - tree.depth)
@@ -62,19 +61,8 @@ class LMDrafter:
         # Rows that may follow a selection before another one is needed.
         self._slack = shortened - budget if is_short else capacity
         staged = tree.depth * WIDTH
-
-        def cache(size: int) -> KVCache:
-            return KVCache(
-                shape.layers,
-                shape.kv_heads,
-                size,
-                shape.head_dim,
-                dtype=model.dtype,
-                device=model.device,
-            )
-
-        self._full = cache(capacity)
-        self._working = cache(self._rows + staged)
+        self._full = model.new_cache(capacity)
+        self._working = model.new_cache(self._rows + staged)
         # Half the trained length before a block and half inside: no position beyond it.
         self._block = max(1, trained_tokens // 2)
         unlimited = parts.draft_prefill == "full"
