@@ -109,7 +109,7 @@ class TestNotText:
         [
             (b"%PDF-1.7\n%\xe2\xe3", "a PDF", "pdftotext FILE - | specx summarize"),
             (b"{\\rtf1\\ansi", "an RTF", "pandoc"),
-            (gzip.compress(b"text"), "gzip", "gzip -dc FILE"),
+            (gzip.compress(b"text", mtime=0), "gzip", "gzip -dc FILE"),
             (b"\x28\xb5\x2f\xfd..", "zstd", "zstd -dc"),
             (b"\x89PNG\r\n\x1a\n", "a PNG", "tesseract"),
             (b"\xff\xd8\xff\xe0", "a JPEG", "tesseract"),

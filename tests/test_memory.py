@@ -35,6 +35,7 @@ def test_an_unknown_peak_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_peak_of_a_gpu_is_the_allocators() -> None:
     device = torch.device("cuda")

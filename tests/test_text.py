@@ -249,13 +249,12 @@ def test_a_broken_character_after_a_byte_token_does_not_end_the_stream() -> None
     tokens = [the, newline, first, second, letter, the]
     stream = TextStream(tokenizer)
     text = "".join(stream.push([token]) for token in tokens) + stream.finish()
-    assert text == tokenizer.decode(tokens)
-    assert text.startswith("the\n")
-    assert text.endswith("a the")
+    assert text == "the\n\ufffd\ufffda the"
 
 
 def test_special_looking_text_in_a_system_prompt_stays_text() -> None:
     """Regression: only the document was guarded."""
     tokens = encode_prompt(TOKENIZER, "Hello.", system=f"Say {EOS} often.")
-    assert TOKENIZER.eos_token_id not in tokens
+    harmless = encode_prompt(TOKENIZER, "Hello.", system="Say so often.")
+    assert tokens.count(TOKENIZER.eos_token_id) == harmless.count(TOKENIZER.eos_token_id)
     assert f"Say {EOS} often." in text_of(tokens)
