@@ -13,7 +13,7 @@ import torch
 from specx import hub
 from specx.core.attention import SdpaKernels
 from specx.core.config import MODES, Parts, SamplingConfig, parts_for
-from specx.core.decode import Decoder, Request, Target
+from specx.core.decode import MEASURED_ROWS, Decoder, Request, Target
 from specx.core.drafts import Drafter, NoDraft
 from specx.core.drafts.lm import LMDrafter
 from specx.core.drafts.lookup import LookupDrafter
@@ -221,7 +221,7 @@ class Engine:
         reset_peak(self._target.device)
         try:
             # Room behind the output for one tree, and for the widths that are timed.
-            rows = capacity + max(preset.tree.nodes + 1, 16)
+            rows = capacity + max(preset.tree.nodes + 1, *MEASURED_ROWS)
             target = Target(self._target, rows, parts, SdpaKernels())
             costs = LazyCosts(self._costs, target)
             drafter = self._drafter(request, capacity, costs)

@@ -46,7 +46,6 @@ __all__ = [
     "choose_dtype",
     "find_pair",
     "load_pair",
-    "parameters_bytes",
     "resolve",
 ]
 
@@ -341,8 +340,3 @@ def _load_model(
                 reason=f"{kind.replace('_', ' ')}: {sorted(map(str, wrong))[0]}",
             )
     return model
-
-
-def parameters_bytes(model: "PreTrainedModel") -> int:
-    """Memory of a model's weights in bytes, tied ones counted once."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())

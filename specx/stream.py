@@ -14,6 +14,8 @@ from specx.core.stats import FinishReason, GenerationStats, Memory, Prefill, Ste
 from specx.memory import peak_bytes
 from specx.text import TextStream
 
+_EMPTY = "the model wrote nothing: it ended at once"
+
 
 @dataclass(frozen=True, slots=True)
 class TextChunk:
@@ -154,4 +156,5 @@ class Stream:
             sampling=request.sampler.config,
             max_tokens=request.max_tokens,
             ignore_eos=self._ignore_eos,
+            warnings=() if self._tokens or reason == "interrupted" else (_EMPTY,),
         )

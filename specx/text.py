@@ -55,12 +55,10 @@ def encode_prompt(
     tokens: list[int] = []
     if any(_mentions_special(tokenizer, text) for text in texts.values()):
         for piece in pieces:
-            plain = piece in texts
-            tokens += (
-                _encode_plain(tokenizer, texts[piece])
-                if plain
-                else tokenizer.encode(piece, add_special_tokens=False)
-            )
+            if piece in texts:
+                tokens += _encode_plain(tokenizer, texts[piece])
+            else:
+                tokens += tokenizer.encode(piece, add_special_tokens=False)
     else:
         whole = "".join(texts.get(piece, piece) for piece in pieces)
         tokens += tokenizer.encode(whole, add_special_tokens=False)

@@ -526,3 +526,14 @@ class TestRegressions:
         """Two empty lines stood before it."""
         alone = engine.prompt("", "Why?", raw=True)
         assert alone.tokens == engine.prompt("Why?", raw=True).tokens
+
+    def test_a_model_that_ends_at_once_is_reported(
+        self, engine: Engine, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The command line alone knew; a result and its JSON carried an empty list of warnings."""
+        whole = engine.generate(prompt, max_tokens=1)
+        assert whole.warnings == ()
+        monkeypatch.setattr(engine, "_end_tokens", frozenset(whole.tokens))
+        nothing = engine.generate(prompt, max_tokens=5)
+        assert (nothing.tokens, nothing.finish_reason) == ((), "eos")
+        assert nothing.warnings == ("the model wrote nothing: it ended at once",)

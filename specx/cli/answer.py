@@ -137,8 +137,6 @@ def _report(job: Job, result: "Result", verification: "Verification | None", lab
     screen = job.screen
     for message in result.warnings:
         screen.warn(label + message)
-    if not result.tokens and result.finish_reason != "interrupted":
-        screen.warn(label + "the model wrote nothing: it ended at once")
     if result.mode_reason:
         screen.note(f"{label}mode {job.settings.mode}: {result.mode_reason}")
     screen.detail(label + phases_line(result.stats))

@@ -78,7 +78,7 @@ class TerminalProgress(Progress):
         self._mode = mode
         self._status: Status | None = None
         self._bar: Bar | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._task: TaskID | None = None
         self._live: Live | None = None
         self._drawn_s = 0.0
 
@@ -89,17 +89,15 @@ class TerminalProgress(Progress):
         self._status.start()
 
     def prefill(self, event: Prefill) -> None:
-        """A bar for each model that reads."""
+        """A bar over the prompt, which target and draft read chunk by chunk."""
         if self._bar is None:
             self.close()
             self._bar = _prefill_bar(self._console)
             self._bar.start()
-        if event.phase not in self._tasks:
-            title = "reading" if event.phase == "target" else f"reading ({event.phase})"
-            self._tasks[event.phase] = self._bar.add_task(title, total=event.total_tokens, rate=0.0)
+        if self._task is None:
+            self._task = self._bar.add_task("reading", total=event.total_tokens, rate=0.0)
         rate = event.done_tokens / event.elapsed_s if event.elapsed_s > 0 else 0.0
-        task = self._tasks[event.phase]
-        self._bar.update(task, completed=event.done_tokens, total=event.total_tokens, rate=rate)
+        self._bar.update(self._task, completed=event.done_tokens, rate=rate)
 
     def before_text(self, text: str) -> None:
         """The bars give way; the live line does not stand where text goes."""
@@ -140,7 +138,7 @@ class TerminalProgress(Progress):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-            self._tasks.clear()
+            self._task = None
 
 
 class SharedProgress(TerminalProgress):

@@ -45,10 +45,7 @@ def status_line(stats: GenerationStats, mode: str) -> str:
 def prefill_line(event: Prefill) -> str:
     """Progress of the prefill in words, for a log."""
     rate = event.done_tokens / event.elapsed_s if event.elapsed_s > 0 else 0.0
-    return (
-        f"prefill ({event.phase}) {event.done_tokens:,} of {event.total_tokens:,} tokens"
-        f"{_rate(rate)}"
-    )
+    return f"prefill {event.done_tokens:,} of {event.total_tokens:,} tokens{_rate(rate)}"
 
 
 def phases_line(stats: GenerationStats) -> str:

@@ -23,8 +23,8 @@ from specx.core.sampling import Sampler
 from specx.core.stats import FinishReason, Prefill, StepStats
 from specx.core.tree import TokenTree
 
-# Row counts whose verify time is measured before the first draft.
-_MEASURED_ROWS = (1, 4, 8, 16)
+#: Row counts whose verify time is measured before the first draft.
+MEASURED_ROWS = (1, 4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Target:
     def measure(self) -> StepCosts:
         """Time verify forwards of a few widths on the cache as it stands; nothing is kept."""
         seconds: dict[int, float] = {}
-        for rows in _MEASURED_ROWS:
+        for rows in MEASURED_ROWS:
             if self.cache.length + rows > self.cache.capacity:
                 break
             parents = [max(0, row - 1) for row in range(rows)]

@@ -1,7 +1,7 @@
 """How far a draft tree grows: by the paper's fixed rule, or by what levels and rows cost here.
 
-In: a tree under construction and measured step times. Out: "one more level?" and "how many
-nodes?". It does not know models or tokens. Whatever it decides, the text stays the same; only the
+In: a tree under construction and measured step times. Out: which nodes to expand, and how many to
+verify. It does not know models or tokens. Whatever it decides, the text stays the same; only the
 speed depends on it.
 """
 

@@ -42,7 +42,6 @@ class Prefill:
     done_tokens: int
     total_tokens: int
     elapsed_s: float
-    phase: Literal["target", "draft"] = "target"
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,7 +160,7 @@ def test_a_log_gets_a_line_every_ten_seconds():
         now[0] = float(second)
         log.prefill(Prefill(second * 100, 4000, second + 0.5))
     assert len(lines) == 35 // LOG_S
-    assert lines[0] == "prefill (target) 1,000 of 4,000 tokens (95.2 tok/s)"
+    assert lines[0] == "prefill 1,000 of 4,000 tokens (95.2 tok/s)"
     now[0] = 60.0
     log.step(some_stats())
     assert "accepted" in lines[-1]
