@@ -94,12 +94,15 @@ class Engine:
         sampling: SamplingConfig | None = None,
         stop: Sequence[str] | str = (),
         ignore_eos: bool = False,
+        parts: Mapping[str, str] | None = None,
+        records_trees: bool = False,
     ) -> "Stream":
         """Start a request; iterate over the stream to run it.
 
         A plain string is one user message. ``mode``, ``max_tokens`` and ``sampling`` default to
-        the preset's. Raises ``UsageError`` for bad values, ``ContextError`` when prompt and
-        output exceed the preset's context.
+        the preset's. ``parts`` replaces single parts of the mode (see ``core.config.Parts``), for
+        ablations; ``records_trees`` puts each step's tree into its chunk. Raises ``UsageError``
+        for bad values, ``ContextError`` when prompt and output exceed the preset's context.
         """
         if isinstance(prompt, str):
             prompt = self.prompt("", prompt)
@@ -108,17 +111,17 @@ class Engine:
         sampling = self.preset.sampling if sampling is None else sampling
         self._check(prompt, mode, max_tokens)
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        parts = self._parts(mode)
+        chosen = self._parts(mode, parts or {})
         request = Request(
             prompt=torch.tensor(prompt.tokens, dtype=torch.int64),
             max_tokens=max_tokens,
             end_tokens=frozenset() if ignore_eos else self._end_tokens,
             sampler=Sampler(sampling),
-            parts=parts,
+            parts=chosen,
             prefill_chunk_tokens=self.preset.prefill_chunk_tokens,
         )
         return Stream(
-            self._decoder(request, mode),
+            self._decoder(request, mode, records_trees),
             TextStream(self.tokenizer, stop),
             mode=mode,
             ignore_eos=ignore_eos,
@@ -159,15 +162,22 @@ class Engine:
             sampling=result.sampling,
             ignore_eos=result.ignore_eos,
         )
-        for index in range(max(count, len(again.tokens))):
+        difference = self.difference(prompt, again, result.tokens[:count])
+        return Verification(count, difference is None, difference)
+
+    def difference(self, prompt: Prompt, plain: Result, tokens: Sequence[int]) -> Difference | None:
+        """The first token on which ``tokens`` part from ``plain``, a plain run of ``prompt``.
+
+        None when both are the same to the end. The margin costs one more prefill.
+        """
+        for index in range(max(len(tokens), len(plain.tokens))):
             expected, got = (
-                tokens[index] if index < len(tokens) else None
-                for tokens in (again.tokens, result.tokens[:count])
+                each[index] if index < len(each) else None for each in (plain.tokens, tokens)
             )
             if expected != got:
-                margin = self._margin(prompt, again, index, expected, got)
-                return Verification(count, False, Difference(index, expected, got, margin))
-        return Verification(count, True)
+                margin = self._margin(prompt, plain, index, expected, got)
+                return Difference(index, expected, got, margin)
+        return None
 
     def _margin(
         self, prompt: Prompt, plain: Result, index: int, expected: int | None, got: int | None
@@ -209,13 +219,15 @@ class Engine:
                 ],
             )
 
-    def _parts(self, mode: str) -> Parts:
-        overrides = dict(self.preset.parts) if mode != "plain" else {}
+    def _parts(self, mode: str, changes: Mapping[str, str]) -> Parts:
+        # Checked as a preset's parts are; plain decoding has no draft that they could change.
+        self.preset.with_overrides({f"parts.{name}": value for name, value in changes.items()})
+        overrides: dict[str, Any] = {**(self.preset.parts if mode != "plain" else {}), **changes}
         if mode != "plain" and self._draft is None:
             overrides.setdefault("drafter", self.preset.draft.kind)
         return parts_for(mode, overrides)
 
-    def _decoder(self, request: Request, mode: str) -> Decoder:
+    def _decoder(self, request: Request, mode: str, records_trees: bool) -> Decoder:
         parts, preset = request.parts, self.preset
         capacity = len(request.prompt) + request.max_tokens
         reset_peak(self._target.device)
@@ -238,6 +250,7 @@ class Engine:
             retriever=Retriever(preset.retrieval) if parts.drafter == "lm" and retrieves else None,
             governor=Governor(costs) if drafts and mode == "auto" else None,
             tune=costs if needs_costs else None,
+            records_trees=records_trees,
         )
 
     def _drafter(self, request: Request, capacity: int, costs: "LazyCosts") -> Drafter:

@@ -10,7 +10,14 @@ from dataclasses import dataclass, replace
 
 from specx.core.config import SamplingConfig
 from specx.core.decode import Decoder, Emitted
-from specx.core.stats import FinishReason, GenerationStats, Memory, Prefill, StepStats
+from specx.core.stats import (
+    FinishReason,
+    GenerationStats,
+    Memory,
+    Prefill,
+    StepStats,
+    StepTree,
+)
 from specx.memory import peak_bytes
 from specx.text import TextStream
 
@@ -19,12 +26,18 @@ _EMPTY = "the model wrote nothing: it ended at once"
 
 @dataclass(frozen=True, slots=True)
 class TextChunk:
-    """Text that one verify step added. ``step`` is None for the first token (the prefill's)."""
+    """Text that one verify step added. ``step`` is None for the first token (the prefill's).
+
+    ``text`` is ``accepted_text`` (tokens that the draft guessed), then the target's own.
+    """
 
     text: str
     new_tokens: tuple[int, ...]
     step: StepStats | None
     stats: GenerationStats  # running totals of the request
+    accepted_text: str = ""
+    retrieved_chunks: tuple[int, ...] | None = None  # when the draft's cache was refilled
+    tree: StepTree | None = None  # when trees are recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +136,9 @@ class Stream:
                 return
 
     def _take(self, event: Emitted) -> TextChunk:
-        text = self._text.push(event.tokens)
+        accepted = 0 if event.step is None else event.step.accepted
+        accepted_text = self._text.push(event.tokens[:accepted])
+        text = accepted_text + self._text.push(event.tokens[accepted:])
         new_tokens = event.tokens[: self._text.consumed - len(self._tokens)]
         self._tokens += new_tokens
         stats = self._stats
@@ -135,7 +150,15 @@ class Stream:
         stats.prefill_draft_s = self._decoder.prefill_draft_s
         stats.tune_s = self._decoder.tune_s
         stats.total_s = stats.ttft_s + stats.decode_s
-        return TextChunk(text, tuple(new_tokens), event.step, stats)
+        return TextChunk(
+            text,
+            tuple(new_tokens),
+            event.step,
+            stats,
+            accepted_text,
+            event.retrieved_chunks,
+            event.tree,
+        )
 
     def _finish(self, last: TextChunk, reason: FinishReason) -> None:
         decoder, request = self._decoder, self._decoder.request

@@ -179,7 +179,7 @@ def check_totals(result: Result, prompt: Prompt, engine: Engine) -> None:
     for step in stats.steps:
         assert 0 <= step.accepted <= step.depth < step.nodes
         assert 0 <= step.new_tokens <= step.accepted + 1
-        assert min(step.draft_s, step.verify_s, step.commit_s, step.retrieve_s) >= 0
+        assert min(step.draft_s, step.verify_s, step.accept_s, step.commit_s, step.retrieve_s) >= 0
     for step in stats.steps[:-1]:
         assert step.new_tokens == step.accepted + 1
     assert 0 <= stats.prefill_target_s + stats.prefill_draft_s + stats.tune_s <= stats.ttft_s

@@ -135,12 +135,7 @@ def _times(stats: GenerationStats) -> dict[str, Any]:
         "ttft": stats.ttft_s,
         "decode": stats.decode_s,
         "total": stats.total_s,
-        "steps": {
-            "draft": sum(step.draft_s for step in stats.steps),
-            "verify": sum(step.verify_s for step in stats.steps),
-            "commit": sum(step.commit_s for step in stats.steps),
-            "retrieve": sum(step.retrieve_s for step in stats.steps),
-        },
+        "steps": stats.phases_s,
     }
 
 

@@ -56,10 +56,7 @@ def phases_line(stats: GenerationStats) -> str:
         ("prefill draft", stats.prefill_draft_s),
         ("tune", stats.tune_s),
         ("first token", stats.ttft_s),
-        ("draft", sum(step.draft_s for step in stats.steps)),
-        ("verify", sum(step.verify_s for step in stats.steps)),
-        ("commit", sum(step.commit_s for step in stats.steps)),
-        ("retrieve", sum(step.retrieve_s for step in stats.steps)),
+        *stats.phases_s.items(),
     )
     return _SEPARATOR.join(f"{name} {seconds(value)}" for name, value in phases)
 

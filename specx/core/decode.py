@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from specx.core.model import Model
 from specx.core.passes import TargetPass
 from specx.core.retrieval import Retriever, Selection
 from specx.core.sampling import Sampler
-from specx.core.stats import FinishReason, Prefill, StepStats
+from specx.core.stats import FinishReason, Prefill, StepStats, StepTree
 from specx.core.tree import TokenTree
 
 #: Row counts whose verify time is measured before the first draft.
@@ -46,6 +47,8 @@ class Emitted:
     tokens: list[int]
     finish_reason: FinishReason | None = None
     step: StepStats | None = None
+    retrieved_chunks: tuple[int, ...] | None = None  # when the draft's cache was refilled
+    tree: StepTree | None = None  # when the decoder was asked to record trees
 
 
 class Target:
@@ -114,9 +117,11 @@ class Decoder:
         retriever: Retriever | None = None,
         governor: Governor | None = None,
         tune: Callable[[], object] | None = None,
+        records_trees: bool = False,
     ) -> None:
         """``tune`` runs once between prefill and first token; its time is kept apart."""
         self.target, self.drafter, self.request = target, drafter, request
+        self._records_trees = records_trees
         self.retriever, self.governor, self._tune = retriever, governor, tune
         self.prefill_target_s = 0.0
         self.prefill_draft_s = 0.0
@@ -164,19 +169,21 @@ class Decoder:
         self._seen.add(prompt.to(device))
         position = torch.zeros(1, dtype=torch.int64, device=device)
         first = self.request.sampler(logits, position, self._seen.rows(None))
+        chunks = None
         if self.retriever is not None and self.retriever.is_needed(total):
-            self.drafter.refocus(self.target.select(self.retriever, -1).rows)
+            chunks = self._refocus(self.retriever, -1)
         if self._tune is not None:
             start = _now(device)
             self._tune()
             self.tune_s = _now(device) - start
-        yield Emitted(*self._commit(first.tolist(), hidden[-1:]))
+        yield Emitted(*self._commit(first.tolist(), hidden[-1:]), retrieved_chunks=chunks)
 
     def _step(self, number: int) -> Emitted:
         device, target = self.target.model.device, self.target
-        clock = _Clock(device)
+        clock = _clock(device)
         drafting = self.governor is None or self.governor.drafting
         tree = self.drafter.draft() if drafting else TokenTree.root_only(self._root, device)
+        levels_s = self.drafter.levels_s if drafting else ()
         clock.mark("draft_s")
         context_tokens = self.drafter.context_tokens
         logits, hidden = target.verify(tree)
@@ -184,28 +191,37 @@ class Decoder:
         sample = self.request.sampler(logits, self._produced + tree.depths, self._seen.rows(tree))
         path = tree.accept(sample)
         tokens = sample[path].tolist()  # the step's host synchronisation
+        clock.mark("accept_s")
         target.cache.keep(path)
         clock.mark("commit_s")
-        chunks = self._refocus(number, int(path[-1])) if drafting else None
-        new_tokens, reason = self._commit(tokens, hidden[path])
+        chunks = None
+        if drafting and self._is_due(number):
+            assert self.retriever is not None
+            chunks = self._refocus(self.retriever, int(path[-1]))
         clock.mark("retrieve_s")
+        record = _record(tree, path, tokens[-1]) if self._records_trees else None
+        accepted = len(tokens) - 1
+        new_tokens, reason = self._commit(tokens, hidden[path])
+        clock.mark("host_s")
         stats = StepStats(
             nodes=tree.size,
             depth=int(tree.depths.max()),
-            accepted=len(tokens) - 1,
+            accepted=accepted,
             new_tokens=len(new_tokens),
+            draft_levels_s=levels_s,
             draft_context_tokens=context_tokens,
-            retrieved_chunks=chunks,
-            **clock.seconds,
+            **clock.seconds(),
         )
         if self.governor is not None:
             self.governor.observe(stats)
-        return Emitted(new_tokens, reason, stats)
+        return Emitted(new_tokens, reason, stats, chunks, record)
 
-    def _refocus(self, number: int, row: int) -> tuple[int, ...] | None:
+    def _is_due(self, number: int) -> bool:
         retriever, length = self.retriever, self.target.cache.length
-        if retriever is None or not retriever.due(number) or not retriever.is_needed(length):
-            return None
+        return retriever is not None and retriever.due(number) and retriever.is_needed(length)
+
+    def _refocus(self, retriever: Retriever, row: int) -> tuple[int, ...]:
+        """Refill the draft's cache with what row ``row`` of the last forward attends to."""
         selection = self.target.select(retriever, row)
         self.drafter.refocus(selection.rows)
         return selection.chunks
@@ -252,18 +268,67 @@ class _Seen:
         return rows
 
 
-class _Clock:
-    """Seconds of a step's phases, by the host clock after the device has finished each."""
+def _record(tree: TokenTree, path: Tensor, bonus: int) -> StepTree:
+    return StepTree(
+        tokens=tuple(tree.tokens.tolist()),
+        parents=tuple(tree.parents.tolist()),
+        path=tuple(path.tolist()),
+        bonus=bonus,
+    )
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._last = _now(device)
-        self.seconds: dict[str, float] = {}
+
+class _Clock(Protocol):
+    """Seconds of a step's phases."""
 
     def mark(self, phase: str) -> None:
-        now = _now(self._device)
-        self.seconds[phase] = now - self._last
+        """End ``phase`` here."""
+        ...
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase."""
+        ...
+
+
+class _HostClock:
+    """The host's clock, for a device that works in step with it."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def mark(self, phase: str) -> None:
+        now = time.perf_counter()
+        self._seconds[phase] = now - self._last
         self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        return self._seconds
+
+
+class _StreamClock:
+    """Events on a GPU's stream: the host may run ahead between phases; only reading waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.current_stream(device)
+        self._phases: list[str] = []
+        self._events = [self._stream.record_event(_event())]
+
+    def mark(self, phase: str) -> None:
+        self._phases.append(phase)
+        self._events.append(self._stream.record_event(_event()))
+
+    def seconds(self) -> dict[str, float]:
+        self._events[-1].synchronize()
+        pairs = zip(self._phases, itertools.pairwise(self._events), strict=True)
+        return {phase: start.elapsed_time(end) / 1000 for phase, (start, end) in pairs}
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _clock(device: torch.device) -> _Clock:
+    return _StreamClock(device) if device.type == "cuda" else _HostClock()
 
 
 def _now(device: torch.device) -> float:

@@ -22,17 +22,34 @@ class StepStats:
     depth: int  # deepest guess
     accepted: int  # draft tokens kept, bonus excluded, before the stop rule
     new_tokens: int  # tokens that this step added to the output
-    draft_s: float = 0.0
-    verify_s: float = 0.0
-    commit_s: float = 0.0  # sampling, acceptance and cache compaction
+    draft_s: float = 0.0  # the whole draft: its forwards, and growing the tree
+    draft_levels_s: tuple[float, ...] = ()  # of that, the forward of each level
+    verify_s: float = 0.0  # the target's forward
+    accept_s: float = 0.0  # sampling and walking the tree
+    commit_s: float = 0.0  # compacting the target's cache
     retrieve_s: float = 0.0  # scoring the chunks and regathering the draft's cache
+    host_s: float = 0.0  # the stop rule and telling the drafter
     draft_context_tokens: int = 0  # rows that the draft's working cache holds
-    retrieved_chunks: tuple[int, ...] | None = None  # chunk numbers, when this step refreshed
 
     @property
     def total_s(self) -> float:
         """Wall time of the step, the consumer's time between steps excluded."""
-        return self.draft_s + self.verify_s + self.commit_s + self.retrieve_s
+        told_s = self.accept_s + self.commit_s + self.retrieve_s + self.host_s
+        return self.draft_s + self.verify_s + told_s
+
+
+@dataclass(frozen=True, slots=True)
+class StepTree:
+    """The tree of one verify step, for whoever wants to see the method work.
+
+    ``path`` leads from the root (node 0) over the accepted guesses; ``bonus`` is the target's own
+    token behind its last node.
+    """
+
+    tokens: tuple[int, ...]  # token ids by node; the root is the last committed token
+    parents: tuple[int, ...]  # node numbers; the root is its own parent
+    path: tuple[int, ...]
+    bonus: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +114,12 @@ class GenerationStats:
         for step in self.steps:
             counts[step.accepted] += 1
         return counts if self.steps else []
+
+    @property
+    def phases_s(self) -> dict[str, float]:
+        """Seconds of all steps by phase, in the order in which a step has them."""
+        names = ("draft", "verify", "accept", "commit", "retrieve", "host")
+        return {name: sum(getattr(step, f"{name}_s") for step in self.steps) for name in names}
 
     @property
     def prefill_s(self) -> float:

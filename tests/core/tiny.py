@@ -165,6 +165,7 @@ class Run:
 
     tokens: list[int] = field(default_factory=list)
     steps: list[StepStats] = field(default_factory=list)
+    chunks: list[tuple[int, ...] | None] = field(default_factory=list)  # retrieved, by step
     prefills: list[Prefill] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
@@ -181,6 +182,7 @@ class Run:
         self.finish_reason = event.finish_reason
         if event.step is not None:
             self.steps.append(event.step)
+            self.chunks.append(event.retrieved_chunks)
 
 
 @dataclass

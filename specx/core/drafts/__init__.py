@@ -43,12 +43,18 @@ class Drafter(Protocol):
         """Bytes of keys and values held for this request."""
         ...
 
+    @property
+    def levels_s(self) -> tuple[float, ...]:
+        """Seconds of the last draft's forwards, level by level; () where there are none."""
+        ...
+
 
 class NoDraft:
     """Plain decoding: every tree is its root."""
 
     context_tokens = 0
     cache_bytes = 0
+    levels_s: tuple[float, ...] = ()
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

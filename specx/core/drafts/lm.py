@@ -71,6 +71,7 @@ class LMDrafter:
         self._rotary = Rotary(model.inverse_frequencies, length)
         self._pending: list[int] = []
         self._produced = 0  # output tokens so far: the noise position of the root's successor
+        self._levels_s: list[float] = []
 
     @property
     def context_tokens(self) -> int:
@@ -82,6 +83,11 @@ class LMDrafter:
         """See ``Drafter``."""
         full = self._full.row_bytes * self._full.length
         return full + self._working.row_bytes * self._working.capacity
+
+    @property
+    def levels_s(self) -> tuple[float, ...]:
+        """See ``Drafter``; with the transfer of the guesses, which waits for the device."""
+        return tuple(self._levels_s)
 
     def prefill(self, tokens: Tensor, hidden: Tensor) -> None:
         """See ``Drafter``; ``hidden`` is not used."""
@@ -112,9 +118,10 @@ class LMDrafter:
     def draft(self) -> TokenTree:
         """See ``Drafter``."""
         self._make_room()
+        self._levels_s = []
         growth = self._growth()
         builder = TreeBuilder(self._pending[-1], self._tree.nodes)
-        self._expand(builder, [0], self._timed(self._read_pending), depth=0)
+        self._expand(builder, [0], self._read_pending, depth=0)
         staged: dict[int, int] = {}
         for depth in range(1, self._tree.depth):
             frontier = growth.frontier(builder, depth)
@@ -122,7 +129,7 @@ class LMDrafter:
                 break
             staged |= {node: len(staged) + index for index, node in enumerate(frontier)}
             read = partial(self._read_level, builder, frontier, staged, depth)
-            self._expand(builder, frontier, self._timed(read), depth)
+            self._expand(builder, frontier, read, depth)
         self._working.drop()
         return builder.tree(growth.guesses(builder), self._model.device)
 
@@ -132,13 +139,6 @@ class LMDrafter:
         if self._costs is None:
             self._costs = self._costs_of()
         return MeasuredGrowth(self._costs)
-
-    def _timed(self, forward: Callable[[], Tensor]) -> Tensor:
-        start = time.perf_counter()
-        logits = forward()
-        if self._costs is not None:
-            self._costs.observe_level(time.perf_counter() - start)
-        return logits
 
     def _make_room(self) -> None:
         """Select rows where nobody did, and read a long backlog without the working cache."""
@@ -212,14 +212,24 @@ class LMDrafter:
         rows = tokens.shape[0] - 1 if is_prefill else 0
         return self._model.forward(tokens, nowhere, attention, logits_from=rows).logits
 
-    def _expand(self, builder: TreeBuilder, nodes: list[int], logits: Tensor, depth: int) -> None:
-        """Add the best guesses after ``nodes`` (all of one depth), scored with the noise that the
-        target's sampler will draw there (common random numbers)."""
-        positions = torch.full((len(nodes),), self._produced + depth, device=logits.device)
+    def _expand(
+        self, builder: TreeBuilder, nodes: list[int], read: Callable[[], Tensor], depth: int
+    ) -> None:
+        """Add the best guesses after ``nodes`` (all of one depth); ``read`` yields their logits."""
+        start = time.perf_counter()
+        chances, tokens = self._best(read(), depth)
+        seconds = time.perf_counter() - start
+        self._levels_s.append(seconds)
+        if self._costs is not None:
+            self._costs.observe_level(seconds)
+        for node, row, guesses in zip(nodes, chances, tokens, strict=True):
+            for chance, token in zip(row, guesses, strict=True):
+                builder.add(node, token, chance)
+
+    def _best(self, logits: Tensor, depth: int) -> tuple[list[list[float]], list[list[int]]]:
+        """Chances and ids of the best guesses a row, scored with the noise that the target's
+        sampler will draw there (common random numbers)."""
+        positions = torch.full((logits.shape[0],), self._produced + depth, device=logits.device)
         scores = self._sampler.scores(logits[:, : self._vocabulary], positions)
         best = scores.log_softmax(dim=-1).topk(min(_CHILDREN, scores.shape[-1]), dim=-1)
-        for node, chances, tokens in zip(
-            nodes, best.values.exp().tolist(), best.indices.tolist(), strict=True
-        ):
-            for chance, token in zip(chances, tokens, strict=True):
-                builder.add(node, token, chance)
+        return best.values.exp().tolist(), best.indices.tolist()

@@ -24,6 +24,7 @@ class LookupDrafter:
 
     context_tokens = 0
     cache_bytes = 0
+    levels_s: tuple[float, ...] = ()
 
     def __init__(
         self,
