@@ -24,8 +24,12 @@ from specx.core.sampling import Sampler
 from specx.errors import ContextError, ResourceError, UsageError
 from specx.memory import reset_peak
 from specx.preset import Preset, load_preset
+from specx.prompter import Prompter
 from specx.stream import Difference, Result, Stream, Verification
-from specx.text import Prompt, TextStream, count_tokens, encode_prompt
+from specx.text import Prompt, TextStream
+
+#: Which attention kernels run (see ``core.attention``).
+KERNELS = "sdpa"
 
 
 def load(
@@ -50,17 +54,21 @@ def load(
 
 
 class Engine:
-    """A target, its draft and their tokenizer. Requests are independent; one at a time."""
+    """A target, its draft and their tokenizer. Requests are independent; one at a time.
+
+    ``target`` and ``draft`` (None without one) are the models as the core runs them.
+    """
 
     def __init__(self, preset: Preset, pair: hub.ModelPair, load_s: float = 0.0) -> None:
         self.preset, self.load_s = preset, load_s
         self.tokenizer = pair.tokenizer
-        self._end_tokens = _end_tokens(pair)
-        self._target = Model(pair.target)
-        self._draft = None if pair.draft is None else Model(pair.draft)
-        self._costs: dict[int, StepCosts] = {}
-        self.device = str(self._target.device)
-        self.dtype = str(self._target.dtype).removeprefix("torch.")
+        self._prompter = Prompter(pair.tokenizer, preset.prompt)
+        self._end_tokens = hub.end_tokens(pair)
+        self.target = Model(pair.target)
+        self.draft = None if pair.draft is None else Model(pair.draft)
+        self._costs: dict[tuple[Parts, int], StepCosts] = {}
+        self.device = str(self.target.device)
+        self.dtype = str(self.target.dtype).removeprefix("torch.")
 
     def prompt(
         self,
@@ -70,20 +78,8 @@ class Engine:
         system: str | None = None,
         raw: bool = False,
     ) -> Prompt:
-        """Token ids of a request about ``document``.
-
-        ``instruction`` None asks for the preset's summary. An empty document leaves the
-        instruction alone; ``raw`` continues the document verbatim, without a chat template.
-        """
-        settings = self.preset.prompt
-        if raw:
-            content = "\n\n".join(text for text in (document, instruction) if text)
-        else:
-            wish = settings.summarize if instruction is None else instruction
-            content = _fill(settings.ask, document, wish) if document else wish
-        template = not raw and settings.template == "auto"
-        tokens = encode_prompt(self.tokenizer, content, system=system, use_template=template)
-        return Prompt(tuple(tokens), count_tokens(self.tokenizer, document))
+        """Token ids of a request about ``document``; see ``Prompter.prompt``."""
+        return self._prompter.prompt(document, instruction, system=system, raw=raw)
 
     def stream(
         self,
@@ -162,39 +158,53 @@ class Engine:
             sampling=result.sampling,
             ignore_eos=result.ignore_eos,
         )
-        difference = self.difference(prompt, again, result.tokens[:count])
+        difference = self.difference(
+            prompt, again.tokens, result.tokens[:count], sampling=result.sampling
+        )
         return Verification(count, difference is None, difference)
 
-    def difference(self, prompt: Prompt, plain: Result, tokens: Sequence[int]) -> Difference | None:
-        """The first token on which ``tokens`` part from ``plain``, a plain run of ``prompt``.
+    def difference(
+        self,
+        prompt: Prompt,
+        plain: Sequence[int],
+        tokens: Sequence[int],
+        *,
+        sampling: SamplingConfig | None = None,
+    ) -> Difference | None:
+        """The first token on which ``tokens`` part from ``plain``, plain decoding's of ``prompt``.
 
         None when both are the same to the end. The margin costs one more prefill.
         """
-        for index in range(max(len(tokens), len(plain.tokens))):
-            expected, got = (
-                each[index] if index < len(each) else None for each in (plain.tokens, tokens)
-            )
+        sampling = self.preset.sampling if sampling is None else sampling
+        for index in range(max(len(tokens), len(plain))):
+            expected, got = (each[index] if index < len(each) else None for each in (plain, tokens))
             if expected != got:
-                margin = self._margin(prompt, plain, index, expected, got)
+                context = [*prompt.tokens, *plain[:index]]
+                margin = self._margin(context, index, expected, got, Sampler(sampling))
                 return Difference(index, expected, got, margin)
         return None
 
     def _margin(
-        self, prompt: Prompt, plain: Result, index: int, expected: int | None, got: int | None
+        self,
+        context: list[int],
+        index: int,
+        expected: int | None,
+        got: int | None,
+        sampler: Sampler,
     ) -> float | None:
         end = min(self._end_tokens, default=None)
         expected, got = (end if token is None else token for token in (expected, got))
-        known = range(self._target.shape.vocabulary)
+        known = range(self.target.shape.vocabulary)
         if expected not in known or got not in known:
             return None
-        tokens = torch.tensor([*prompt.tokens, *plain.tokens[:index]], device=self.device)
-        target = Target(self._target, len(tokens), parts_for("plain"), SdpaKernels())
+        tokens = torch.tensor(context, device=self.device)
+        target = Target(self.target, len(tokens), parts_for("plain"), SdpaKernels())
         for chunk in torch.split(tokens, self.preset.prefill_chunk_tokens):
             logits, _ = target.read(chunk)
         position = torch.tensor([index], device=self.device)
         seen = torch.zeros_like(logits, dtype=torch.bool)
         seen[0, tokens] = True
-        scores = Sampler(plain.sampling).scores(logits, position, seen)[0]
+        scores = sampler.scores(logits, position, seen)[0]
         return float(scores[expected] - scores[got])
 
     def _check(self, prompt: Prompt, mode: str, max_tokens: int) -> None:
@@ -204,7 +214,7 @@ class Engine:
             raise UsageError(f"max tokens must be at least 1, not {max_tokens}")
         if not prompt.tokens:
             raise UsageError("the prompt is empty")
-        if not 0 <= min(prompt.tokens) <= max(prompt.tokens) < self._target.shape.vocabulary:
+        if not 0 <= min(prompt.tokens) <= max(prompt.tokens) < self.target.shape.vocabulary:
             raise UsageError("the prompt has token ids outside the target's vocabulary")
         context = self.preset.context_tokens
         if len(prompt.tokens) + max_tokens > context:
@@ -223,19 +233,19 @@ class Engine:
         # Checked as a preset's parts are; plain decoding has no draft that they could change.
         self.preset.with_overrides({f"parts.{name}": value for name, value in changes.items()})
         overrides: dict[str, Any] = {**(self.preset.parts if mode != "plain" else {}), **changes}
-        if mode != "plain" and self._draft is None:
+        if mode != "plain" and self.draft is None:
             overrides.setdefault("drafter", self.preset.draft.kind)
         return parts_for(mode, overrides)
 
     def _decoder(self, request: Request, mode: str, records_trees: bool) -> Decoder:
         parts, preset = request.parts, self.preset
         capacity = len(request.prompt) + request.max_tokens
-        reset_peak(self._target.device)
+        reset_peak(self.target.device)
         try:
             # Room behind the output for one tree, and for the widths that are timed.
             rows = capacity + max(preset.tree.nodes + 1, *MEASURED_ROWS)
-            target = Target(self._target, rows, parts, SdpaKernels())
-            costs = LazyCosts(self._costs, target)
+            target = Target(self.target, rows, parts, SdpaKernels())
+            costs = LazyCosts(self._costs, parts, target)
             drafter = self._drafter(request, capacity, costs)
         except (RuntimeError, MemoryError) as error:
             raise ResourceError(
@@ -254,17 +264,17 @@ class Engine:
         )
 
     def _drafter(self, request: Request, capacity: int, costs: "LazyCosts") -> Drafter:
-        parts, preset, device = request.parts, self.preset, self._target.device
+        parts, preset, device = request.parts, self.preset, self.target.device
         if parts.drafter == "none":
             return NoDraft(device)
         if parts.drafter == "lookup":
             return LookupDrafter(preset.tree, device, costs)
-        if self._draft is None:
+        if self.draft is None:
             raise UsageError(f"preset {preset.name} has no draft model", hints=["--mode plain"])
         return LMDrafter(
-            self._draft,
+            self.draft,
             capacity=capacity,
-            vocabulary=self._target.shape.vocabulary,
+            vocabulary=self.target.shape.vocabulary,
             trained_tokens=preset.draft.trained_context_tokens,
             parts=parts,
             tree=preset.tree,
@@ -277,33 +287,24 @@ class Engine:
     @property
     def weights_bytes(self) -> int:
         """Bytes of the weights of target and draft."""
-        models = [self._target] if self._draft is None else [self._target, self._draft]
+        models = [self.target] if self.draft is None else [self.target, self.draft]
         return sum(model.weights_bytes for model in models)
 
 
 class LazyCosts:
-    """Step costs at the present context length: measured once per engine and power of two."""
+    """Step costs at the present context length: measured once per engine, parts and power of two.
 
-    def __init__(self, known: dict[int, StepCosts], target: Target) -> None:
-        self._known, self._target = known, target
+    By parts, because another draft cache or attention makes other levels and other rows.
+    """
+
+    def __init__(
+        self, known: dict[tuple[Parts, int], StepCosts], parts: Parts, target: Target
+    ) -> None:
+        self._known, self._parts, self._target = known, parts, target
 
     def __call__(self) -> StepCosts:
         """The costs; the first call at a length times a few forwards."""
-        scale = self._target.cache.length.bit_length()
-        if scale not in self._known:
-            self._known[scale] = self._target.measure()
-        return self._known[scale]
-
-
-def _fill(pattern: str, document: str, instruction: str) -> str:
-    """Put both into the preset's pattern literally: neither is a format string."""
-    head, mark, tail = pattern.partition("{document}")
-    filled = [part.replace("{instruction}", instruction) for part in (head, tail)]
-    return filled[0] + (document if mark else "") + filled[1]
-
-
-def _end_tokens(pair: hub.ModelPair) -> frozenset[int]:
-    config = pair.target.generation_config
-    ends = None if config is None else config.eos_token_id
-    ids = set(ends if isinstance(ends, list) else [ends])
-    return frozenset(i for i in ids | {pair.tokenizer.eos_token_id} if i is not None)
+        key = self._parts, self._target.cache.length.bit_length()
+        if key not in self._known:
+            self._known[key] = self._target.measure()
+        return self._known[key]

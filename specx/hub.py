@@ -44,6 +44,7 @@ __all__ = [
     "check_pair",
     "choose_device",
     "choose_dtype",
+    "end_tokens",
     "find_pair",
     "load_pair",
     "resolve",
@@ -106,6 +107,14 @@ def load_pair(preset: Preset, *, device: str, dtype: str, offline: bool) -> Mode
         draft_model = _load_model(draft_dir, files.draft_config, draft_dtype, device)
     target_model = _load_model(target_dir, files.target_config, target_dtype, device)
     return ModelPair(target_model, draft_model, files.tokenizer)
+
+
+def end_tokens(pair: ModelPair) -> frozenset[int]:
+    """Ids that end the target's text: its generation settings' and its tokenizer's."""
+    config = pair.target.generation_config
+    ends = None if config is None else config.eos_token_id
+    ids = set(ends if isinstance(ends, list) else [ends])
+    return frozenset(i for i in ids | {pair.tokenizer.eos_token_id} if i is not None)
 
 
 def find_pair(preset: Preset, *, offline: bool) -> PairFiles:

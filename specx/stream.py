@@ -137,7 +137,7 @@ class Stream:
 
     def _take(self, event: Emitted) -> TextChunk:
         accepted = 0 if event.step is None else event.step.accepted
-        accepted_text = self._text.push(event.tokens[:accepted])
+        accepted_text = self._text.push(event.tokens[:accepted]) if accepted else ""
         text = accepted_text + self._text.push(event.tokens[accepted:])
         new_tokens = event.tokens[: self._text.consumed - len(self._tokens)]
         self._tokens += new_tokens

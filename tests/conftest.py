@@ -18,10 +18,11 @@ from tests.helpers import FAMILIES, PairDirs, save_pair
 def isolated_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """No test sees the user's own presets, settings or colours."""
+    """No test sees the user's own presets, settings or colours, or writes where they keep state."""
     for name in [name for name in os.environ if name.startswith("SPECX_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("SPECX_CONFIG_DIR", str(tmp_path_factory.getbasetemp() / "no-config"))
+    monkeypatch.setenv("SPECX_STATE_DIR", str(tmp_path_factory.getbasetemp() / "state"))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from specx import hub
 from specx.core.model import Model
@@ -342,3 +343,16 @@ class TestHub:
         monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
         with pytest.raises(ResourceError, match="the disk is full"):
             hub.resolve("owner/big", None, offline=False)
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"), [(None, {1}), (7, {1, 7}), ([9, 1], {1, 9})], ids=str
+)
+def test_end_tokens_are_the_checkpoints_and_the_tokenizers(
+    tiny_pair: PairDirs, ends: int | list[int] | None, expected: set[int]
+) -> None:
+    pair = hub.load_pair(preset_for(tiny_pair), device="cpu", dtype="float32", offline=True)
+    pair.target.generation_config = GenerationConfig(eos_token_id=ends)
+    assert hub.end_tokens(pair) == expected
+    pair.target.generation_config = None
+    assert hub.end_tokens(pair) == {1}

@@ -15,9 +15,11 @@ _CLI_MAY_KNOW = {"specx.core", "specx.core.stats", "specx.core.config"}
 
 
 def _layer(path: Path) -> str:
-    """``core``, ``cli``, ``pocket`` (programs around the bundled pair) or ``app``."""
+    """``core``, ``cli``, ``pocket`` (programs around the bundled pair) or ``app``: all the rest."""
     first = path.relative_to(_ROOT).parts[0]
-    return "cli" if first == "__main__.py" else first if (_ROOT / first).is_dir() else "app"
+    if first == "__main__.py":
+        return "cli"
+    return first if first in ("core", "cli", "pocket") else "app"
 
 
 def _of(*layers: str) -> list[Path]:

@@ -5,21 +5,24 @@ its screen, an exit code. It does not know options' defaults, files or how model
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from specx.cli.environment import environment
 from specx.cli.failures import DIFFERENCE
 from specx.cli.options import Format
 from specx.cli.output import Run, dumps, result_object
 from specx.cli.progress import Progress
 from specx.cli.screen import Screen
 from specx.cli.settings import Settings
+from specx.cli.show.displays import AcceptDisplay, Display, Look, MapDisplay
+from specx.cli.show.mapview import Scene
+from specx.cli.show.recorder import TraceFile
 from specx.cli.signals import Interrupts, Stopped
 from specx.cli.sink import Sink
 from specx.cli.terminal import one_line
 from specx.cli.view import closing_line, phases_line
 from specx.core.stats import Prefill
+from specx.environment import environment
 from specx.errors import VerifyError
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from specx.engine import Engine
     from specx.stream import Result, Verification
     from specx.text import Prompt
+    from specx.trace.docmap import DocumentMap
+    from specx.trace.write import TraceWriter
 
 #: How a command turns a document (None: there is none) into token ids.
 Ask = Callable[["Engine", "Document | None"], "Prompt"]
@@ -44,6 +49,8 @@ class Job:
     interrupts: Interrupts
     engine: "Engine"
     ask: Ask
+    look: Look = field(default_factory=Look)
+    trace: TraceFile | None = None
 
     def progress(self) -> Progress:
         """The display that fits this job's screen and sink."""
@@ -59,7 +66,7 @@ def answer(job: Job, document: "Document | None", *, label: str = "", heading: s
     """
     prompt = job.ask(job.engine, document)
     job.screen.detail(label + _plan(job, prompt))
-    result = _stream(job, prompt, heading)
+    result = _stream(job, document, prompt, heading)
     verification = _verify(job, prompt, result)
     if job.output != "text":
         _write_object(job, document, prompt, result, verification)
@@ -67,8 +74,8 @@ def answer(job: Job, document: "Document | None", *, label: str = "", heading: s
     return DIFFERENCE if verification is not None and not verification.equal else 0
 
 
-def _stream(job: Job, prompt: "Prompt", heading: str) -> "Result":
-    settings, is_text = job.settings, job.output == "text"
+def _stream(job: Job, document: "Document | None", prompt: "Prompt", heading: str) -> "Result":
+    settings = job.settings
     stream = job.engine.stream(
         prompt,
         mode=settings.mode,
@@ -76,27 +83,85 @@ def _stream(job: Job, prompt: "Prompt", heading: str) -> "Result":
         sampling=settings.sampling,
         stop=settings.stop,
         ignore_eos=settings.ignore_eos,
+        records_trees=job.trace is not None,
     )
-    if is_text:
-        job.sink.write(heading)
-    progress = job.progress()
+    document_map = _map(job, document, prompt)
+    writer = _writer(job, document, prompt, document_map)
+    display = _display(job, document, prompt, document_map, heading)
     job.interrupts.on_first(stream.cancel)
     try:
         for event in stream:
             if isinstance(event, Prefill):
-                progress.prefill(event)
+                display.prefill(event)
+                if writer is not None:
+                    writer.prefill(event)
                 continue
-            if event.text and is_text:
-                progress.before_text(event.text)
-                job.sink.write(event.text)
-            progress.step(event.stats)
+            display.chunk(event)
+            if writer is not None:
+                writer.step(event)
     finally:
-        # Also when the run ends badly: what stderr says next must not stand in a line of text.
         job.interrupts.on_first(None)
-        progress.close()
-        if is_text:
-            job.sink.end_line()
+        display.close()
+    if writer is not None:
+        writer.end(stream.result)
     return stream.result
+
+
+def _map(job: Job, document: "Document | None", prompt: "Prompt") -> "DocumentMap | None":
+    """The document's map, if anything will use it."""
+    if job.trace is None and job.look.show != "map":
+        return None
+    from specx.trace.docmap import map_prompt
+
+    text = "" if document is None else document.text
+    retrieval = job.settings.preset.retrieval
+    return map_prompt(prompt.tokens, job.engine.tokenizer, retrieval, text)
+
+
+def _writer(
+    job: Job,
+    document: "Document | None",
+    prompt: "Prompt",
+    document_map: "DocumentMap | None",
+) -> "TraceWriter | None":
+    if job.trace is None or document_map is None:
+        return None
+    from specx.trace.write import Asked, TraceWriter, header_of
+
+    settings = job.settings
+    asked = Asked(
+        command=job.command,
+        mode=settings.mode,
+        max_tokens=settings.max_tokens,
+        sampling=settings.sampling,
+        stop=settings.stop,
+        ignore_eos=settings.ignore_eos,
+    )
+    writer = TraceWriter(job.trace.write, job.engine.tokenizer)
+    writer.header(header_of(job.engine, asked, document, prompt, document_map))
+    return writer
+
+
+def _display(
+    job: Job,
+    document: "Document | None",
+    prompt: "Prompt",
+    document_map: "DocumentMap | None",
+    heading: str,
+) -> Display:
+    if job.look.show == "map" and document_map is not None:
+        from specx.trace.docmap import why_nothing_is_retrieved
+
+        settings = job.settings
+        note = why_nothing_is_retrieved(settings.preset, settings.mode, len(prompt.tokens))
+        if note:
+            job.screen.note(note)
+        name = "a question" if document is None else document.name
+        scene = Scene(f"{name} · {len(prompt.tokens):,} tokens", document_map, note)
+        return MapDisplay(scene, job.sink, job.look, mode=settings.mode, heading=heading)
+    if job.look.show == "accept":
+        return AcceptDisplay(job.progress(), job.sink, job.look, heading=heading)
+    return Display(job.progress(), job.sink, shows_text=job.output == "text", heading=heading)
 
 
 def _verify(job: Job, prompt: "Prompt", result: "Result") -> "Verification | None":

@@ -22,12 +22,14 @@ EXIT_CODES: tuple[tuple[int, str], ...] = (
     (6, "too little memory or disk"),
     (7, "the document does not fit into the context"),
     (8, "--verify found a difference"),
-    (10, "some of several documents failed (--keep-going)"),
+    (9, "a --fail-if condition held"),
+    (10, "some of several documents or cells failed"),
     (130, "interrupted (Ctrl-C); the text so far was written"),
     (141, "the reader of the output closed the pipe"),
     (143, "terminated (SIGTERM); the text so far was written"),
 )
 DIFFERENCE = 8
+CONDITION_HELD = 9
 SOME_FAILED = 10
 PIPE_CLOSED = 141
 
@@ -39,8 +41,7 @@ class OutputClosed(Exception):
 def error_lines(error: SpecxError) -> list[str]:
     """What, why and what to do; the first line is the error itself."""
     lines = [f"error: {error.message}"]
-    if error.reason:
-        lines.append(f"  {error.reason}")
+    lines += [f"  {line}" for line in error.reason.splitlines()]
     return lines + [f"  → {hint}" for hint in error.hints[:3]]
 
 

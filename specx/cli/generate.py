@@ -19,7 +19,6 @@ PLACE = "{document}"
 @takes(Question, Request)
 def generate(context: Context, question: Question, request: Request) -> int:
     """Answer a question about long documents, or continue them.
-
     Without -p the document itself is the message. Only the answer is written to stdout.
     """
     if question.raw and (question.prompt is not None or question.system is not None):

@@ -7,6 +7,7 @@ the sink, everything else on stderr, an exit code. It does not know how an answe
 import json
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from specx.cli.answer import Ask, Job, answer
@@ -16,6 +17,8 @@ from specx.cli.options import Request, Sources
 from specx.cli.output import dumps
 from specx.cli.screen import Screen
 from specx.cli.settings import Settings, resolve, setting_rows
+from specx.cli.show.displays import choose_look, show_legend
+from specx.cli.show.recorder import TraceFile, open_trace
 from specx.cli.signals import Interrupts
 from specx.cli.sink import Sink, open_sink
 from specx.cli.terminal import one_line
@@ -45,13 +48,36 @@ def execute(
             hints=("-o jsonl writes one line for each",),
         )
     with (
+        _open_trace(request, names) as trace,
         open_sink(request.out, force=request.force, inputs=names) as sink,
         Interrupts() as interrupts,
     ):
         inputs = _read_all(names, request)
+        look = choose_look(request, sink, screen)
         engine = _load(settings, screen)
-        job = Job(command, request.output, settings, screen, sink, interrupts, engine, ask)
-        return _run_all(job, inputs, keeps_going=request.keep_going)
+        show_legend(look, screen)
+        job = Job(
+            *(command, request.output, settings, screen, sink, interrupts, engine, ask),
+            look=look,
+            trace=trace,
+        )
+        code = _run_all(job, inputs, keeps_going=request.keep_going)
+    if trace is None or trace.problem is None:
+        return code
+    # Told last, and not raised: the answer is complete, and stdout must have nothing else.
+    screen.fail(trace.problem)
+    return code or trace.problem.exit_code
+
+
+def _open_trace(request: Request, names: list[str]) -> AbstractContextManager[TraceFile | None]:
+    if request.trace is None:
+        return nullcontext()
+    if len(names) > 1:
+        raise UsageError(
+            "--trace records one run, but there are several documents",
+            hints=("one document a command, each with a trace of its own",),
+        )
+    return open_trace(request.trace, force=request.force, inputs=names, out=request.out)
 
 
 def _show_settings(request: Request, settings: Settings, sources: Sources) -> int:

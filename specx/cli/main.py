@@ -15,6 +15,8 @@ from typer import Context, Exit, Option, Typer, TyperException
 from typer.main import get_command
 
 from specx._version import __version__
+from specx.cli.bench.command import bench
+from specx.cli.compare.command import compare
 from specx.cli.failures import (
     PIPE_CLOSED,
     OutputClosed,
@@ -29,12 +31,15 @@ from specx.cli.options import VerifyCommand
 from specx.cli.output import dumps
 from specx.cli.presets import presets
 from specx.cli.screen import Screen
+from specx.cli.show.replay import trace
 from specx.cli.signals import Stopped
 from specx.cli.sink import Sink
 from specx.cli.summarize import summarize
 from specx.cli.terminal import printable
 from specx.cli.topics import help_topic
 from specx.errors import SpecxError, UsageError
+
+COMMANDS = ("generate", "summarize", "bench", "compare", "trace", "presets", "help")
 
 app = Typer(
     name="specx",
@@ -43,7 +48,10 @@ app = Typer(
 )
 app.command("generate", cls=VerifyCommand)(generate)
 app.command("summarize", cls=VerifyCommand)(summarize)
+app.command("bench")(bench)
+app.command("compare")(compare)
 app.add_typer(presets, name="presets")
+app.command("trace")(trace)
 app.command("help")(help_topic)
 
 
@@ -119,7 +127,7 @@ def _fail(error: SpecxError, arguments: Sequence[str]) -> int:
 
 
 def _usage_error(error: TyperException, arguments: Sequence[str]) -> UsageError:
-    command = next((word for word in arguments if word in ("generate", "summarize", "presets")), "")
+    command = next((word for word in arguments if word in COMMANDS), "")
     message = error.format_message().replace("Value error, ", "")  # pydantic's words
     variables = [
         f"{name}={value} is set"

@@ -18,16 +18,19 @@ from typer.core import TyperCommand
 Format = Literal["text", "json", "jsonl"]
 Mode = Literal["auto", "plain", "spec", "specx"]
 Color = Literal["auto", "always", "never"]
+Show = Literal["none", "accept", "map"]
 Sources = Mapping[str, str]  # parameter → where its value came from; absent: not given
 
 
-def _option(*names: str, metavar: str | None = None, help: str, env: str | None = None) -> Any:
+def option(*names: str, metavar: str | None = None, help: str, env: str | None = None) -> Any:
+    """An option as all commands show them; ``env``: the variable that may give it instead."""
     return Option(
         *names, metavar=metavar, help=help, envvar=env, show_envvar=False, show_default=False
     )
 
 
-def _count(*names: str, help: str) -> Any:
+def counter(*names: str, help: str) -> Any:
+    """An option that counts how often it is given."""
     return Option(*names, help=help, count=True, show_default=False)
 
 
@@ -37,18 +40,16 @@ class Question:
 
     prompt: Annotated[
         str | None,
-        _option(
+        option(
             "-p",
             "--prompt",
             metavar="TEXT",
             help="What to do; {document} marks the text's place.",
         ),
     ] = None
-    system: Annotated[str | None, _option("--system", metavar="TEXT", help="System message.")] = (
-        None
-    )
+    system: Annotated[str | None, option("--system", metavar="TEXT", help="System message.")] = None
     raw: Annotated[
-        bool, _option("--raw", help="Continue the document itself, no chat template.")
+        bool, option("--raw", help="Continue the document itself, no chat template.")
     ] = False
 
 
@@ -61,7 +62,7 @@ class Request:
     ] = field(default_factory=list)
     preset: Annotated[
         str,
-        _option(
+        option(
             "-m",
             "--preset",
             metavar="NAME",
@@ -71,7 +72,7 @@ class Request:
     ] = "pocket"
     mode: Annotated[
         Mode | None,
-        _option(
+        option(
             "--mode",
             metavar="MODE",
             env="SPECX_MODE",
@@ -80,31 +81,31 @@ class Request:
     ] = None
     max_tokens: Annotated[
         int | None,
-        _option("-n", "--max-tokens", metavar="N", help="New tokens at most [the preset's]."),
+        option("-n", "--max-tokens", metavar="N", help="New tokens at most [the preset's]."),
     ] = None
     temperature: Annotated[
         float | None,
-        _option("-t", "--temperature", metavar="T", help="0 = greedy [the preset's]."),
+        option("-t", "--temperature", metavar="T", help="0 = greedy [the preset's]."),
     ] = None
     top_p: Annotated[
         float | None,
-        _option("--top-p", metavar="P", help="Keep the likeliest tokens of mass P; 1 = all."),
+        option("--top-p", metavar="P", help="Keep the likeliest tokens of mass P; 1 = all."),
     ] = None
     top_k: Annotated[
         int | None,
-        _option("--top-k", metavar="K", help="Keep the K likeliest tokens; 0 = all."),
+        option("--top-k", metavar="K", help="Keep the K likeliest tokens; 0 = all."),
     ] = None
     min_p: Annotated[
         float | None,
-        _option("--min-p", metavar="P", help="Drop tokens below P of the likeliest one."),
+        option("--min-p", metavar="P", help="Drop tokens below P of the likeliest one."),
     ] = None
     repetition_penalty: Annotated[
         float | None,
-        _option("--repetition-penalty", metavar="R", help="Divide seen tokens' logits; 1 = off."),
+        option("--repetition-penalty", metavar="R", help="Divide seen tokens' logits; 1 = off."),
     ] = None
     seed: Annotated[
         int | None,
-        _option(
+        option(
             "--seed",
             metavar="N",
             env="SPECX_SEED",
@@ -113,29 +114,29 @@ class Request:
     ] = None
     stop: Annotated[
         list[str],
-        _option("--stop", metavar="TEXT", help="End before TEXT (repeatable)."),
+        option("--stop", metavar="TEXT", help="End before TEXT (repeatable)."),
     ] = field(default_factory=list)
     ignore_eos: Annotated[
-        bool, _option("--ignore-eos", help="Do not end at the end-of-text token.")
+        bool, option("--ignore-eos", help="Do not end at the end-of-text token.")
     ] = False
     set_: Annotated[
         list[str],
-        _option("--set", metavar="KEY=VALUE", help="Change a preset field (repeatable)."),
+        option("--set", metavar="KEY=VALUE", help="Change a preset field (repeatable)."),
     ] = field(default_factory=list)
     device: Annotated[
         str,
-        _option("--device", metavar="DEV", env="SPECX_DEVICE", help="cpu, cuda:0, mps [auto]."),
+        option("--device", metavar="DEV", env="SPECX_DEVICE", help="cpu, cuda:0, mps [auto]."),
     ] = "auto"
     dtype: Annotated[
         str,
-        _option("--dtype", metavar="TYPE", help="float32, bfloat16, float16 [auto]."),
+        option("--dtype", metavar="TYPE", help="float32, bfloat16, float16 [auto]."),
     ] = "auto"
     offline: Annotated[
-        bool, _option("--offline", env="SPECX_OFFLINE", help="Never use the network.")
+        bool, option("--offline", env="SPECX_OFFLINE", help="Never use the network.")
     ] = False
     verify: Annotated[
         str,
-        _option(
+        option(
             "--verify",
             metavar="[N]",
             help="Check (the first N) tokens against plain decoding.",
@@ -143,7 +144,7 @@ class Request:
     ] = "off"
     output: Annotated[
         Format,
-        _option(
+        option(
             "-o",
             "--output",
             metavar="FORMAT",
@@ -151,28 +152,46 @@ class Request:
             help="text, json, jsonl (a line a document) [text].",
         ),
     ] = "text"
+    show: Annotated[
+        Show,
+        option(
+            "--show",
+            metavar="WHAT",
+            help="none, accept or map: watch the method work [none].",
+        ),
+    ] = "none"
+    trace: Annotated[
+        str | None,
+        option(
+            "--trace",
+            metavar="PATH",
+            help="Record each step and the document's text in PATH.",
+        ),
+    ] = None
     out: Annotated[
         str | None,
-        _option("--out", metavar="PATH", help="Write the answer to PATH, not to stdout."),
+        option("--out", metavar="PATH", help="Write the answer to PATH, not to stdout."),
     ] = None
-    force: Annotated[bool, _option("--force", help="Let --out replace an existing file.")] = False
+    force: Annotated[
+        bool, option("--force", help="Let --out and --trace replace an existing file.")
+    ] = False
     encoding: Annotated[
         str | None,
-        _option("--encoding", metavar="NAME", help="Encoding of the documents [utf-8]."),
+        option("--encoding", metavar="NAME", help="Encoding of the documents [utf-8]."),
     ] = None
     keep_going: Annotated[
-        bool, _option("--keep-going", help="Go on with the next file after a failure.")
+        bool, option("--keep-going", help="Go on with the next file after a failure.")
     ] = False
-    quiet: Annotated[int, _count("-q", "--quiet", help="No stats; -qq: errors only.")] = 0
+    quiet: Annotated[int, counter("-q", "--quiet", help="No stats; -qq: errors only.")] = 0
     verbose: Annotated[
-        int, _count("-v", "--verbose", help="Plan, phase times; -vv: the libraries' logs.")
+        int, counter("-v", "--verbose", help="Plan, phase times; -vv: the libraries' logs.")
     ] = 0
     color: Annotated[
         Color,
-        _option("--color", metavar="WHEN", help="auto, always or never [auto]."),
+        option("--color", metavar="WHEN", help="auto, always or never [auto]."),
     ] = "auto"
     show_settings: Annotated[
-        bool, _option("--show-settings", help="Print each setting with its source; run nothing.")
+        bool, option("--show-settings", help="Print each setting with its source; run nothing.")
     ] = False
 
 

@@ -38,9 +38,16 @@ class Screen:
     ) -> None:
         self.quiet = quiet
         self.verbose = verbose
+        self.color = color
         self.is_terminal = sys.stderr.isatty()
         self._environ = environ
         self.console = _console(color, self.is_terminal, environ)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether something may be drawn here and drawn over."""
+        is_off = is_on(self._environ.get("SPECX_NO_PROGRESS"))
+        return self.is_terminal and self._environ.get("TERM") != "dumb" and not is_off
 
     def note(self, text: str) -> None:
         """Stats and remarks."""
@@ -111,11 +118,17 @@ def _console(color: str, is_terminal: bool, environ: Mapping[str, str]) -> "Cons
     )
 
 
-def out_console() -> "Console":
+def out_console(color: str = "auto") -> "Console":
     """Rich on stdout, for tables that specx itself made up; never for model text."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, emoji=False)
+    return Console(
+        highlight=False,
+        markup=False,
+        emoji=False,
+        force_terminal=True if color == "always" else None,
+        color_system=None if color == "never" else "auto",
+    )
 
 
 def _same_terminal() -> bool:

@@ -115,7 +115,9 @@ def setting_rows(request: Request, settings: Settings, sources: Sources) -> list
     for each in fields(SamplingConfig):
         value = getattr(settings.sampling, each.name)
         rows.append(own(each.name, value, each.name, from_preset(f"sampling.{each.name}")))
-    for name in ("stop", "ignore_eos", "device", "dtype", "offline", "verify", "output", "out"):
+    for name in ("stop", "ignore_eos", "device", "dtype", "offline", "verify"):
+        rows.append(own(name, getattr(request, name), name, "default"))
+    for name in ("output", "show", "trace", "out"):
         rows.append(own(name, getattr(request, name), name, "default"))
     for key, value in _flat(preset.as_mapping()):
         if key.split(".")[0] not in _NOT_LISTED:

@@ -16,8 +16,10 @@ from typing import Self, TextIO
 
 from specx.cli.failures import OutputClosed, cannot_write
 from specx.cli.signals import Stopped
-from specx.cli.terminal import printable
+from specx.cli.terminal import printable, split_space
 from specx.errors import UsageError
+
+END_OF_LOOK = "\x1b[0m"
 
 
 class Sink:
@@ -29,13 +31,21 @@ class Sink:
         self.is_terminal = self._stream.isatty()
         self._last = "\n"
 
-    def write(self, text: str) -> None:
-        """Write and flush. ``OutputClosed`` when the reader has gone, else a ``SpecxError``."""
+    def write(self, text: str, code: str = "") -> None:
+        """Write and flush. ``OutputClosed`` when the reader has gone, else a ``SpecxError``.
+
+        ``code`` starts a look that ends behind ``text``. Whoever gives one writes for a terminal,
+        at once or later, so control characters become visible then too.
+        """
         if not text:
             return
         self._last = text[-1]
+        shown = printable(text) if self.is_terminal or code else text
+        if code:
+            start, rest = split_space(shown)
+            shown = f"{start}{code}{rest}{END_OF_LOOK}" if rest else start
         try:
-            self._stream.write(printable(text) if self.is_terminal else text)
+            self._stream.write(shown)
             self._stream.flush()
         except BrokenPipeError as error:
             raise OutputClosed from error
@@ -96,9 +106,9 @@ class FileSink(Sink):
         super().__init__(os.fdopen(handle, "w", encoding="utf-8", errors="replace"), str(path))
         self._is_written = False
 
-    def write(self, text: str) -> None:
+    def write(self, text: str, code: str = "") -> None:
         """As ``Sink.write``."""
-        super().write(text)
+        super().write(text, code)
         self._is_written = self._is_written or bool(text)
 
     def __exit__(
@@ -136,11 +146,12 @@ def open_sink(out: str | None, *, force: bool, inputs: list[str]) -> Sink:
         raise cannot_write(out, OSError(errno.EISDIR, "it is a directory"))
     if not stat.S_ISREG(kind):
         return DeviceSink(path, out)
-    _check_replaceable(path, out, force=force, inputs=inputs)
+    check_replaceable(path, out, force=force, inputs=inputs)
     return FileSink(path)
 
 
-def _check_replaceable(path: Path, out: str, *, force: bool, inputs: list[str]) -> None:
+def check_replaceable(path: Path, out: str, *, force: bool, inputs: list[str]) -> None:
+    """Raise ``UsageError`` unless the file at ``path``, named ``out``, may be replaced."""
     if any(name != "-" and os.path.realpath(name) == str(path) for name in inputs):
         raise UsageError(
             f"cannot write to {out}", reason="it is one of the documents", hints=("choose another",)

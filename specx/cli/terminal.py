@@ -31,6 +31,12 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\u240a").replace("\t", " ")
 
 
+def split_space(text: str) -> tuple[str, str]:
+    """White space at the start of ``text``, which needs no line below it, and the rest."""
+    rest = text.lstrip()
+    return text[: len(text) - len(rest)], rest
+
+
 def column_after(text: str, column: int, width: int) -> int:
     """The cursor's column after ``text`` (printable) was written at ``column``, 0 … ``width``.
 

@@ -17,6 +17,7 @@ ENVIRONMENT: tuple[tuple[str, str], ...] = (
     ("SPECX_NO_PROGRESS", "1: no bars, no live line"),
     ("SPECX_DEBUG", "1: tracebacks"),
     ("SPECX_CONFIG_DIR", "where presets/*.yaml of your own stand"),
+    ("SPECX_STATE_DIR", "where specx bench keeps its journals"),
     ("HF_HOME, HF_TOKEN", "Hugging Face's cache folder and access token"),
     ("HF_HUB_OFFLINE", "1: no network, as --offline"),
     ("NO_COLOR, FORCE_COLOR", "color of stderr, where --color is auto"),

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from specx.core.cache import KVCache
 from specx.core.linear import pack_linears
@@ -48,6 +48,18 @@ class Shape:
     vocabulary: int
 
 
+def shape_of(config: PreTrainedConfig) -> Shape:
+    """The sizes that a checkpoint's configuration names."""
+    heads = config.num_attention_heads
+    return Shape(
+        layers=config.num_hidden_layers,
+        heads=heads,
+        kv_heads=config.num_key_value_heads or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocabulary=config.vocab_size,
+    )
+
+
 class Model:
     """One causal language model in evaluation mode, batch of one.
 
@@ -62,20 +74,12 @@ class Model:
         self.weights_bytes: int = sum(p.numel() * p.element_size() for p in model.parameters())
         if pack:
             pack_linears(model)
-        self._decoder: nn.Module = model.get_decoder()
-        self._head: nn.Module = model.get_output_embeddings()
-        config = model.config
-        heads = config.num_attention_heads
-        self.shape = Shape(
-            layers=config.num_hidden_layers,
-            heads=heads,
-            kv_heads=config.num_key_value_heads or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            vocabulary=config.vocab_size,
-        )
+        self.decoder: nn.Module = model.get_decoder()  # the layers with their embedding
+        self.head: nn.Module = model.get_output_embeddings()  # hidden states to logits
+        self.shape = shape_of(model.config)
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self.inverse_frequencies: Tensor = _rotary(self._decoder).inv_freq.float()
+        self.inverse_frequencies: Tensor = _rotary(self.decoder).inv_freq.float()
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache of ``capacity`` rows in this model's shape, dtype and place."""
@@ -101,14 +105,14 @@ class Model:
 
         ``attention_pass`` decides what each row sees and stores the new keys and values.
         """
-        hidden = self._decoder(
+        hidden = self.decoder(
             input_ids=tokens[None],
             position_ids=positions[None],
             past_key_values=None,
             use_cache=False,
             attention_pass=attention_pass,
         ).last_hidden_state[0]
-        logits = self._head(hidden[logits_from:])
+        logits = self.head(hidden[logits_from:])
         return Output(logits=logits, hidden=hidden)
 
 

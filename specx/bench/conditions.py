@@ -1,0 +1,271 @@
+"""Conditions under which a bench or a comparison counts as failed: ``speedup<1.0@specx@16k``.
+
+In: the texts of ``--fail-if`` and a ``specx.bench/1`` object, or the rows of a comparison. Out: one
+sentence for every place where a condition holds, and one for every condition that applied nowhere.
+It does not know options, exit codes or the screen.
+
+    condition := metric [".low"|".high"] operator NUMBER ["%"] ("@" mode | "@" length)*
+"""
+
+import difflib
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from specx.bench.lengths import parse_lengths
+from specx.bench.record import Object
+from specx.bench.variants import parse_mode
+from specx.errors import UsageError
+
+Part = Literal["value", "low", "high"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a condition may be about."""
+
+    has_ends: bool = False  # ``.low`` and ``.high``
+    is_percent: bool = False
+    has_scope: bool = True  # ``@`` mode and length
+
+
+#: Of a bench. ``.low`` and ``.high`` are the ends of the interval; of a rate, the least and the
+#: greatest that was measured.
+BENCH_METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "speedup": Metric(has_ends=True),
+        "end_to_end_speedup": Metric(has_ends=True),
+        "tokens_per_step": Metric(has_ends=True),
+        "accepted_per_step": Metric(has_ends=True),
+        "decode_tok_s": Metric(has_ends=True),
+        "prefill_tok_s": Metric(has_ends=True),
+        "end_to_end_tok_s": Metric(has_ends=True),
+        "peak_gib": Metric(),
+        "floor": Metric(),
+        "equal": Metric(),  # share of outputs that are plain decoding's, 0 to 1
+    }
+)
+#: Of a comparison: by how much the second bench differs from the first.
+COMPARE_METRICS: Mapping[str, Metric] = MappingProxyType(
+    {"change": Metric(is_percent=True, has_scope=False)}
+)
+_OPERATORS: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
+    {
+        "<=": operator.le,
+        ">=": operator.ge,
+        "==": operator.eq,
+        "!=": operator.ne,
+        "<": operator.lt,
+        ">": operator.gt,
+    }
+)
+_SHAPE = re.compile(
+    r"\s*(?P<metric>[A-Za-z_]+)(?:\.(?P<part>[A-Za-z_]*))?"
+    r"\s*(?P<operator>[<>=!]+)\s*(?P<limit>[+-]?[0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?P<percent>%?)"
+    r"\s*(?P<scope>(?:@[^@]*)*)"
+)
+_RATES = ("decode_tok_s", "prefill_tok_s", "end_to_end_tok_s")
+_OF_DRAFTS = ("tokens_per_step", "accepted_per_step")
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A parsed condition; ``text`` as it was written, ``limit_text`` its number with the sign."""
+
+    text: str
+    metric: str
+    part: Part
+    operator: str
+    limit: float
+    limit_text: str
+    mode: str | None = None
+    length: int | None = None
+
+    def holds(self, value: float) -> bool:
+        """Whether ``value`` fulfils it, which means failure."""
+        return _OPERATORS[self.operator](value, self.limit)
+
+    @property
+    def name(self) -> str:
+        """The metric as it is written: ``speedup.low``."""
+        return self.metric if self.part == "value" else f"{self.metric}.{self.part}"
+
+
+def parse_condition(text: str, metrics: Mapping[str, Metric]) -> Condition:
+    """``speedup.low<1.0@specx@16k`` or ``change<-5%``.
+
+    Raises ``UsageError`` for an unknown metric, mode or operator, and for a percent sign too many
+    or too few.
+    """
+    found = _SHAPE.fullmatch(text)
+    if found is None:
+        raise _wrong(text, "it is not of the form METRIC OPERATOR NUMBER", metrics)
+    name, sign = found["metric"], found["operator"]
+    if name not in metrics:
+        near = difflib.get_close_matches(name, list(metrics), n=2)
+        hints = [f"did you mean {' or '.join(near)}?"] if near else []
+        hints.append(f"known: {', '.join(metrics)}")
+        raise UsageError(f"unknown metric {name!r} in {text.strip()!r}", hints=hints)
+    metric = metrics[name]
+    if sign not in _OPERATORS:
+        raise _wrong(text, f"{sign!r} is not one of {' '.join(_OPERATORS)}", metrics)
+    if metric.is_percent and not found["percent"]:
+        raise _wrong(text, f"{name} is in percent: write {found['limit']}%", metrics)
+    if found["percent"] and not metric.is_percent:
+        raise _wrong(text, f"{name} is not in percent", metrics)
+    mode, length = _scope(text, found["scope"], metric, metrics)
+    return Condition(
+        text=text.strip(),
+        metric=name,
+        part=_part(text, name, found["part"], metrics),
+        operator=sign,
+        limit=float(found["limit"]),
+        limit_text=found["limit"] + found["percent"],
+        mode=mode,
+        length=length,
+    )
+
+
+def failures(conditions: Sequence[Condition], bench: Object) -> list[str]:
+    """A sentence for every cell of a ``specx.bench/1`` object in which a condition holds."""
+    return [
+        f"{_comparison(condition, value)} at {_place(cell)}"
+        for condition in conditions
+        for cell, value in _values(condition, bench)
+        if condition.holds(value)
+    ]
+
+
+def unmatched(conditions: Sequence[Condition], bench: Object) -> list[str]:
+    """A sentence for every condition that applied to no cell, and so was never checked."""
+    sentences = []
+    for condition in conditions:
+        if any(True for _ in _values(condition, bench)):
+            continue
+        cells = bench["cells"]
+        if condition.mode is not None and all(cell["mode"] != condition.mode for cell in cells):
+            reason = f"mode {condition.mode} was not measured"
+        elif not any(_is_in_scope(condition, cell) for cell in cells):
+            what = "nothing" if condition.mode is None else f"no run of {condition.mode}"
+            where = "" if condition.length is None else f" at {condition.length:,} tokens"
+            reason = f"{what} was measured{where}"
+        else:
+            reason = f"no cell there has a value of {condition.name}"
+        sentences.append(f"{condition.text} was not checked: {reason}")
+    return sentences
+
+
+def change_failures(
+    conditions: Sequence[Condition], rows: Sequence[tuple[str, float | None]]
+) -> list[str]:
+    """A sentence for every row (label, change in percent) of a comparison that fails."""
+    return [
+        f"{_comparison(condition, change, '%')} at {label}"
+        for condition in conditions
+        for label, change in rows
+        if change is not None and condition.holds(change)
+    ]
+
+
+def change_unmatched(
+    conditions: Sequence[Condition], rows: Sequence[tuple[str, float | None]]
+) -> list[str]:
+    """As ``unmatched``: every condition, where no row has a change."""
+    if any(change is not None for _, change in rows):
+        return []
+    return [f"{each.text} was not checked: the benches share no row" for each in conditions]
+
+
+def _part(text: str, name: str, word: str | None, metrics: Mapping[str, Metric]) -> Part:
+    if word is None:
+        return "value"
+    if not metrics[name].has_ends:
+        raise _wrong(text, f"{name} is a single number, without .{word}", metrics)
+    if word == "low":
+        return "low"
+    if word == "high":
+        return "high"
+    raise _wrong(text, f"{name} has .low and .high, not .{word}", metrics)
+
+
+def _scope(
+    text: str, scope: str, metric: Metric, metrics: Mapping[str, Metric]
+) -> tuple[str | None, int | None]:
+    mode: str | None = None
+    length: int | None = None
+    words = [word.strip() for word in scope.split("@")[1:]]
+    if words and not metric.has_scope:
+        raise _wrong(text, "@ is not allowed here: every row is checked", metrics)
+    for word in words:
+        if word[:1].isdecimal():
+            lengths = parse_lengths(word)
+            if length is not None or len(lengths) > 1:
+                raise _wrong(text, "only one length is allowed", metrics)
+            length = lengths[0]
+        else:
+            if mode is not None:
+                raise _wrong(text, "only one mode is allowed", metrics)
+            mode = parse_mode(word).name
+    return mode, length
+
+
+def _wrong(text: str, reason: str, metrics: Mapping[str, Metric]) -> UsageError:
+    is_percent = any(metric.is_percent for metric in metrics.values())
+    examples = "change<-5%" if is_percent else "speedup<1.0, speedup.low<1.5@specx@16k, equal<1"
+    return UsageError(
+        f"{text.strip()!r} is not a condition",
+        reason=reason,
+        hints=[f"for example {examples}", f"metrics: {', '.join(metrics)}"],
+    )
+
+
+def _values(condition: Condition, bench: Object) -> Iterator[tuple[Object, float]]:
+    """Cells in the scope of ``condition`` in which its metric has a value."""
+    for cell in bench["cells"]:
+        if _is_in_scope(condition, cell):
+            value = _value(condition, cell["summary"])
+            if value is not None:
+                yield cell, value
+
+
+def _is_in_scope(condition: Condition, cell: Object) -> bool:
+    if condition.metric in _OF_DRAFTS and cell["mode"] == "plain" and condition.mode is None:
+        return False  # one token a step by definition; who writes @plain gets it
+    return condition.mode in (None, cell["mode"]) and condition.length in (None, cell["length"])
+
+
+def _value(condition: Condition, summary: Object) -> float | None:
+    metric, part = condition.metric, condition.part
+    if metric == "peak_gib":
+        return float(summary["memory"]["peak"]) / _GIB
+    if metric == "equal":
+        equal = summary["equal"]
+        return equal["equal"] / equal["checked"] if equal and equal["checked"] else None
+    found = summary[metric]
+    if found is None:
+        return None
+    if metric == "floor":
+        part_name = "decode"
+    elif metric in _RATES and part == "value":
+        part_name = "median"
+    else:
+        part_name = part
+    value = found[part_name]
+    return None if value is None else float(value)
+
+
+def _place(cell: Object) -> str:
+    return f"{cell['preset']} · {cell['mode']} · {cell['length']:,}"
+
+
+def _comparison(condition: Condition, value: float, unit: str = "") -> str:
+    """``speedup 0.83 < 1.0``, with as many decimals as it takes to look true."""
+    for decimals in range(2, 16):
+        rounded = f"{value:.{decimals}f}"
+        if condition.holds(float(rounded)):
+            break
+    return f"{condition.name} {rounded}{unit} {condition.operator} {condition.limit_text}"

@@ -1,0 +1,386 @@
+"""Natural text to measure on, from files, from the Hub, or the sample that comes with specx.
+
+In: names of sources. Out: texts, and a record of everything that was left out. And a text cut so
+that its whole prompt has a wanted number of tokens. It does not know models, plans or the screen.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from specx.bench.hub_data import find_file
+from specx.bench.record import BenchDocument, Skipped
+from specx.documents import read_document
+from specx.errors import DocumentError, UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from specx.text import Prompt
+
+SAMPLE = "sample"
+MAX_LINE_BYTES = 16 << 20
+MAX_FILE_BYTES = 1 << 30  # of lines; reached only by a file with almost no usable one
+MAX_CHARACTERS = 256 << 20  # of all texts together
+MAX_SKIPPED = 100  # named one by one; the rest is counted
+MAX_BELOW_TOKENS = 8
+_CORRECTIONS = 4
+_CHARACTERS_PER_TOKEN = 6  # more than any usual tokenizer needs for prose
+_LINES = (".jsonl", ".jsonl.gz")
+_TABLES = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".jsonl.zst", ".jsonl.bz2", ".jsonl.xz")
+_TEXTS = (".txt", ".md", ".markdown", ".text", ".gz")
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
+# The evaluation files published with SpecExtend wrap every text in a request of their own; the
+# preset's takes its place.
+_FRAME_BEGIN = re.compile(r"\A.{0,300}?^### Text:[ \t]*\n", re.DOTALL | re.MULTILINE)
+_FRAME_END = "### Summary:"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text and what to call it."""
+
+    name: str
+    text: str
+
+    @property
+    def document(self) -> BenchDocument:
+        """What a bench keeps of it."""
+        return BenchDocument(name=self.name, sha256=self.sha256, characters=len(self.text))
+
+    @property
+    def sha256(self) -> str:
+        """Of the UTF-8 bytes, in hexadecimal."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class BenchData:
+    """Different texts in the order of reading, more than were asked for where there are more."""
+
+    name: str
+    documents: tuple[Text, ...]
+    skipped: tuple[Skipped, ...]
+
+
+class PromptMaker(Protocol):
+    """What cutting needs of an engine, or of a ``Prompter``."""
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The target's, a fast one."""
+        ...
+
+    def prompt(self, document: str, instruction: str | None = None) -> "Prompt":
+        """A whole request; ``instruction`` None asks for the preset's summary."""
+        ...
+
+
+def load_data(
+    spec: str | Sequence[str], *, field: str = "text", samples: int, offline: bool = False
+) -> BenchData:
+    """Texts of ``sample``, of files, or of a data set ``OWNER/NAME`` on the Hub.
+
+    A file is one text, or JSON lines (``.jsonl``, ``.jsonl.gz``) with a text in ``field``. Several
+    sources take turns. As some texts will be too short, up to 4 × ``samples`` + 32 are read.
+    Raises ``DocumentError`` for a source without any usable text, ``UsageError``, and
+    ``ModelUnavailableError`` or ``ResourceError`` for a data set that cannot be had.
+    """
+    if samples < 1:
+        raise UsageError(f"the number of documents must be at least 1, not {samples}")
+    specs = (spec,) if isinstance(spec, str) else tuple(dict.fromkeys(spec))
+    if not specs:
+        raise UsageError("no data was named", hints=["name a file, a data set, or: sample"])
+    name = _name(specs)
+    pool = _Pool(wanted=4 * samples + 32)
+    turns = deque(_read(_source(each, offline), field) for each in specs)
+    while turns and not pool.is_full:
+        found = next(turns[0], None)
+        if found is None:
+            turns.popleft()
+            continue
+        pool.add(found)
+        turns.rotate(-1)
+    if not pool.documents:
+        raise _no_text(name, field, pool)
+    return BenchData(name, tuple(pool.documents), pool.all_skipped(name))
+
+
+def cut_prompt(engine: PromptMaker, text: str, tokens: int) -> "Prompt | None":
+    """The summary request over the beginning of ``text`` that has ``tokens`` tokens in all.
+
+    Template, instruction and BOS count. Nothing is padded or repeated: None when ``text`` is too
+    short. Where no cut fits exactly, up to 8 tokens fewer, never more. Raises ``UsageError`` when
+    the request leaves no room for a document.
+    """
+    smallest = engine.prompt("x")
+    frame_tokens = len(smallest.tokens) - smallest.document_tokens
+    keep = tokens - frame_tokens
+    if keep < 1:
+        raise UsageError(
+            f"a prompt of {tokens:,} tokens leaves no room for a document",
+            reason=f"template and instruction alone have {frame_tokens:,}",
+        )
+    ends = _token_ends(engine.tokenizer, text, keep + MAX_BELOW_TOKENS)
+    if len(ends) < keep + MAX_BELOW_TOKENS:  # perhaps too short
+        whole = engine.prompt(text)
+        if len(whole.tokens) <= tokens:
+            return whole if len(whole.tokens) == tokens else None
+    if not ends:
+        return None
+    return _nearest(engine, text, ends, tokens, keep)
+
+
+def _nearest(
+    engine: PromptMaker, text: str, ends: Sequence[int], tokens: int, keep: int
+) -> "Prompt | None":
+    """Try to keep ``keep`` tokens of the text, then as the excess says, then neighbours.
+
+    The count of the whole is not the sum of its parts: a word that was cut in two, or the line
+    break behind the last word, may be encoded in another way.
+    """
+    tried: dict[int, Prompt] = {}
+
+    def excess_of(count: int) -> int:
+        end = ends[count - 1]
+        if end not in tried:
+            tried[end] = engine.prompt(text[:end])
+        return len(tried[end].tokens) - tokens
+
+    keep = min(keep, len(ends))
+    for _ in range(_CORRECTIONS):
+        excess = excess_of(keep)
+        if excess == 0:
+            return tried[ends[keep - 1]]
+        keep = min(max(1, keep - excess), len(ends))
+    reach = range(max(1, keep - MAX_BELOW_TOKENS), min(len(ends), keep + MAX_BELOW_TOKENS) + 1)
+    for count in sorted(reach, key=lambda count: abs(count - keep)):
+        if excess_of(count) == 0:
+            return tried[ends[count - 1]]
+    least = tokens - MAX_BELOW_TOKENS
+    near = [prompt for prompt in tried.values() if least <= len(prompt.tokens) < tokens]
+    return max(near, key=lambda prompt: len(prompt.tokens), default=None)
+
+
+def _token_ends(tokenizer: "PreTrainedTokenizerBase", text: str, count: int) -> list[int]:
+    """Where in ``text`` its tokens end; at least the first ``count``, if there are as many."""
+    characters = _CHARACTERS_PER_TOKEN * count
+    while True:
+        encoded = tokenizer(
+            text[:characters],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            split_special_tokens=True,
+        )
+        ends = [end for _, end in encoded["offset_mapping"] if end]
+        if len(ends) >= count or characters >= len(text):
+            return ends
+        characters *= 2
+
+
+class _Pool:
+    """Collects what is read until it is enough."""
+
+    def __init__(self, wanted: int) -> None:
+        self.documents: list[Text] = []
+        self._wanted, self._characters = wanted, 0
+        self._skipped: list[Skipped] = []
+        self._not_named = 0
+        self._names: dict[str, str] = {}  # by hash of the text
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.documents) >= self._wanted or self._characters >= MAX_CHARACTERS
+
+    def add(self, found: Text | Skipped) -> None:
+        if isinstance(found, Text):
+            sha256 = found.sha256
+            if sha256 not in self._names:
+                self._names[sha256] = found.name
+                self._characters += len(found.text)
+                self.documents.append(found)
+                return
+            found = Skipped(where=found.name, reason=f"the same text as {self._names[sha256]}")
+        if len(self._skipped) < MAX_SKIPPED:
+            self._skipped.append(found)
+        else:
+            self._not_named += 1
+
+    def all_skipped(self, name: str) -> tuple[Skipped, ...]:
+        if not self._not_named:
+            return tuple(self._skipped)
+        rest = Skipped(where=name, reason=f"{self._not_named:,} more, not named one by one")
+        return (*self._skipped, rest)
+
+
+def _no_text(name: str, field: str, pool: _Pool) -> DocumentError:
+    skipped = pool.all_skipped(name)
+    reasons = [f"{each.where}: {each.reason}" for each in skipped[:3]]
+    if len(skipped) > 3:
+        reasons.append("and so on")
+    return DocumentError(
+        f"there is no usable text in {name}",
+        reason="; ".join(reasons) or "it is empty",
+        hints=[f"a line is a JSON object with a text in its field {field!r}"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    label: str
+    path: str
+    has_lines: bool
+
+
+def _name(specs: Sequence[str]) -> str:
+    """A short name for all sources: a file's own name, a data set's as it is."""
+    names = [each if _is_repo(each) else os.path.basename(each) or each for each in specs]
+    more = [f"{len(names) - 3} more"] if len(names) > 3 else []
+    return "+".join([*names[:3], *more])
+
+
+def _is_repo(spec: str) -> bool:
+    """Whether it looks like a data set's name and neither is nor looks like a file."""
+    return (
+        _REPO.fullmatch(spec) is not None
+        and not spec.lower().endswith((*_LINES, *_TABLES, *_TEXTS))
+        and not os.path.exists(spec)
+    )
+
+
+def _source(spec: str, offline: bool) -> _Source:
+    if spec == SAMPLE:
+        return _Source(SAMPLE, str(Path(__file__).parent / "sample.jsonl"), True)
+    if _is_repo(spec):
+        path = find_file(spec, _LINES, offline=offline)
+        return _Source(f"{spec}/{path.name}", str(path), True)
+    path = Path(os.path.expanduser(spec))
+    if os.path.isdir(path):
+        raise DocumentError(f"{spec} is a directory", hints=["name the files in it"])
+    exists, suffix = os.path.exists(path), path.name.lower()
+    if exists and suffix.endswith(_TABLES):
+        raise DocumentError(
+            f"{spec} is neither text nor JSON lines",
+            hints=["write one JSON object a line into a .jsonl or .jsonl.gz file"],
+        )
+    # What does not exist is left to ``read_document``, which looks for similar names.
+    return _Source(path.name, str(path), exists and suffix.endswith(_LINES))
+
+
+def _read(source: _Source, field: str) -> Iterator[Text | Skipped]:
+    if source.has_lines:
+        yield from _read_lines(source, field)
+        return
+    try:
+        document = read_document(source.path)
+    except DocumentError as error:
+        hints = [hint for hint in error.hints if " | specx " not in hint and "--" not in hint]
+        if len(hints) < len(error.hints):  # they were about other commands
+            hints.append("a file of UTF-8 text is needed")
+        raise DocumentError(error.message, reason=error.reason, hints=hints) from error
+    yield Text(document.name, document.text)
+
+
+def _read_lines(source: _Source, field: str) -> Iterator[Text | Skipped]:
+    stem = re.sub(r"\.jsonl(\.gz)?$", "", source.label, flags=re.IGNORECASE)
+    number = 0
+    with _open(source.path) as plain:
+        file: BinaryIO = plain
+        if source.path.lower().endswith(".gz"):
+            file = gzip.GzipFile(fileobj=plain)  # type: ignore[assignment]
+        try:
+            for raw in _lines(file):
+                number += 1
+                try:
+                    found = _parse(raw, field)
+                except _Unusable as error:
+                    yield Skipped(where=f"{source.label} line {number}", reason=str(error))
+                    continue
+                if found is not None:
+                    name, text = found
+                    yield Text(name or f"{stem}-{number}", text)
+        except (OSError, EOFError, zlib.error) as error:
+            reason = f"the file is damaged: {error}"
+            yield Skipped(where=f"{source.label} line {number + 1}", reason=reason)
+        except _Unusable as error:
+            yield Skipped(where=source.label, reason=str(error))
+
+
+def _open(path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise DocumentError(f"{path} cannot be read", reason=error.strerror or "") from error
+
+
+class _Unusable(Exception):
+    """A line, or the rest of a file, that cannot be used; the text says why."""
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines with their ends; of one that is too long, its first part. Raises ``_Unusable``."""
+    total = 0
+    while total < MAX_FILE_BYTES:
+        line = file.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
+        total += len(line)
+        yield line
+        while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n") and total < MAX_FILE_BYTES:
+            line = file.readline(MAX_LINE_BYTES + 1) or b"\n"
+            total += len(line)
+    raise _Unusable(f"not read beyond {MAX_FILE_BYTES >> 20:,} MiB")
+
+
+def _parse(raw: bytes, field: str) -> tuple[str, str] | None:
+    """Name (or "") and text of a line; None for a blank one. Raises ``_Unusable``."""
+    if len(raw) > MAX_LINE_BYTES:
+        raise _Unusable(f"longer than {MAX_LINE_BYTES >> 20} MiB")
+    if not raw.strip():
+        return None
+    try:
+        row = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise _Unusable("not UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise _Unusable("not JSON") from error
+    if not isinstance(row, dict):
+        raise _Unusable("not a JSON object")
+    if field not in row:
+        fields = ", ".join(each[:30] for each in list(row)[:6]) or "none"
+        raise _Unusable(f"no field {field!r}; there are: {fields}")
+    text = row[field]
+    if not isinstance(text, str):
+        raise _Unusable(f"field {field!r} is not a string")
+    text = _unframed(text)
+    if not text:
+        raise _Unusable("the text is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _Unusable("the text holds half a surrogate pair") from error
+    if "\0" in text:
+        raise _Unusable("the text holds NUL characters")
+    return _name_in(row), text
+
+
+def _name_in(row: dict[str, Any]) -> str:
+    name = row.get("name")
+    if not isinstance(name, str) or len(name) > 80 or not name.isprintable():
+        return ""
+    return name.strip()
+
+
+def _unframed(text: str) -> str:
+    begin = _FRAME_BEGIN.match(text)
+    if begin is None:
+        return text.strip()
+    return text[begin.end() :].strip().removesuffix(_FRAME_END).strip()

@@ -1,0 +1,114 @@
+"""``--dry-run``: what a plan will cost, from the models' shapes and this hardware's speed.
+
+In: a setup. Out: an object and its lines. No weights are read: the models are laid out on torch's
+meta device, and bandwidth and matmul rate are measured with buffers of their own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from specx import hub
+from specx.bench.floor import cost_of, measure_floor
+from specx.bench.record import Object
+from specx.bench.session import Setup
+from specx.bench.wording import size
+from specx.core.model import Shape, shape_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+#: Real runs of the bundled pair stand at about this many times the least possible time.
+_USUAL = 2.0
+
+
+@dataclass(slots=True)
+class Outline:
+    """A model without weights: what ``floor`` has to know of one."""
+
+    shape: Shape
+    dtype: torch.dtype
+    device: torch.device
+    decoder: nn.Module
+    head: nn.Module
+
+
+def estimate(setup: Setup) -> Object:
+    """Runs, tokens, memory and time of a plan, by preset and length."""
+    plan = setup.plan
+    rows = [row for name in setup.presets for row in _rows(setup, name)]
+    least_s = sum(row["runs"] * (row["prefill_s"] + row["decode_s"]) for row in rows)
+    return {
+        "schema": "specx.bench-plan/1",
+        "plan": plan.as_object(),
+        "runs": sum(row["runs"] for row in rows),
+        "rows": rows,
+        "least_s": least_s,
+        "likely_s": _USUAL * least_s,
+    }
+
+
+def estimate_lines(found: Object) -> Iterator[str]:
+    """The estimate for people."""
+    plan = found["plan"]
+    yield (
+        f"{found['runs']:,} runs: {len(plan['modes'])} modes ({', '.join(plan['modes'])}), "
+        f"{len(plan['data']['documents'])} documents of {plan['data']['name']}, "
+        f"{plan['reps']} repetition{'s' if plan['reps'] > 1 else ''}, warm-up included"
+    )
+    for row in found["rows"]:
+        yield (
+            f"  {row['preset']} {row['length']:>9,}: {row['runs']:>4,} runs, at least "
+            f"{row['prefill_s']:.1f} s prefill and {row['decode_s']:.1f} s decode each, "
+            f"{size(row['memory_bytes'])} of weights and caches"
+        )
+    least, likely = (_minutes(found[key]) for key in ("least_s", "likely_s"))
+    yield f"time: at least {least} at this machine's floor, likely about {likely}"
+    for skipped in plan["data"]["skipped"]:
+        yield f"skipped: {skipped['where']}: {skipped['reason']}"
+
+
+def _rows(setup: Setup, name: str) -> Iterator[Object]:
+    plan, preset = setup.plan, setup.presets[name]
+    device = torch.device(plan.device)
+    files = hub.find_pair(preset, offline=setup.options.offline)
+    target = _outline(files.target_config, preset.target.dtype, setup, device)
+    draft = None
+    if files.draft_config is not None:
+        draft = _outline(files.draft_config, preset.draft.dtype, setup, device)
+    costs = [cost_of(model) for model in (target, draft) if model is not None]
+    modes = len(plan.modes)
+    measured = modes * len(plan.data.documents) * plan.reps
+    for length in plan.lengths:
+        floor = measure_floor(preset, target, draft, length)
+        # A mode that drafts takes fewer steps than this, and more time in each.
+        yield {
+            "preset": name,
+            "length": length,
+            "runs": measured + modes * plan.warmup,
+            "prefill_s": floor.prefill_s,
+            "decode_s": (plan.max_tokens - 1) * floor.step_s,
+            "memory_bytes": sum(cost.step_bytes(length + plan.max_tokens) for cost in costs),
+        }
+
+
+def _outline(config: "PreTrainedConfig", dtype: str, setup: Setup, device: torch.device) -> Outline:
+    from transformers import AutoModelForCausalLM
+
+    chosen = hub.choose_dtype(setup.options.dtype, dtype, device.type)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=chosen)
+    return Outline(
+        shape=shape_of(config),
+        dtype=chosen,
+        device=device,
+        decoder=model.get_decoder(),
+        head=model.get_output_embeddings(),
+    )
+
+
+def _minutes(value_s: float) -> str:
+    return f"{value_s:.0f} s" if value_s < 120 else f"{value_s / 60:.0f} minutes"

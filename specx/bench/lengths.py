@@ -1,0 +1,185 @@
+"""Lists of prompt lengths as people write them: ``512,1k..16k``.
+
+In: the text of an option. Out: sorted token counts, or a ``UsageError`` with a caret under the
+character that is wrong. It does not know prompts, tokens or the screen.
+
+    list    := item ("," item)*                     union, sorted, without repeats
+    item    := length | length ".." length [":" spacing]
+    spacing := COUNT points | "x" FACTOR | "+" length
+    length  := DIGITS ["." DIGITS] [k|K|m|M]        k = K = 1024, m = M = 1024 k
+
+Without a spacing a range doubles. The end of a range is always part of it.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from specx.errors import UsageError
+
+MAX_LENGTH_TOKENS = 16 << 20
+MAX_LENGTHS = 1000
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
+_NUMBER = re.compile(r"([0-9]+)(?:\.([0-9]+))?([kKmM]?)")
+_FACTOR = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_COUNT = re.compile(r"[0-9]+")
+_MAX_DIGITS = 20  # 1024² divides by no higher power of ten, and no larger count is of use
+_ROUND_TO = 64
+_SHOWN_CHARACTERS = 30  # to either side of the fault
+_HINTS = (
+    "for example: 4k or 512,1k,16k or 1k..16k (doubling)",
+    "1k..16k:5 (so many points), 1k..16k:x4 (factor), 1k..4k:+1k (steps)",
+)
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """Token counts of a list such as ``512,1k..16k``, sorted, without repeats.
+
+    Raises ``UsageError``; its ``reason`` is two lines, the text and a caret below the fault.
+    """
+    scanner = _Scanner(text)
+    lengths: set[int] = set()
+    while True:
+        begin = scanner.at
+        more = list(itertools.islice(_item(scanner), MAX_LENGTHS + 1))
+        lengths.update(more)
+        if len(more) > MAX_LENGTHS or len(lengths) > MAX_LENGTHS:
+            raise scanner.fault(begin, f"more than {MAX_LENGTHS:,} lengths")
+        if scanner.is_done:
+            return tuple(sorted(lengths))
+        if not scanner.take(","):
+            raise scanner.unexpected()
+
+
+def describe_lengths(lengths: Sequence[int]) -> str:
+    """``1024, 2048, 4096``."""
+    return ", ".join(str(length) for length in lengths)
+
+
+@dataclass(slots=True)
+class _Scanner:
+    text: str
+    at: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        return self.at == len(self.text)
+
+    def take(self, sign: str) -> bool:
+        """Whether ``sign`` comes next; if so it is passed."""
+        found = self.text.startswith(sign, self.at)
+        self.at += len(sign) * found
+        return found
+
+    def match(self, pattern: re.Pattern[str], wanted: str) -> re.Match[str]:
+        found = pattern.match(self.text, self.at)
+        if found is None:
+            raise self.fault(self.at, f"{wanted} is missing")
+        self.at = found.end()
+        return found
+
+    def unexpected(self) -> UsageError:
+        """An error about the next character."""
+        sign = self.text[self.at]
+        if sign.isspace():
+            return self.fault(self.at, "a space is not allowed")
+        if sign == ":":
+            return self.fault(self.at, "a spacing belongs behind a range")
+        if sign == "*":
+            return self.fault(self.at, "a factor is written :x4")
+        return self.fault(self.at, f"unexpected {_shown(sign)!r}")
+
+    def fault(self, at: int, what: str) -> UsageError:
+        """An error about the character at ``at``; one past the end is allowed."""
+        first, last = max(0, at - _SHOWN_CHARACTERS), at + _SHOWN_CHARACTERS
+        before = ("…" if first else "") + _shown(self.text[first:at])
+        after = _shown(self.text[at:last]) + ("…" if last < len(self.text) else "")
+        caret = " " * len(before) + "^"  # what comes before a fault is ASCII
+        return UsageError(f"lengths: {what}", reason=f"{before}{after}\n{caret}", hints=_HINTS)
+
+
+def _item(scanner: _Scanner) -> Iterator[int]:
+    """The item at the scanner, which is passed; its lengths come as they are asked for."""
+    start = _length(scanner)
+    if not scanner.take(".."):
+        return iter((start,))
+    begin = scanner.at
+    end = _length(scanner)
+    if end < start:
+        raise scanner.fault(begin, "a range must not end below its start")
+    if not scanner.take(":"):
+        return _multiplied(start, end, 2.0)
+    if scanner.take("+"):
+        return itertools.chain(range(start, end, _length(scanner)), (end,))
+    if scanner.take("x"):
+        return _multiplied(start, end, _factor(scanner))
+    return _points(start, end, _count(scanner))
+
+
+def _length(scanner: _Scanner) -> int:
+    begin = scanner.at
+    found = scanner.match(_NUMBER, "a length")
+    digits, fraction, unit = found[1], found[2], found[3].lower()
+    rest = scanner.text[scanner.at : scanner.at + 1]
+    if rest.isalpha():
+        raise scanner.fault(scanner.at, f"{_shown(found[3] + rest)!r} is not a unit, k and m are")
+    tokens = _whole(digits) * _UNITS[unit]
+    if fraction is not None:
+        point = found.end(1)
+        if not unit:
+            raise scanner.fault(point, "a fraction needs k or m behind it")
+        fraction = fraction.rstrip("0")
+        share = int(fraction[: _MAX_DIGITS + 1] or 0) * _UNITS[unit]
+        if len(fraction) > _MAX_DIGITS or share % 10 ** len(fraction):
+            raise scanner.fault(point, "that is not a whole number of tokens")
+        tokens += share // 10 ** len(fraction)
+    if tokens < 1:
+        raise scanner.fault(begin, "a length is at least 1")
+    if tokens > MAX_LENGTH_TOKENS:
+        raise scanner.fault(begin, f"a length is at most {MAX_LENGTH_TOKENS >> 20}m")
+    return tokens
+
+
+def _factor(scanner: _Scanner) -> float:
+    begin = scanner.at
+    factor = float(scanner.match(_FACTOR, "a factor")[0])
+    if factor <= 1:
+        raise scanner.fault(begin, "a factor is above 1")
+    return min(factor, 2.0 * MAX_LENGTH_TOKENS)  # from there on it only skips to the end
+
+
+def _count(scanner: _Scanner) -> int:
+    begin = scanner.at
+    count = _whole(scanner.match(_COUNT, "a number of points, x or +")[0])
+    if not 2 <= count <= MAX_LENGTHS:
+        raise scanner.fault(begin, f"a range has 2 to {MAX_LENGTHS:,} points")
+    return count
+
+
+def _whole(digits: str) -> int:
+    """The number, or some number that is too large: Python refuses to read thousands of digits."""
+    digits = digits.lstrip("0")
+    return int(digits or 0) if len(digits) <= _MAX_DIGITS else 10**_MAX_DIGITS
+
+
+def _multiplied(start: int, end: int, factor: float) -> Iterator[int]:
+    value = float(start)
+    while round(value) < end:
+        yield round(value)
+        value *= factor
+    yield end
+
+
+def _points(start: int, end: int, count: int) -> Iterator[int]:
+    """Geometric points, inner ones at a multiple of 64 unless that would leave the range."""
+    yield start
+    for index in range(1, count - 1):
+        value = start * (end / start) ** (index / (count - 1))
+        rounded = round(value / _ROUND_TO) * _ROUND_TO
+        yield rounded if start < rounded < end else round(value)
+    yield end
+
+
+def _shown(text: str) -> str:
+    return "".join(sign if sign.isprintable() else "?" for sign in text)

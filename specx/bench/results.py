@@ -1,0 +1,59 @@
+"""What a journal holds, as the ``specx.bench/1`` object.
+
+In: a setup and its journal. Out: the object that tables, plots, exports and comparisons are made
+from. It does not know how samples were taken.
+"""
+
+from specx.bench.journal import Finished
+from specx.bench.plan import Plan
+from specx.bench.record import Object, Sample
+from specx.bench.report import bench_object
+
+
+def judged(plan: Plan, finished: Finished) -> list[Sample]:
+    """The samples in the plan's order, each compared with plain decoding where there is a run."""
+    samples = []
+    for cell in plan.cells():
+        sample = finished.samples.get(cell)
+        if sample is None:
+            continue
+        plain = finished.samples.get(cell.model_copy(update={"mode": "plain"}))
+        if plan.verify and plain is not None and plain is not sample:
+            sample = sample.model_copy(
+                update={
+                    "equal": sample.tokens == plain.tokens,
+                    "first_difference": finished.differences.get(cell),
+                }
+            )
+        samples.append(sample)
+    return samples
+
+
+def result_object(
+    plan: Plan,
+    finished: Finished,
+    *,
+    environment: Object,
+    build: Object,
+    elapsed_s: float,
+    stopped: str = "",
+) -> Object:
+    """The whole bench so far; cells that are neither measured nor impossible are missing too.
+
+    ``stopped``: why the run ended early, "" when it did not.
+    """
+    missing = [
+        (cell, finished.missing.get(cell, stopped or "not run"))
+        for cell in plan.cells()
+        if cell not in finished.samples
+    ]
+    header = {
+        "schema": "specx.bench/1",
+        "specx": build,
+        "created": finished.created,
+        "elapsed_s": elapsed_s,
+        "finished": not missing and not stopped,
+        "plan": plan.as_object(),
+        "env": environment,
+    }
+    return bench_object(header, judged(plan, finished), list(finished.floors.values()), missing)

@@ -1,0 +1,218 @@
+"""Runs the cells of a plan in order and keeps each sample as soon as it is there.
+
+In: a plan, texts, a way to load a preset, a journal. Out: events while it works; the journal holds
+the rest. It does not know engines, screens or what the numbers mean.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from specx.bench.journal import Journal
+from specx.bench.plan import Plan
+from specx.bench.record import Cell, Sample
+from specx.bench.subject import Interrupted, Subject
+from specx.bench.variants import Variant
+from specx.errors import ResourceError
+from specx.text import Prompt
+
+_LONG_RUN_S = 60.0  # a run that is worth measuring the hardware twice
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """A preset's weights are about to be read."""
+
+    preset: str
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A cell is about to run; ``is_warmup``: its time will be thrown away."""
+
+    cell: Cell
+    is_warmup: bool
+    done: int
+    total: int
+    left_s: float | None  # predicted time of the cells that are left; None: nothing known yet
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A cell is in the journal."""
+
+    sample: Sample
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """A cell that cannot be run, and why."""
+
+    cell: Cell
+    reason: str
+
+
+Event = Loading | Running | Measured | Missed
+
+
+class Runner:
+    """One pass over a plan. ``stopped`` says why it ended early: "", "budget", "interrupted"."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        variants: Mapping[str, Variant],
+        texts: Sequence[str],
+        load: Callable[[str], Subject],
+        journal: Journal,
+        *,
+        budget_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``load`` opens a preset of the plan by name; one at a time is held."""
+        self._plan, self._variants, self._texts = plan, variants, texts
+        self._load, self._journal, self._budget_s, self._clock = load, journal, budget_s, clock
+        self._subject: Subject | None = None
+        self._began = clock()
+        self._before_s = journal.finished.elapsed_s
+        self._costs_s: dict[tuple[str, str, int], float] = {}  # newest duration by mode and length
+        self._warm: set[tuple[str, str, int]] = set()
+        self._done = sum(self._is_known(cell) for cell in plan.cells())
+        self._is_cancelled = False
+        self.stopped = ""
+
+    @property
+    def elapsed_s(self) -> float:
+        """Running time of the bench, earlier sessions of the journal included."""
+        return self._before_s + self._clock() - self._began
+
+    def cancel(self) -> None:
+        """End after the step under way; safe from a signal handler."""
+        self._is_cancelled = True
+        if self._subject is not None:
+            self._subject.cancel()
+
+    def run(self) -> Iterator[Event]:
+        """Every cell that the journal does not have yet. Raises ``SpecxError``."""
+        try:
+            for preset in self._plan.presets:
+                groups = [
+                    [cell for cell in group if not self._is_known(cell)]
+                    for group in self._plan.groups(preset.name)
+                ]
+                if not any(groups) and self._has_floors(preset.name):
+                    continue
+                yield Loading(preset.name)
+                self._subject = self._load(preset.name)
+                if self._is_cancelled:
+                    raise Interrupted
+                self._measure_floors(self._subject, again=False)
+                for group in groups:
+                    if group:
+                        yield from self._group(self._subject, group)
+                if self._clock() - self._began > _LONG_RUN_S:
+                    # What slowed this machine at the start must not stay as its floor.
+                    self._measure_floors(self._subject, again=True)
+                self._subject = None
+        except Interrupted:
+            self.stopped = "interrupted"
+        except _BudgetSpent:
+            self.stopped = "budget"
+
+    def _group(self, subject: Subject, group: list[Cell]) -> Iterator[Event]:
+        """Cells with one prompt, and then the comparison with plain decoding."""
+        first = group[0]
+        prompt = subject.prompt(self._texts[first.document], first.length)
+        for cell in group:
+            if prompt is None:
+                yield self._miss(cell, "the document is too short")
+                continue
+            self._check_budget(cell)
+            yield from self._cell(subject, cell, prompt)
+        if prompt is not None and self._plan.verify:
+            self._compare(subject, group, prompt)
+
+    def _cell(self, subject: Subject, cell: Cell, prompt: Prompt) -> Iterator[Event]:
+        variant, key = self._variants[cell.mode], self._key(cell)
+        try:
+            for _ in range(self._plan.warmup if key not in self._warm else 0):
+                yield self._running(cell, is_warmup=True)
+                began = self._clock()
+                subject.run(cell, variant, prompt)
+                self._costs_s[key] = self._clock() - began
+            self._warm.add(key)
+            yield self._running(cell, is_warmup=False)
+            began = self._clock()
+            sample = subject.run(cell, variant, prompt)
+            self._costs_s[key] = self._clock() - began
+        except ResourceError as error:
+            yield self._miss(cell, error.reason or error.message)
+            return
+        self._done += 1
+        self._journal.sample(sample, self.elapsed_s)
+        yield Measured(sample, self._done, self._plan.size)
+
+    def _compare(self, subject: Subject, group: list[Cell], prompt: Prompt) -> None:
+        """Where an output is not plain decoding's, find the first token and its margin."""
+        samples = self._journal.finished.samples
+        plain = samples.get(group[0].model_copy(update={"mode": "plain"}))
+        for cell in group:
+            sample = samples.get(cell)
+            if plain is None or sample is None or sample.tokens == plain.tokens:
+                continue
+            found = subject.difference(prompt, plain.tokens, sample.tokens)
+            if found is not None:
+                self._journal.difference(cell, found)
+
+    def _measure_floors(self, subject: Subject, *, again: bool) -> None:
+        for length in self._plan.lengths:
+            self._journal.floor(subject.floor(length, again=again))
+
+    def _has_floors(self, preset: str) -> bool:
+        floors = self._journal.finished.floors
+        return all((preset, length) in floors for length in self._plan.lengths)
+
+    def _is_known(self, cell: Cell) -> bool:
+        finished = self._journal.finished
+        return cell in finished.samples or cell in finished.missing
+
+    def _miss(self, cell: Cell, reason: str) -> Missed:
+        self._journal.missing(cell, reason)
+        self._done += 1
+        return Missed(cell, reason)
+
+    def _check_budget(self, cell: Cell) -> None:
+        if self._budget_s is None:
+            return
+        spent_s = self._clock() - self._began
+        runs = 1 if self._key(cell) in self._warm else 1 + self._plan.warmup
+        if spent_s + runs * (self._predicted_s(cell) or 0.0) > self._budget_s:
+            raise _BudgetSpent
+
+    def _running(self, cell: Cell, *, is_warmup: bool) -> Running:
+        left = [each for each in self._plan.cells() if not self._is_known(each)]
+        cold = {self._key(each): each for each in left if self._key(each) not in self._warm}
+        runs = [*left, *self._plan.warmup * list(cold.values())]
+        known = [seconds for each in runs if (seconds := self._predicted_s(each)) is not None]
+        left_s = sum(known) if known and len(known) == len(runs) else None
+        return Running(cell, is_warmup, self._done, self._plan.size, left_s)
+
+    @staticmethod
+    def _key(cell: Cell) -> tuple[str, str, int]:
+        """What runs of one cost have in common."""
+        return cell.preset, cell.mode, cell.length
+
+    def _predicted_s(self, cell: Cell) -> float | None:
+        """What this mode took at this length, else another mode there, else by proportion."""
+        costs = self._costs_s
+        own = costs.get(self._key(cell))
+        if own is not None or not costs:
+            return own
+        nearest = min(costs, key=lambda key: abs(key[2] - cell.length))
+        return costs[nearest] * cell.length / nearest[2]
+
+
+class _BudgetSpent(Exception):
+    """The next cell would end after the budget."""

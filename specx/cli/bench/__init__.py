@@ -1,0 +1,1 @@
+"""``specx bench``: options, progress, tables on a terminal, exports."""

@@ -1,0 +1,1 @@
+"""``specx compare``: runs of one document side by side, or two saved benches."""

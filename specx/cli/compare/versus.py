@@ -1,0 +1,297 @@
+"""The live view of ``specx compare``: one column a run, its rates and the end of its text.
+
+Goes in: the events of a race. Comes out: a frame on stderr, redrawn ten times a second at most,
+whose last state stays. Runs take turns (they would share one processor), so one column moves at
+a time and the others wait or are finished. It does not know engines, and what models write is
+only ever text to it: no markup, no control characters.
+"""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from specx.bench.wording import number, times
+from specx.cli.progress import REDRAW_S, Progress
+from specx.cli.terminal import one_line, printable
+from specx.cli.view import fold
+from specx.compare import Began, Ended, Progressed, Run, rates, speedup
+from specx.core.stats import GenerationStats, Prefill
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    from specx.compare import Event
+
+FEWEST_ROWS = 12  # of a terminal that has room for columns
+_COLUMN_CELLS = 16  # a narrower column holds no line of text; then runs stand below each other
+_MOST_TEXT_ROWS = 16
+_FINAL_TEXT_ROWS = 4
+_GAP = 3  # between columns: space, rule, space
+_ECHO_CELLS = 4  # room for the terminal's own ^C behind the last line, which must not wrap
+_WAITING = "waiting"
+_WIDEST = "1,234 tok/s · 12.34 tok/step · 1.23x · equal"
+
+
+class Display(Protocol):
+    """Where the events of a race are shown."""
+
+    def show(self, event: "Event") -> None:
+        """Something has happened."""
+
+    def close(self) -> None:
+        """Nothing more will; may be called at any time, and again."""
+
+
+class OneByOne:
+    """The display of a single run, once for each: for a log, a pipe, or a small terminal."""
+
+    def __init__(self, titles: Sequence[str], make: Callable[[str], Progress]) -> None:
+        self._titles = titles
+        self._make = make
+        self._progress: Progress | None = None
+
+    def show(self, event: "Event") -> None:
+        """A bar while reading, then a line."""
+        if isinstance(event, Began):
+            self.close()
+            self._progress = self._make(one_line(self._titles[event.index]))
+            if event.phase != "reading":
+                self._progress.busy(f"{event.phase}: {one_line(self._titles[event.index])}")
+        elif isinstance(event, Ended) or self._progress is None:
+            self.close()
+        elif isinstance(event.event, Prefill):
+            self._progress.prefill(event.event)
+        else:
+            self._progress.step(event.event.stats)
+
+    def close(self) -> None:
+        """Wipe it."""
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+
+
+class Column:
+    """What one run shows: its state in a few words, and its text by rows of a given width."""
+
+    def __init__(self, title: str) -> None:
+        self.title = one_line(title)
+        self.state = _WAITING
+        self.is_running = False
+        self._text = ""
+        self._rows: list[str] = []  # wrapped, and complete: a later row has begun
+        self._open = ""  # the last row, which may still grow
+        self._width = 0
+
+    def add(self, text: str) -> None:
+        """More of the run's text."""
+        shown = printable(text).expandtabs(4)
+        self._text += shown
+        self._open += shown
+
+    def tail(self, width: int, rows: int) -> list[str]:
+        """The last ``rows`` rows of the text. Only what is new gets wrapped, unless the width
+        has changed."""
+        if width != self._width:
+            self._width, self._rows, self._open = width, [], self._text
+        *complete, last = self._open.split("\n")
+        for paragraph in complete:
+            self._rows += _wrapped(paragraph, width)
+        *full, last = _wrapped(last, width)
+        self._rows += full
+        self._open = last
+        shown = [*self._rows, last][-rows:] if rows > 0 else []
+        return [row.rstrip() for row in shown]
+
+
+class Columns:
+    """Side by side on a terminal, in place; below each other where that is too narrow."""
+
+    def __init__(self, console: "Console", titles: Sequence[str], subject: str) -> None:
+        self._console = console
+        self._columns = [Column(title) for title in titles]
+        self._subject = one_line(subject)
+        self._first: Run | None = None
+        self._live: Live | None = None
+        self._drawn_s = 0.0
+        self._number = 0
+
+    def show(self, event: "Event") -> None:
+        """Take it in; draw if it is time, or if a run has entered another phase."""
+        column = self._columns[event.index]
+        self._number = event.index
+        if isinstance(event, Began):
+            column.state, column.is_running = event.phase, True
+            self._draw(is_due=True)
+        elif isinstance(event, Ended):
+            self._first = self._first or event.run
+            column.state, column.is_running = _result_state(event.run, self._first), False
+            self._draw(is_due=True)
+        else:
+            self._take(column, event)
+            self._draw(is_due=time.monotonic() - self._drawn_s >= REDRAW_S)
+
+    def close(self) -> None:
+        """The last state stays, with fewer rows of text, so that the table below is near."""
+        if self._live is not None:
+            live, self._live = self._live, None
+            for column in self._columns:
+                if column.is_running or column.state == _WAITING:
+                    column.state = "stopped" if column.is_running else "not run"
+                column.is_running = False
+            live.update(self._frame(is_final=True))
+            live.stop()
+
+    def _take(self, column: Column, event: Progressed) -> None:
+        step = event.event
+        if isinstance(step, Prefill):
+            column.state = f"reading {step.done_tokens:,} of {step.total_tokens:,}"
+        else:
+            column.state = _state(step.stats)
+            column.add(step.text)
+
+    def _draw(self, *, is_due: bool) -> None:
+        if not is_due:
+            return
+        from rich.live import Live
+
+        self._drawn_s = time.monotonic()
+        if self._live is None:
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                redirect_stdout=False,
+                redirect_stderr=False,
+                vertical_overflow="crop",
+            )
+            self._live.start()
+        self._live.update(self._frame(is_final=False), refresh=True)
+
+    def _frame(self, *, is_final: bool) -> "RenderableType":
+        from rich.console import Group
+        from rich.text import Text
+
+        size = self._console.size
+        width = (size.width - 2 - _GAP * (len(self._columns) - 1)) // len(self._columns)
+        is_wide = width >= _COLUMN_CELLS
+        state_rows = len(fold(_WIDEST, width)) if is_wide else len(self._columns)
+        spare = size.height - state_rows - (4 if is_wide else 3)
+        rows = min(spare, _FINAL_TEXT_ROWS if is_final else _MOST_TEXT_ROWS)
+        body = (
+            self._side_by_side(width, state_rows, rows, is_final=is_final)
+            if is_wide
+            else self._stacked(size.width, rows, is_final=is_final)
+        )
+        if is_final:
+            return Group(body, Text())
+        foot = f"run {self._number + 1} of {len(self._columns)} · {self._subject}"
+        last = Text(foot, style="dim", no_wrap=True)
+        last.truncate(max(size.width - _ECHO_CELLS, 1), overflow="ellipsis")
+        return Group(body, last)
+
+    def _side_by_side(self, width: int, state_rows: int, rows: int, *, is_final: bool) -> "Table":
+        from rich import box
+        from rich.table import Table
+
+        grid = Table(box=box.MINIMAL, show_edge=False, pad_edge=True, padding=(0, 1))
+        for column in self._columns:
+            grid.add_column(_title(column, width), width=width, no_wrap=True)
+        grid.add_row(*(_state_lines(column, width, state_rows) for column in self._columns))
+        tails = [column.tail(width, rows) for column in self._columns]
+        if is_final:
+            rows = max(map(len, tails))
+        grid.add_row(*(_lines(tail, rows) for tail in tails))
+        return grid
+
+    def _stacked(self, width: int, rows: int, *, is_final: bool) -> "RenderableType":
+        from rich.console import Group
+        from rich.text import Text
+
+        lines: list[RenderableType] = []
+        for column in self._columns:
+            line = Text.assemble(_title(column, width), "  ", column.state, no_wrap=True)
+            line.truncate(width - 1, overflow="ellipsis")
+            lines.append(line)
+        if not is_final:
+            tail = self._columns[self._number].tail(width - 1, rows)
+            lines += [Text("─" * (width - 1), style="dim"), _lines(tail, rows)]
+        return Group(*lines)
+
+
+def _state(stats: GenerationStats) -> str:
+    rate = rates(stats)["decode_tok_s"]
+    parts = [f"{number(rate)} tok/s" if rate else f"{stats.new_tokens} tok"]
+    if stats.steps:
+        parts.append(f"{stats.tokens_per_step:.2f} tok/step")
+    return " · ".join(parts)
+
+
+def _result_state(run: Run, first: Run) -> str:
+    parts = [_state(run.result.stats)]
+    if (ratio := speedup(run, first)) is not None:
+        parts.append(times(ratio))
+    if run.result.finish_reason == "interrupted":
+        parts.append("interrupted")
+    elif run.equal is not None:
+        parts.append("equal" if run.equal else "differs")
+    return " · ".join(parts)
+
+
+def _title(column: Column, width: int) -> "Text":
+    from rich.text import Text
+
+    title = Text(column.title, style="bold cyan" if column.is_running else "bold", no_wrap=True)
+    title.truncate(width, overflow="ellipsis")
+    return title
+
+
+def _state_lines(column: Column, width: int, rows: int) -> "Text":
+    from rich.text import Text
+
+    lines = fold(column.state, width)[:rows]
+    style = "cyan" if column.is_running else "dim" if column.state == _WAITING else ""
+    return Text("\n".join([*lines, *[""] * (rows - len(lines))]), style=style, no_wrap=True)
+
+
+def _lines(lines: Sequence[str], rows: int) -> "Text":
+    from rich.text import Text
+
+    return Text("\n".join([*lines, *[""] * (rows - len(lines))]), no_wrap=True)
+
+
+def _wrapped(paragraph: str, width: int) -> list[str]:
+    """Rows of at most ``width`` cells and blanks behind them; the last one may still grow."""
+    from rich.cells import cell_len
+
+    rows, cells = [""], 0
+    for piece in re.findall(r"\s+|\S+", paragraph):
+        needed = cell_len(piece)
+        if not piece.isspace() and cells + needed > width:
+            if cells:
+                rows.append("")
+                cells = 0
+            if needed > width:  # no blank to break at, as in Chinese or in a URL
+                *full, piece = _folded(piece, width)
+                rows[-1:] = [*full, ""]
+                needed = cell_len(piece)
+        rows[-1] += piece
+        cells += needed
+    return rows
+
+
+def _folded(word: str, width: int) -> list[str]:
+    from rich.cells import cell_len
+
+    rows, cells = [""], 0
+    for sign in word:
+        needed = cell_len(sign)
+        if cells + needed > width and rows[-1]:
+            rows.append("")
+            cells = 0
+        rows[-1] += sign
+        cells += needed
+    return rows

@@ -1,0 +1,1 @@
+"""Seeing the method work: ``--show``, ``--trace`` and ``specx trace``."""

@@ -1,0 +1,104 @@
+"""The machine, the libraries and the source tree that a result was made with.
+
+In: a device name. Out: a flat mapping for the JSON output, and the commit of the source tree. It
+knows no models and no results. Only called around a run, so torch is loaded by then.
+"""
+
+import functools
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_GIT_S = 5.0  # a slow disk must not hold up a result
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Facts as the JSON outputs list them; None where they do not apply or are not known."""
+    import torch
+
+    on_gpu = device.startswith("cuda")
+    return {
+        "device": device,
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "driver": driver_version() if on_gpu else None,
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": _version("transformers"),
+        "python": platform.python_version(),
+        "os": platform.platform(terse=True),
+    }
+
+
+def driver_version() -> str | None:
+    """Version of the NVIDIA driver; None without NVML (package nvidia-ml-py) or without a GPU."""
+    try:
+        import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        found = pynvml.nvmlSystemGetDriverVersion()
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+    return found.decode() if isinstance(found, bytes) else str(found)
+
+
+@functools.cache
+def source_commit(package: Path = Path(__file__).parent) -> str | None:
+    """Abbreviated git commit of the source tree that specx runs from; None in an installed wheel.
+
+    With ``+changes`` behind it where files of the package differ from that commit.
+    """
+    # A wheel inside somebody's work tree is not part of it: git must know the package's files.
+    if _git(package, "ls-files", "--error-unmatch", "--", "__init__.py") is None:
+        return None
+    commit = _git(package, "rev-parse", "--short", "HEAD")
+    if not commit:
+        return None
+    changes = _git(package, "status", "--porcelain", "--", ".")
+    return commit + ("+changes" if changes else "")
+
+
+def _git(directory: Path, *words: str) -> str | None:
+    """What a git command prints; None where it fails or there is no git."""
+    # Inside a git hook the environment names another repository.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(directory), *words],
+            capture_output=True,
+            env={**inherited, "GIT_OPTIONAL_LOCKS": "0"},  # do not write to the index
+            stdin=subprocess.DEVNULL,
+            timeout=_GIT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    text = done.stdout.decode("utf-8", errors="replace").strip()
+    return text if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine()) or f"{os.cpu_count()} cores"

@@ -1,0 +1,129 @@
+"""A recorded run as one HTML page that needs nothing else: no network, no specx.
+
+Goes in: a checked ``Trace``, whose texts nobody vouches for. Comes out: a page. It does not know
+files or screens; ``page.html`` is the template.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from importlib.resources import files
+from typing import Any
+
+from specx.trace.read import Trace
+from specx.trace.records import Step, Tree
+
+_PLACE = re.compile(r"\{\{([a-z]+)\}\}")
+_STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
+_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_PHASES = ("draft", "verify", "accept", "commit", "retrieve", "host")
+
+
+def trace_page(trace: Trace) -> str:
+    """The page. Script and style are allowed by their hashes alone; all data stays data."""
+    template = (files("specx.trace") / "page.html").read_text(encoding="utf-8")
+    style, script = (pattern.findall(template)[0] for pattern in (_STYLE, _SCRIPT))
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            f"style-src '{_hash(style)}'",
+            f"script-src '{_hash(script)}'",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+    values = {
+        "policy": policy,
+        "title": _escaped(trace.header.title),
+        "text": _escaped(trace.text),
+        "data": _embedded(page_data(trace)),
+    }
+    # One pass: a document that contains "{{data}}" stays as it is.
+    return _PLACE.sub(lambda place: values[place[1]], template)
+
+
+def page_data(trace: Trace) -> dict[str, Any]:
+    """What the page's script reads: short keys for what comes with every step."""
+    header, stats = trace.header, trace.stats()
+    texts: dict[str, int] = {}
+    steps = [_step(step, texts) for step in trace.steps]
+    return {
+        "title": header.title,
+        "command": header.command,
+        "version": header.specx.version,
+        "created": header.created,
+        "preset": header.preset.name,
+        "mode": header.mode,
+        "device": header.device,
+        "dtype": header.dtype,
+        "temperature": header.sampling.temperature,
+        "prompt_tokens": header.prompt_tokens,
+        "chunk_tokens": header.chunk_tokens,
+        "sink_chunks": header.retrieval.sink_chunks,
+        "recent_chunks": header.retrieval.recent_chunks,
+        "note": header.note,
+        "chunks": header.chunks,
+        "ticks": [[mark.chunk, mark.kind, mark.label] for mark in header.ticks],
+        "read_s": trace.prefill[-1].elapsed_s if trace.prefill else 0.0,
+        "phases": list(_PHASES),
+        "texts": list(texts),
+        "steps": steps,
+        "finish_reason": None if trace.end is None else trace.end.finish_reason,
+        "mode_reason": "" if trace.end is None else trace.end.mode_reason,
+        "warnings": list(trace.warnings),
+        "totals": {
+            "new_tokens": stats.new_tokens,
+            "steps": len(stats.steps),
+            "tokens_per_step": stats.tokens_per_step,
+            "accepted_per_step": stats.accepted_per_step,
+            "prefill_s": stats.prefill_s,
+            "prefill_tok_s": stats.prefill_tokens_per_s,
+            "decode_s": stats.decode_s,
+            "decode_tok_s": stats.decode_tokens_per_s,
+        },
+    }
+
+
+def _step(step: Step, texts: dict[str, int]) -> dict[str, Any]:
+    times = step.times_s
+    return {
+        "p": [[piece.text, int(piece.accepted)] for piece in step.pieces],
+        "n": step.new_tokens,
+        "a": step.accepted,
+        "t": None if step.tree is None else _tree(step.tree, texts),
+        "r": step.retrieved,
+        "c": step.draft_context_tokens,
+        "ms": None
+        if times is None
+        else [round(1000 * float(getattr(times, phase)), 3) for phase in _PHASES],
+        "s": step.elapsed_s,
+    }
+
+
+def _tree(tree: Tree, texts: dict[str, int]) -> dict[str, Any]:
+    """Nodes with their texts by number; the target's own token is the last node."""
+    known = [texts.setdefault(text, len(texts)) for text in (*tree.texts, tree.bonus.text)]
+    return {
+        "x": known,
+        "i": [*tree.ids, tree.bonus.id],
+        "u": [*tree.parents, tree.path[-1]],
+        "path": tree.path,
+    }
+
+
+def _embedded(value: Any) -> str:
+    """JSON that no parser of HTML can mistake for anything else."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _escaped(text: str) -> str:
+    return html.escape(_CONTROL.sub("\ufffd", text))
+
+
+def _hash(code: str) -> str:
+    digest = hashlib.sha256(code.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"

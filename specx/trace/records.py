@@ -1,0 +1,250 @@
+"""The records of ``specx.trace/1``: one for each kind of line, checked by pydantic.
+
+Goes in: JSON of unknown origin, or values. Comes out: frozen records. They know neither files nor
+engines nor each other's order; see ``trace``.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from specx.core import stats as core
+from specx.core.config import RetrievalConfig, SamplingConfig
+from specx.trace.docmap import DocumentMap, Tick
+
+Count = Annotated[int, Field(ge=0, lt=1 << 40)]
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+Chunk = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+class _Record(BaseModel):
+    # Unknown keys are let pass: a later specx may add some within version 1.
+    model_config = ConfigDict(frozen=True, extra="ignore", serialize_by_alias=True)
+
+
+class Program(_Record):
+    """The program that wrote the trace."""
+
+    version: str
+
+
+class PresetName(_Record):
+    """The preset by name, and the SHA-256 of all its settings."""
+
+    name: str
+    sha256: str
+
+
+class Input(_Record):
+    """The document. ``name`` is the file's, without directories."""
+
+    name: str
+    format: str
+    bytes: Count
+    sha256: str
+    tokens: Count
+
+
+class Mark(_Record):
+    """A heading or page that begins in a chunk."""
+
+    chunk: Chunk
+    kind: Literal["heading", "page"]
+    label: str
+
+
+class Retrieval(_Record):
+    """Which chunks the draft keeps: some from the start, some from the end, the best others."""
+
+    top_chunks: Count
+    sink_chunks: Count
+    recent_chunks: Annotated[int, Field(ge=1, lt=1 << 31)]
+    every_steps: Annotated[int, Field(ge=1, lt=1 << 31)]
+
+
+class Header(_Record):
+    """What stays the same in a run. ``chunks`` has the text of every ``chunk_tokens`` tokens."""
+
+    schema_name: Literal["specx.trace/1"] = Field(alias="schema")
+    kind: Literal["header"]
+    specx: Program
+    created: str
+    command: str
+    preset: PresetName
+    mode: str
+    device: str
+    dtype: str
+    sampling: SamplingConfig
+    max_tokens: Count
+    stop: list[str]
+    ignore_eos: bool
+    input: Input | None
+    prompt_tokens: Annotated[int, Field(ge=1, lt=1 << 31)]
+    chunk_tokens: Annotated[int, Field(ge=1, lt=1 << 31)]
+    chunks: list[str]
+    ticks: list[Mark]
+    retrieval: Retrieval
+    note: str = ""  # why nothing is retrieved
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        chunks = -(-self.prompt_tokens // self.chunk_tokens)
+        _require(len(self.chunks) == chunks, f"there must be {chunks} chunks")
+        places = [mark.chunk for mark in self.ticks]
+        _require(places == sorted(places), "ticks must be in the order of the text")
+        _require(all(place < chunks for place in places), "a tick stands behind the last chunk")
+        return self
+
+    @property
+    def title(self) -> str:
+        """What the run is about, for people."""
+        return "a question" if self.input is None else self.input.name
+
+    def document_map(self) -> DocumentMap:
+        """The prompt's map, as ``docmap`` made it."""
+        ticks = tuple(Tick(mark.chunk, mark.kind, mark.label) for mark in self.ticks)
+        config = RetrievalConfig(
+            chunk_tokens=self.chunk_tokens, **self.retrieval.model_dump(mode="python")
+        )
+        return DocumentMap(tuple(self.chunks), ticks, config)
+
+
+class Prefill(_Record):
+    """The prompt has been read this far."""
+
+    kind: Literal["prefill"]
+    done_tokens: Count
+    total_tokens: Count
+    elapsed_s: Seconds
+
+
+class Piece(_Record):
+    """Text that a step added; ``accepted``: the draft guessed it, else it is the target's own."""
+
+    text: str
+    accepted: bool
+
+
+class Token(_Record):
+    """A token by id and text."""
+
+    id: TokenId
+    text: str
+
+
+class Tree(_Record):
+    """The tree of a step: node 0 is the last committed token, ``path`` the accepted guesses."""
+
+    ids: list[TokenId]
+    texts: list[str]
+    parents: list[Count]
+    path: list[Count]
+    bonus: Token
+
+    @model_validator(mode="after")
+    def _is_a_tree(self) -> Self:
+        nodes = len(self.ids)
+        _require(nodes > 0, "a tree needs a root")
+        _require(len(self.texts) == len(self.parents) == nodes, "every node needs text and parent")
+        _require(self.parents[0] == 0, "the root must be its own parent")
+        later = all(self.parents[node] < node for node in range(1, nodes))
+        _require(later, "a parent must stand before its children")
+        _require(self.path[:1] == [0], "the path must start at the root")
+        _require(max(self.path) < nodes, "the path leads out of the tree")
+        steps = zip(self.path, self.path[1:], strict=False)
+        _require(all(b > 0 and self.parents[b] == a for a, b in steps), "the path has a gap")
+        return self
+
+
+class StepTimes(_Record):
+    """Seconds of a step by phase; ``draft_levels`` is part of ``draft``."""
+
+    draft: Seconds
+    draft_levels: list[Seconds]
+    verify: Seconds
+    accept: Seconds
+    commit: Seconds
+    retrieve: Seconds
+    host: Seconds
+
+
+class Step(_Record):
+    """A verify step. Step 0 is the first token, which the prefill yields: no tree, no times."""
+
+    kind: Literal["step"]
+    number: Count
+    pieces: list[Piece]
+    new_tokens: Count
+    nodes: Count
+    accepted: Count
+    tree: Tree | None
+    retrieved: list[Chunk] | None
+    draft_context_tokens: Count
+    times_s: StepTimes | None
+    elapsed_s: Seconds
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        found = self.retrieved or []
+        _require(found == sorted(set(found)), "retrieved chunks must be increasing")
+        if self.tree is not None:
+            _require(self.nodes == len(self.tree.ids), "nodes must be the tree's")
+            _require(self.accepted == len(self.tree.path) - 1, "accepted must be the path's")
+        return self
+
+    def stats(self) -> core.StepStats | None:
+        """The step as the statistics know it; None for step 0."""
+        times = self.times_s
+        if times is None:
+            return None
+        return core.StepStats(
+            nodes=self.nodes,
+            depth=0,
+            accepted=self.accepted,
+            new_tokens=self.new_tokens,
+            draft_s=times.draft,
+            draft_levels_s=tuple(times.draft_levels),
+            verify_s=times.verify,
+            accept_s=times.accept,
+            commit_s=times.commit,
+            retrieve_s=times.retrieve,
+            host_s=times.host,
+            draft_context_tokens=self.draft_context_tokens,
+        )
+
+
+class Totals(_Record):
+    """Sums over the run. Seconds and bytes."""
+
+    prompt_tokens: Count
+    new_tokens: Count
+    steps: Count
+    accepted: Count
+    prefill_target_s: Seconds
+    prefill_draft_s: Seconds
+    tune_s: Seconds
+    ttft_s: Seconds
+    decode_s: Seconds
+    total_s: Seconds
+    peak_bytes: Annotated[int, Field(ge=0, lt=1 << 60)]
+
+
+class End(_Record):
+    """The run has ended in good order."""
+
+    kind: Literal["end"]
+    finish_reason: core.FinishReason
+    text: str
+    mode_reason: str = ""
+    totals: Totals
+    elapsed_s: Seconds
+
+
+#: Any line; ``kind`` says which.
+Line = Annotated[Header | Prefill | Step | End, Field(discriminator="kind")]
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise ValueError(problem)

@@ -1,0 +1,131 @@
+"""From fake runs to the finished object and its table, number by number.
+
+``UPDATE_SNAPSHOTS=1`` rewrites the files in ``snapshots``; read the difference before you
+commit it.
+"""
+
+import json
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from specx.bench.record import Object
+from specx.bench.results import result_object
+from specx.bench.tables import to_markdown
+from tests.bench.fakes import BUILD, ENVIRONMENT, Bench, new_journal, plan
+
+_SNAPSHOTS = Path(__file__).parent / "snapshots"
+
+
+def _bench(path: Path, **changes: Any) -> Object:
+    of = plan(**changes)
+    bench = Bench(of, new_journal(path, of))
+    bench.subject().wrong = frozenset({"spec"})
+    bench.events()
+    assert bench.runner is not None
+    return result_object(
+        of,
+        bench.journal.finished,
+        environment=ENVIRONMENT,
+        build=BUILD,
+        elapsed_s=bench.runner.elapsed_s,
+        stopped=bench.runner.stopped,
+    )
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Object:
+    return _bench(tmp_path_factory.mktemp("bench") / "journal.jsonl", documents=3)
+
+
+def _check(name: str, text: str) -> None:
+    path = _SNAPSHOTS / name
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def test_the_json_is_the_snapshot(found: Object) -> None:
+    # Sums of floats may differ in the last digit between machines.
+    rounded = json.loads(json.dumps(found), parse_float=lambda text: round(float(text), 9))
+    _check("bench.json", json.dumps(rounded, indent=1) + "\n")
+
+
+def test_the_table_is_the_snapshot(found: Object) -> None:
+    _check("bench.md", to_markdown(found, profile=True))
+
+
+def test_the_object_fits_its_schema(found: Object) -> None:
+    schema = json.loads((files("specx") / "schemas" / "bench.schema.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(found)))
+
+
+def test_rates_and_speedups_by_hand(found: Object) -> None:
+    """plain: 8 tokens in 8 × 0.1 s; spec: 8 in 4 × 0.25 s; specx: 8 in 2 × 0.2 s."""
+    rows = {(cell["mode"], cell["length"]): cell["summary"] for cell in found["cells"]}
+    assert rows["plain", 1000]["decode_tok_s"]["high"] == pytest.approx(8 / 0.8)
+    assert rows["spec", 1000]["decode_tok_s"]["high"] == pytest.approx(8 / 1.0)
+    assert rows["specx", 2000]["decode_tok_s"]["high"] == pytest.approx(8 / 0.4)
+    assert rows["plain", 1000]["speedup"] is None
+    assert rows["spec", 1000]["speedup"]["value"] == pytest.approx(0.8)
+    assert rows["specx", 1000]["speedup"]["value"] == pytest.approx(2.0)
+    assert rows["specx", 1000]["speedup"]["low"] == pytest.approx(2.0), "no spread, no interval"
+    assert rows["specx", 1000]["tokens_per_step"]["value"] == pytest.approx(4.0)
+    assert rows["specx", 1000]["accepted_per_step"]["value"] == pytest.approx(3.0)
+    assert rows["plain", 1000]["prefill_tok_s"]["median"] == pytest.approx(1000.0)
+    end_to_end = rows["specx", 1000]["end_to_end_speedup"]["value"]
+    by_document = [(1 + 0.8 * slow) / (1 + 0.4 * slow) for slow in (1.0, 1.1, 1.2)]
+    assert end_to_end == pytest.approx(
+        (by_document[0] * by_document[1] * by_document[2]) ** (1 / 3)
+    )
+
+
+def test_distance_from_the_floor_by_hand(found: Object) -> None:
+    """A step reads 50 MB at 1 GB/s: 50 ms; specx drafts two levels of 5 MB more: 60 ms."""
+    rows = {(cell["mode"], cell["length"]): cell["summary"] for cell in found["cells"]}
+    slower = (1.0 + 1.1 + 1.2) / 3
+    assert rows["plain", 1000]["floor"]["decode"] == pytest.approx(0.1 * slower / 0.05)
+    assert rows["specx", 1000]["floor"]["decode"] == pytest.approx(0.2 * slower / 0.06)
+    assert rows["plain", 1000]["floor"]["prefill"] == pytest.approx(1.0 / 0.5)
+
+
+def test_unequal_outputs_are_counted_and_located(found: Object) -> None:
+    rows = {cell["mode"]: cell["summary"] for cell in found["cells"] if cell["length"] == 1000}
+    assert rows["spec"]["equal"] == {"checked": 3, "equal": 0}
+    assert rows["specx"]["equal"] == {"checked": 3, "equal": 3}
+    assert rows["spec"]["first_difference"]["index"] == 2
+    assert "unequal" in {warning["code"] for warning in found["warnings"]}
+
+
+def test_a_bench_that_stopped_says_which_cells_are_missing(tmp_path: Path) -> None:
+    of = plan()
+    bench = Bench(of, new_journal(tmp_path / "j.jsonl", of), budget_s=20.0)
+    bench.events()
+    assert bench.runner is not None
+    found = result_object(
+        of,
+        bench.journal.finished,
+        environment=ENVIRONMENT,
+        build=BUILD,
+        elapsed_s=20.0,
+        stopped=bench.runner.stopped,
+    )
+    assert not found["finished"]
+    measured = sum(len(cell["samples"]) for cell in found["cells"])
+    assert len(found["missing"]) == of.size - measured > 0
+    assert {row["reason"] for row in found["missing"]} == {"budget"}
+    to_markdown(found, profile=False)
+
+
+def test_a_bench_without_any_sample_is_an_object_too() -> None:
+    from specx.bench.journal import Finished
+
+    found = result_object(
+        plan(), Finished(), environment=ENVIRONMENT, build=BUILD, elapsed_s=0.0, stopped="budget"
+    )
+    assert found["cells"] == []
+    assert not found["finished"]

@@ -1,0 +1,380 @@
+"""Tables, Markdown, CSV and JSON lines of a bench."""
+
+import csv
+import io
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specx.bench import tables, wording
+from specx.bench.record import PHASES, Cell, Sample
+from specx.bench.variants import GROUPS
+from tests.bench.objects import bench_object, with_difference, with_energy
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "a|b\nc\r\td",
+    "\x1b[31mred\x1b[0m \x1b]8;;http://x\x07link\x1b]8;;\x07 \x9b1m",
+    "`code` *bold* _it_ $x$ ![i](http://x/y.png) [l](x) \\ ~~s~~ &lt;b&gt;",
+    "\u202eevil\u2066 \u200b\ud800 \u2028",
+)
+
+FLOOR_AND_TABLE = """\
+# specx bench: pocket
+
+- floor 1,024: 5.00 ms a token = 200 tok/s plain (50 MB over 10 GB/s) · prefill 25,000 tok/s \
+(4.1 GFLOP over 0.10 TFLOP/s)
+- floor 2,048: 5.00 ms a token = 200 tok/s plain (50 MB over 10 GB/s) · prefill 25,000 tok/s \
+(8.2 GFLOP over 0.10 TFLOP/s)
+
+## Speed, compared with plain
+
+| prompt | mode  | prefill tok/s | decode tok/s | overall tok/s | speed-up over plain | tok/step \
+| acc/step | decode/floor | prefill/floor |     equal |
+| -----: | ----- | ------------: | -----------: | ------------: | ------------------- | -------: \
+| -------: | -----------: | ------------: | --------: |
+|  1,024 | plain |        10,000 |         80.0 |          65.4 | 1                   |     1.00 \
+|     0.00 |          2.5 |           2.5 |         – |
+|  1,024 | spec  |         8,889 |         92.3 |          71.3 | 1.18x [1.11, 1.25]  |     1.88 \
+|     0.88 |          3.1 |           2.8 | **2/3 !** |
+|  1,024 | specx |         8,889 |          174 |           109 | 2.23x [2.00, 2.50]  |     3.56 \
+|     2.56 |          3.1 |           2.8 |       3/3 |
+|  2,048 | plain |        10,000 |         66.7 |          48.0 | 1                   |     1.00 \
+|     0.00 |          3.0 |           2.5 |         – |
+|  2,048 | spec  |         8,889 |         76.9 |          51.2 | 1.18x [1.11, 1.25]  |     1.88 \
+|     0.88 |          3.7 |           2.8 |       3/3 |
+|  2,048 | specx |         8,889 |          145 |          72.2 | 2.23x [2.00, 2.50]  |     3.56 \
+|     2.56 |          3.7 |           2.8 |       3/3 |
+
+## Memory
+
+"""
+PROFILE = """\
+## Milliseconds of a verify step
+
+| prompt | mode  | draft 1 | draft 2 | draft 3+ | tree | verify | accept | commit | retrieve \
+| host | total | ms/token |
+| -----: | ----- | ------: | ------: | -------: | ---: | -----: | -----: | -----: | -------: \
+| ---: | ----: | -------: |
+|  1,024 | plain |       – |       – |        – |    – |   11.2 |   0.75 |      – |        – \
+| 0.50 |  12.5 |     12.5 |
+|  1,024 | spec  |    2.39 |    1.99 |     1.59 | 0.40 |   11.2 |   0.60 |   0.40 |     0.80 \
+| 0.60 |  19.9 |     10.6 |
+"""
+SETTINGS = """\
+## Settings
+
+- Example CPU, 2 threads · cpu · float32
+- specx 0.1.0 (abc1234) · torch 2.13.0 · transformers 5.23.0 · Python 3.12.1 · Linux
+- pocket: target pocket/target float32 · draft pocket/draft (lm, trained at 1,024 tokens) · sdpa \
+kernels
+- data sample: 3 documents · n = 3 a row · 1 repetition · 1 warm-up · up to 33 new tokens, end of \
+text ignored · greedy, seed 0
+- 2026-01-02 03:04 UTC · took 12.5 s
+- skipped 1 text: not JSON (1)
+- missing 1 run: budget (1)
+"""
+DIFFERENCE = (
+    "NOT EQUAL: pocket spec at 1,024: 2 of 3 texts are those of plain; first: text-1, "
+    "repetition 0, token 17 is 9, not 217, logit margin 0.0001"
+)
+
+
+def one_differs(run: Sample) -> Sample:
+    cell = run.cell
+    return (
+        with_difference(run)
+        if (cell.mode, cell.length, cell.document)
+        == (
+            "spec",
+            1024,
+            1,
+        )
+        else run
+    )
+
+
+@pytest.fixture
+def bench() -> dict[str, Any]:
+    missing = [(Cell(preset="pocket", mode="specx", length=2048, document=2, rep=0), "budget")]
+    return bench_object(
+        change=one_differs,
+        missing=missing,
+        warnings=[("busy", "other programs are running: close *them*")],
+    )
+
+
+def hostile_bench() -> dict[str, Any]:
+    """Every name that a file could bring, replaced by something that tries to get out."""
+    bench = bench_object(warnings=[("x", name) for name in HOSTILE], documents=len(HOSTILE))
+    plan, preset = bench["plan"], HOSTILE[0]
+    plan["presets"][0] |= {"name": preset, "kernels": HOSTILE[1]}
+    plan["presets"][0]["draft"]["repo"] = HOSTILE[2]
+    plan["modes"] = [*plan["modes"][:-1], HOSTILE[3]]
+    plan["data"]["name"] = HOSTILE[4]
+    bench["env"] |= {"cpu": HOSTILE[1] + HOSTILE[2], "os": "</style></script>"}
+    for document, name in zip(plan["data"]["documents"], HOSTILE, strict=True):
+        document["name"] = name
+    for item in (*bench["cells"], *bench["floors"]):
+        item["preset"] = preset
+    for cell in bench["cells"]:
+        cell["mode"] = HOSTILE[3] if cell["mode"] == "specx" else cell["mode"]
+        for sample in cell["samples"]:
+            sample["cell"] |= {"preset": preset, "mode": cell["mode"]}
+            sample["mode_reason"] = HOSTILE[2]
+    return bench
+
+
+def is_clean(text: str) -> bool:
+    return all(sign == "\n" or sign.isprintable() for sign in text)
+
+
+def test_markdown_is_the_whole_report(bench: dict[str, Any]) -> None:
+    text = tables.to_markdown(bench, profile=True)
+    assert text.startswith(FLOOR_AND_TABLE)
+    assert PROFILE in text
+    assert text.endswith(SETTINGS)
+    assert not text.endswith("\n\n")
+    assert "- other programs are running: close \\*them\\*\n" in text
+    assert f"## Warnings\n\n- {DIFFERENCE}\n" in text
+    for line in wording.definitions(bench):
+        assert line.replace("|", "\\|") in text
+
+
+def test_markdown_without_profile_has_no_profile(bench: dict[str, Any]) -> None:
+    assert "verify step\n" not in tables.to_markdown(bench, profile=False)
+
+
+def test_main_table(bench: dict[str, Any]) -> None:
+    table = tables.main_table(bench)
+    assert table.header[:2] == ("prompt", "mode")
+    assert table.header[5] == "speed-up\nover plain"
+    assert table.rows[0] == (
+        "1,024", "plain", "10,000", "80.0", "65.4", "1", "1.00", "0.00", "2.5", "2.5", "–",
+    )  # fmt: skip
+    assert table.header[6:10] == ("tok/\nstep", "acc/\nstep", "decode\n/floor", "prefill\n/floor")
+    assert table.rows[1][-1] == "2/3 !"
+    assert table.alarms == {(1, 10)}
+    assert table.group_breaks == {3}
+    assert table.align.count("left") == 2
+
+
+def test_wide_table_has_both_floors_in_a_cell(bench: dict[str, Any]) -> None:
+    full, wide = tables.main_table(bench), tables.main_table(bench, "wide")
+    assert wide.header[8] == "dec pre\n/floor"
+    assert [row[8] for row in wide.rows[:2]] == ["2.5 2.5", "3.1 2.8"]
+    assert [row[:8] for row in wide.rows] == [row[:8] for row in full.rows]
+    assert wide.alarms == {(1, 9)}
+    assert wide.width() < full.width()
+
+
+def test_narrow_table_folds_cells(bench: dict[str, Any]) -> None:
+    wide, narrow = tables.main_table(bench, "wide"), tables.main_table(bench, "narrow")
+    assert narrow.header[6:8] == ("tok\nacc\n/step", "dec\npre\n/floor")
+    assert narrow.rows[2][5:8] == ("2.23x\n[2.00, 2.50]", "3.56\n2.56", "3.1\n2.8")
+    assert narrow.rows[0][6] == "1.00\n0.00"
+    assert narrow.alarms == {(1, 8)}
+    assert narrow.width() < wide.width()
+
+
+def test_narrow_table_folds_long_names() -> None:
+    bench = bench_object(modes=("plain", "standard+retrieval", "hf-assisted"), lengths=(1024,))
+    names = [row[1] for row in tables.main_table(bench, "narrow").rows]
+    assert names == ["plain", "standard\n+retrieval", "hf-\nassisted"]
+    assert tables.main_table(bench, "wide").rows[1][1] == "standard+retrieval"
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("lengths", [(1024, 16384), (512,)])
+def test_main_table_fits_a_terminal(group: str, lengths: tuple[int, ...]) -> None:
+    bench = bench_object(modes=GROUPS[group], lengths=lengths, documents=10)
+    assert tables.main_table(bench, "wide").width() <= 100
+    assert tables.main_table(bench, "narrow").width() <= 80
+    assert group != "default" or tables.main_table(bench).width() <= 100
+
+
+def test_default_modes_fit_at_the_longest_prompts_too() -> None:
+    bench = bench_object(lengths=(1024, 131072), change=one_differs)
+    assert tables.main_table(bench, "wide").width() <= 100
+    assert tables.main_table(bench, "narrow").width() <= 80
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"), [(0.5, "0.5"), (1, "1.0"), (9.94, "9.9"), (9.95, "10"), (1234, "1,234")]
+)
+def test_ratios_to_the_floor_keep_two_digits(ratio: float, text: str) -> None:
+    bench = bench_object()
+    bench["cells"][0]["summary"]["floor"] = {"decode": ratio, "prefill": None}
+    assert tables.main_table(bench).rows[0][8:10] == (text, "–")
+    assert tables.main_table(bench, "wide").rows[0][8] == f"{text} –"
+
+
+def test_presets_get_a_column_when_there_are_several() -> None:
+    table = tables.main_table(bench_object(presets=("pocket", "large"), lengths=(1024, 2048)))
+    assert table.header[0] == "preset"
+    assert [row[0] for row in table.rows] == ["pocket"] * 6 + ["large"] * 6
+    assert table.group_breaks == {3, 6, 9}
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    bench = bench_object(modes=("plain", "hf-assisted"), documents=1, floors=False)
+    row = tables.main_table(bench).rows[1]
+    assert row[5] == "0.80x"  # one document: no interval
+    assert row[6:10] == ("–", "–", "–", "–")
+    assert tables.main_table(bench, "narrow").rows[1][6:8] == ("–", "–")
+    assert tables.floor_lines(bench) == []
+
+
+def test_without_a_baseline_there_is_no_speed_up() -> None:
+    bench = bench_object()
+    bench["plan"]["baseline"] = None
+    for cell in bench["cells"]:
+        cell["summary"] |= {"speedup": None, "end_to_end_speedup": None}
+    table = tables.main_table(bench)
+    assert table.title == "Speed"
+    assert {row[5] for row in table.rows} == {"–"}
+    assert wording.headline(bench) == "No speed-up to report"
+
+
+def test_memory_table_has_energy_only_where_measured() -> None:
+    assert tables.memory_table(bench_object()).rows[1] == (
+        "1,024", "spec", "3.8 MiB", "1.0 MiB", "0.2 MiB", "193 MiB",
+    )  # fmt: skip
+    table = tables.memory_table(bench_object(change=with_energy))
+    assert table.header[-1] == "J/token"
+    assert {row[-1] for row in table.rows} == {"0.50"}
+
+
+def test_profile_bars_scale_with_the_longest(bench: dict[str, Any]) -> None:
+    bars = tables.profile_bars(bench, 40)
+    assert [label for label, _ in bars][:3] == ["1,024 plain", "1,024 spec", "1,024 specx"]
+    totals_ms = [sum(ms for *_, ms in parts) for _, parts in bars]
+    for (_, parts), total_ms in zip(bars, totals_ms, strict=True):
+        assert sum(cells for _, cells, _ in parts) == round(40 * total_ms / max(totals_ms))
+    assert [name for name, *_ in bars[1][1]] == [
+        "draft 1", "draft 2", "draft 3+", "tree", "verify", "accept", "commit", "retrieve", "host",
+    ]  # fmt: skip
+
+
+def test_narrow_profile_joins_the_draft_s_levels(bench: dict[str, Any]) -> None:
+    table = tables.profile_table(bench, narrow=True)
+    assert table.header[2:] == (
+        "draft", "tree", "verify", "accept", "commit", "re-\ntrieve", "host", "total", "ms\n/token",
+    )  # fmt: skip
+    assert table.rows[1][2:4] == ("5.98", "0.40")
+    assert table.rows[0][2] == "–"
+    assert table.width() <= 80
+    assert [row[-2:] for row in table.rows] == [
+        row[-2:] for row in tables.profile_table(bench).rows
+    ]
+
+
+def test_no_profile_no_table() -> None:
+    bench = bench_object(change=lambda run: run.model_copy(update={"phases": None}))
+    assert tables.profile_table(bench).rows == []
+    assert tables.profile_bars(bench, 40) == []
+    assert "verify step" not in tables.to_markdown(bench, profile=True)
+
+
+def test_many_lengths_share_three_lines_of_floor() -> None:
+    lengths = (512, 1024, 2048, 4096, 8192)
+    lines = tables.floor_lines(bench_object(presets=("a", "b"), lengths=lengths))
+    assert len(lines) == 6
+    assert lines[0] == "floor a on 10 GB/s and 0.10 TFLOP/s, tok/s at each prompt length"
+    assert lines[1].startswith("  plain decode 512: 200 · 1,024: 200")
+
+
+def test_footer_ends_with_warnings(bench: dict[str, Any]) -> None:
+    lines = tables.footer(bench)
+    assert lines[:7] == [line[2:] for line in SETTINGS.splitlines()[2:]]
+    assert lines[7] == f"warning: {DIFFERENCE}"
+    assert lines[8] == "warning: other programs are running: close *them*"
+
+
+def test_headline_is_the_largest_speed_up(bench: dict[str, Any]) -> None:
+    text = wording.headline(bench)
+    assert text.startswith("specx decodes 2.23 times as fast as plain at ")
+    assert wording.headline_details(bench).startswith("Geometric mean over 3 documents; 95 %")
+    assert wording.equality(bench) == (11, 12)
+    slow = bench_object(modes=("plain", "hf-assisted", "standard"), documents=1)
+    assert wording.headline(slow).startswith("standard decodes 1.00 times as fast")
+
+
+def test_csv_holds_every_sample(bench: dict[str, Any]) -> None:
+    rows = list(csv.DictReader(io.StringIO(tables.to_csv(bench))))
+    runs = [run for cell in bench["cells"] for run in cell["samples"]]
+    assert len(rows) == len(runs) == 18
+    for row, run in zip(rows, runs, strict=True):
+        assert row["mode"] == run["cell"]["mode"]
+        assert float(row["decode_s"]) == run["decode_s"]
+        assert int(row["memory_peak_bytes"]) == run["memory"]["peak"]
+        phases = [row[f"phase_{name}_s"] for name in PHASES]
+        assert sum(map(float, phases)) == pytest.approx(run["decode_s"])
+    assert [row["equal"] for row in rows[:6]] == ["", "", "", "1", "0", "1"]
+    assert rows[4]["first_difference_index"] == "17"
+    assert tables.to_csv(bench).splitlines()[1].startswith('"pocket","plain",1024,0,"text-0",0,')
+
+
+def test_jsonl_parses_back(bench: dict[str, Any]) -> None:
+    runs = [run for cell in bench["cells"] for run in cell["samples"]]
+    lines = tables.to_jsonl(bench).splitlines()
+    for line, run in zip(lines, runs, strict=True):
+        found = json.loads(line)
+        cell = {key: found.pop(key) for key in ("preset", "mode", "length", "document", "rep")}
+        assert found.pop("document_name") == f"text-{cell['document']}"
+        assert {"cell": cell, **found} == run
+
+
+def test_hostile_names_stay_text() -> None:
+    bench = hostile_bench()
+    markdown = tables.to_markdown(bench, profile=True)
+    assert is_clean(markdown)
+    assert "<script>" not in markdown.replace("\\<", "")
+    assert "![" not in markdown.replace("\\[", "")
+    table = [line for line in markdown.splitlines() if line.startswith("| ")]
+    assert {line.replace("\\|", "").count("|") for line in table[:8]} == {12}
+    assert is_clean(tables.to_csv(bench))
+    assert is_clean(tables.to_jsonl(bench))
+    assert len(list(csv.reader(io.StringIO(tables.to_csv(bench))))) == 31
+    lines = [*tables.floor_lines(bench), *tables.footer(bench), *tables.definitions(bench)]
+    assert is_clean("".join(lines))
+    markdown.encode("utf-8")
+
+
+def test_a_bench_without_cells_is_a_report_too() -> None:
+    bench = bench_object()
+    bench["cells"] = bench["floors"] = bench["warnings"] = []
+    assert tables.to_markdown(bench, profile=True).startswith("# specx bench: pocket\n\n## Def")
+    assert tables.to_csv(bench) == tables.to_jsonl(bench) == ""
+    assert tables.main_table(bench).rows == []
+
+
+@given(st.text(max_size=60))
+def test_plain_text_is_one_printable_line(text: str) -> None:
+    clean = wording.plain_text(text)
+    assert is_clean(clean)
+    assert "\n" not in clean
+    assert wording.plain_text(clean) == clean
+
+
+@given(st.floats(min_value=0, max_value=1e15))
+def test_numbers_keep_two_digits(value: float) -> None:
+    text = wording.number(value)
+    assert float(text.replace(",", "")) == pytest.approx(value, rel=0.05, abs=0.005)
+    assert len(wording.milliseconds(value)) >= 3
+
+
+@given(
+    st.lists(st.floats(min_value=0, max_value=10), min_size=1, max_size=9),
+    st.floats(min_value=0, max_value=50),
+)
+def test_shares_add_up(values: list[float], scale: float) -> None:
+    shares = tables._shares(values, scale)
+    assert min(shares) >= 0
+    assert abs(sum(shares) - sum(values) * scale) <= 0.51
+    assert all(
+        abs(share - value * scale) <= 1.01 for share, value in zip(shares, values, strict=True)
+    )
