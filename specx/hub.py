@@ -46,6 +46,7 @@ __all__ = [
     "choose_dtype",
     "end_tokens",
     "find_pair",
+    "is_on_hub",
     "load_pair",
     "resolve",
 ]
@@ -160,6 +161,11 @@ def resolve(
         reason = "it is a file" if directory.exists() else "there is no such directory"
         raise ModelUnavailableError(f"{repo} is not a model directory", reason=reason)
     return _download(repo, revision, patterns, offline)
+
+
+def is_on_hub(repo: str) -> bool:
+    """Whether ``repo`` would be looked up on the Hub: neither bundled nor a directory."""
+    return repo not in _BUNDLED and not Path(os.path.expanduser(repo)).is_dir()
 
 
 def _download(repo: str, revision: str | None, patterns: tuple[str, ...], offline: bool) -> Path:

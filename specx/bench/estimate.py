@@ -15,7 +15,7 @@ from specx import hub
 from specx.bench.floor import cost_of, measure_floor
 from specx.bench.record import Object
 from specx.bench.session import Setup
-from specx.bench.wording import size
+from specx.bench.views.wording import size
 from specx.core.model import Shape, shape_of
 
 if TYPE_CHECKING:

@@ -98,6 +98,8 @@ def prepare(options: Options) -> Setup:
     data = load_data(
         options.data, field=options.text_field, samples=options.samples, offline=options.offline
     )
+    for each in prompters:
+        cut_prompt(each, data.documents[0].text, min(lengths))  # refuses one without any room
     texts, too_short = _long_enough(data, prompters, max(lengths), options.samples)
     meter = None
     if options.energy:
@@ -131,7 +133,7 @@ def prepare(options: Options) -> Setup:
         texts=tuple(text.text for text in texts),
         environment=environment(device),
         build={"version": __version__, "commit": source_commit()},
-        notes=(*notes, *dropped),
+        notes=(*notes, *dropped, *_unpinned(presets)),
         presets={preset.name: preset for preset in presets},
         options=options,
         energy=meter,
@@ -190,6 +192,16 @@ def _lengths(options: Options, presets: Sequence[Preset]) -> tuple[tuple[int, ..
 def _prompter(preset: Preset, options: Options) -> Prompter:
     tokenizer = hub.find_pair(preset, offline=options.offline).tokenizer
     return Prompter(tokenizer, preset.prompt)
+
+
+def _unpinned(presets: Sequence[Preset]) -> list[str]:
+    """A sentence for every model on the Hub that may be another one tomorrow."""
+    return [
+        f"preset {preset.name} names no revision of {spec.repo}: another day may measure another"
+        for preset in presets
+        for spec in (preset.target, preset.draft)
+        if spec.repo is not None and spec.revision is None and hub.is_on_hub(spec.repo)
+    ]
 
 
 def _long_enough(

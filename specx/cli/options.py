@@ -34,6 +34,30 @@ def counter(*names: str, help: str) -> Any:
     return Option(*names, help=help, count=True, show_default=False)
 
 
+# Options that several commands have, each with its words.
+MaxTokens = Annotated[
+    int | None,
+    option("-n", "--max-tokens", metavar="N", help="New tokens at most [the preset's]."),
+]
+Temperature = Annotated[
+    float | None, option("-t", "--temperature", metavar="T", help="0 = greedy [the preset's].")
+]
+Assignments = Annotated[
+    list[str], option("--set", metavar="KEY=VALUE", help="Change a preset field (repeatable).")
+]
+Device = Annotated[
+    str, option("--device", metavar="DEV", env="SPECX_DEVICE", help="cpu, cuda:0, mps [auto].")
+]
+DType = Annotated[str, option("--dtype", metavar="TYPE", help="float32, bfloat16, float16 [auto].")]
+Offline = Annotated[bool, option("--offline", env="SPECX_OFFLINE", help="Never use the network.")]
+Encoding = Annotated[
+    str | None, option("--encoding", metavar="NAME", help="Encoding of the documents [utf-8].")
+]
+ColorChoice = Annotated[
+    Color, option("--color", metavar="WHEN", help="auto, always or never [auto].")
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What ``generate`` alone asks of the model."""
@@ -79,14 +103,8 @@ class Request:
             help="auto, specx, spec or plain [the preset's].",
         ),
     ] = None
-    max_tokens: Annotated[
-        int | None,
-        option("-n", "--max-tokens", metavar="N", help="New tokens at most [the preset's]."),
-    ] = None
-    temperature: Annotated[
-        float | None,
-        option("-t", "--temperature", metavar="T", help="0 = greedy [the preset's]."),
-    ] = None
+    max_tokens: MaxTokens = None
+    temperature: Temperature = None
     top_p: Annotated[
         float | None,
         option("--top-p", metavar="P", help="Keep the likeliest tokens of mass P; 1 = all."),
@@ -119,21 +137,10 @@ class Request:
     ignore_eos: Annotated[
         bool, option("--ignore-eos", help="Do not end at the end-of-text token.")
     ] = False
-    set_: Annotated[
-        list[str],
-        option("--set", metavar="KEY=VALUE", help="Change a preset field (repeatable)."),
-    ] = field(default_factory=list)
-    device: Annotated[
-        str,
-        option("--device", metavar="DEV", env="SPECX_DEVICE", help="cpu, cuda:0, mps [auto]."),
-    ] = "auto"
-    dtype: Annotated[
-        str,
-        option("--dtype", metavar="TYPE", help="float32, bfloat16, float16 [auto]."),
-    ] = "auto"
-    offline: Annotated[
-        bool, option("--offline", env="SPECX_OFFLINE", help="Never use the network.")
-    ] = False
+    set_: Assignments = field(default_factory=list)
+    device: Device = "auto"
+    dtype: DType = "auto"
+    offline: Offline = False
     verify: Annotated[
         str,
         option(
@@ -175,10 +182,7 @@ class Request:
     force: Annotated[
         bool, option("--force", help="Let --out and --trace replace an existing file.")
     ] = False
-    encoding: Annotated[
-        str | None,
-        option("--encoding", metavar="NAME", help="Encoding of the documents [utf-8]."),
-    ] = None
+    encoding: Encoding = None
     keep_going: Annotated[
         bool, option("--keep-going", help="Go on with the next file after a failure.")
     ] = False
@@ -186,10 +190,7 @@ class Request:
     verbose: Annotated[
         int, counter("-v", "--verbose", help="Plan, phase times; -vv: the libraries' logs.")
     ] = 0
-    color: Annotated[
-        Color,
-        option("--color", metavar="WHEN", help="auto, always or never [auto]."),
-    ] = "auto"
+    color: ColorChoice = "auto"
     show_settings: Annotated[
         bool, option("--show-settings", help="Print each setting with its source; run nothing.")
     ] = False

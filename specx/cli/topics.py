@@ -23,6 +23,12 @@ ENVIRONMENT: tuple[tuple[str, str], ...] = (
     ("NO_COLOR, FORCE_COLOR", "color of stderr, where --color is auto"),
     ("CUDA_VISIBLE_DEVICES", "which GPUs there are"),
 )
+SCHEMAS = {
+    "schema": "result",
+    "bench-schema": "bench",
+    "compare-schema": "compare",
+    "trace-schema": "trace",
+}
 OUTPUT = """\
 stdout has the answer and nothing else; progress, stats and messages go to stderr.
 
@@ -30,7 +36,8 @@ stdout has the answer and nothing else; progress, stats and messages go to stder
   -o json    one object with text, settings, times and acceptance; one document only
   -o jsonl   one such object a line, one line a document, as each is finished
 
-The schema of the objects (specx.result/1, specx.error/1): specx help schema
+Schemas of the objects: specx help schema (specx.result/1, specx.error/1), bench-schema,
+compare-schema, trace-schema.
 accepted = draft tokens kept in a step, without the target's own token that ends the step;
 tok/step = accepted + 1 (plain decoding has 1); decode rate = (new - 1) / decode time.
 """
@@ -38,15 +45,24 @@ tok/step = accepted + 1 (plain decoding has 1); decode rate = (new - 1) / decode
 
 def help_topic(
     topic: Annotated[
-        Literal["environment", "exit-codes", "output", "schema"] | None,
-        Argument(metavar="[TOPIC]", help="environment, exit-codes, output or schema."),
+        Literal[
+            "environment",
+            "exit-codes",
+            "output",
+            "schema",
+            "bench-schema",
+            "compare-schema",
+            "trace-schema",
+        ]
+        | None,
+        Argument(metavar="[TOPIC]", help="environment, exit-codes, output or a schema."),
     ] = None,
 ) -> int:
-    """Explain environment, exit codes, output, schema."""
+    """Explain environment, exit codes, output, schemas."""
     if topic is None:
-        Sink().write("topics: environment, exit-codes, output, schema\n")
-    elif topic == "schema":
-        Sink().write(result_schema())
+        Sink().write(f"topics: environment, exit-codes, output, {', '.join(SCHEMAS)}\n")
+    elif topic in SCHEMAS:
+        Sink().write(read_schema(SCHEMAS[topic]))
     elif topic == "output":
         Sink().write(OUTPUT)
     else:
@@ -56,8 +72,8 @@ def help_topic(
     return 0
 
 
-def result_schema() -> str:
-    """The JSON Schema of ``specx.result/1`` and ``specx.error/1``."""
+def read_schema(name: str) -> str:
+    """A JSON Schema that is part of the package, by its file's first word."""
     from importlib.resources import files
 
-    return (files("specx") / "schemas" / "result.schema.json").read_text(encoding="utf-8")
+    return (files("specx") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")

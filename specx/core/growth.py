@@ -23,18 +23,29 @@ class StepCosts:
 
     def __init__(self, verify: dict[int, float], level_s: float | None = None) -> None:
         """``verify`` maps row counts to seconds and must hold the entry for one row."""
-        # A wider forward is never cheaper: what looks so is noise.
+        # Noise only ever slows: a forward costs at most what a wider one took.
         self._rows = sorted(verify)
-        self._seconds = [max(verify[r] for r in self._rows if r <= rows) for rows in self._rows]
+        self._seconds = [min(verify[r] for r in self._rows if r >= rows) for rows in self._rows]
         self.level_s = level_s if level_s is not None else 0.1 * self._seconds[0]
 
     def verify_s(self, rows: int) -> float:
-        """Seconds of a verify forward, linear between and beyond the measured row counts."""
+        """Seconds of a verify forward, linear between the measured row counts.
+
+        Beyond them it rises as between the last two, and no slower than over all of them: two
+        that look alike by chance must not make every further row free.
+        """
         if len(self._rows) == 1:
             return self._seconds[0]
         right = min(max(bisect_right(self._rows, rows), 1), len(self._rows) - 1)
-        (r0, r1), (s0, s1) = self._rows[right - 1 : right + 1], self._seconds[right - 1 : right + 1]
-        return s0 + (s1 - s0) * (rows - r0) / (r1 - r0)
+        slope = self._slope(right - 1, right)
+        if rows > self._rows[-1]:
+            slope = max(slope, self._slope(0, right))
+        return self._seconds[right] + slope * (rows - self._rows[right])
+
+    def _slope(self, left: int, right: int) -> float:
+        """Seconds a row between two measured counts."""
+        rise = self._seconds[right] - self._seconds[left]
+        return rise / (self._rows[right] - self._rows[left])
 
     def observe_level(self, seconds: float) -> None:
         """Take in the time of one draft level."""

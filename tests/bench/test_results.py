@@ -15,7 +15,7 @@ import pytest
 
 from specx.bench.record import Object
 from specx.bench.results import result_object
-from specx.bench.tables import to_markdown
+from specx.bench.views.tables import to_markdown
 from tests.bench.fakes import BUILD, ENVIRONMENT, Bench, new_journal, plan
 
 _SNAPSHOTS = Path(__file__).parent / "snapshots"

@@ -6,7 +6,7 @@ import json
 import jsonschema
 import pytest
 
-from specx.cli.topics import result_schema
+from specx.cli.topics import SCHEMAS, read_schema
 
 
 def closed(schema):
@@ -23,7 +23,7 @@ def closed(schema):
 
 @pytest.fixture(scope="module")
 def validator():
-    schema = json.loads(result_schema())
+    schema = json.loads(read_schema("result"))
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(closed(schema))
 
@@ -118,4 +118,7 @@ def test_errors_are_valid_and_nonsense_is_not(cli, validator, tmp_path):
 
 
 def test_the_schema_is_printed(cli):
-    assert cli("help", "schema").out == result_schema()
+    for topic, name in SCHEMAS.items():
+        printed = cli("help", topic).out
+        assert printed == read_schema(name)
+        jsonschema.Draft202012Validator.check_schema(json.loads(printed))

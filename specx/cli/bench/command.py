@@ -16,7 +16,17 @@ from specx.cli.bench.exports import Exports, as_text
 from specx.cli.bench.progress import BenchProgress
 from specx.cli.bench.view import render
 from specx.cli.failures import CONDITION_HELD, DIFFERENCE, SOME_FAILED
-from specx.cli.options import Color, counter, option, takes
+from specx.cli.options import (
+    Assignments,
+    ColorChoice,
+    Device,
+    DType,
+    Offline,
+    Temperature,
+    counter,
+    option,
+    takes,
+)
 from specx.cli.output import dumps
 from specx.cli.screen import Screen
 from specx.cli.settings import parse_assignments
@@ -73,10 +83,7 @@ class BenchRequest:
     eos: Annotated[bool, option("--eos", help="End at the end-of-text token, not always at N.")] = (
         False
     )
-    temperature: Annotated[
-        float | None,
-        option("-t", "--temperature", metavar="T", help="0 = greedy [the preset's]."),
-    ] = None
+    temperature: Temperature = None
     seed: Annotated[int | None, option("--seed", metavar="N", help="Sampling seed [0].")] = None
     baseline: Annotated[
         str, option("--baseline", metavar="MODE", help="What speed-ups are over [plain].")
@@ -112,29 +119,17 @@ class BenchRequest:
     skip_unfit: Annotated[
         bool, option("--skip-unfit", help="Leave out lengths beyond the context.")
     ] = False
-    set_: Annotated[
-        list[str],
-        option("--set", metavar="KEY=VALUE", help="Change a preset field (repeatable)."),
-    ] = field(default_factory=list)
-    device: Annotated[
-        str,
-        option("--device", metavar="DEV", env="SPECX_DEVICE", help="cpu, cuda:0, mps [auto]."),
-    ] = "auto"
-    dtype: Annotated[
-        str, option("--dtype", metavar="TYPE", help="float32, bfloat16, float16 [auto].")
-    ] = "auto"
-    offline: Annotated[
-        bool, option("--offline", env="SPECX_OFFLINE", help="Never use the network.")
-    ] = False
+    set_: Assignments = field(default_factory=list)
+    device: Device = "auto"
+    dtype: DType = "auto"
+    offline: Offline = False
     output: Annotated[
         BenchFormat,
         option("-o", "--output", metavar="FORMAT", help="auto, md, csv, json, jsonl [auto]."),
     ] = "auto"
     quiet: Annotated[int, counter("-q", "--quiet", help="No progress; -qq: errors only.")] = 0
     verbose: Annotated[int, counter("-v", "--verbose", help="Every cell as it is measured.")] = 0
-    color: Annotated[
-        Color, option("--color", metavar="WHEN", help="auto, always or never [auto].")
-    ] = "auto"
+    color: ColorChoice = "auto"
 
 
 @takes(BenchRequest)
@@ -294,7 +289,7 @@ def _show(
         kind = "md" if request.output == "auto" else request.output
         Sink().write(as_text(found, kind, profile=request.profile))
         if request.plot and kind == "md":
-            from specx.bench.plots import terminal_plot
+            from specx.bench.views.plots import terminal_plot
 
             Sink().write(f"\n```\n{terminal_plot(found, 100, 24, color=False)}\n```\n")
     for sentence in unmatched(conditions, found):
@@ -333,7 +328,7 @@ def _dry_run(request: BenchRequest, setup: "Setup") -> int:
 
 
 def _check_plot() -> None:
-    from specx.bench.plots import require_plotext
+    from specx.bench.views.plots import require_plotext
 
     require_plotext()
 

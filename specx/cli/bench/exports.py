@@ -25,7 +25,7 @@ class Exports:
         for path in self._paths:
             _check(path, force=force)
         if any(path.suffix.lower() in _DRAWN for path in self._paths):
-            from specx.bench.plots import require_matplotlib
+            from specx.bench.views.plots import require_matplotlib
 
             require_matplotlib()
 
@@ -74,8 +74,8 @@ def _check(path: Path, *, force: bool) -> None:
 
 def as_text(bench: dict[str, Any], kind: str, *, profile: bool) -> str:
     """``bench`` as json, jsonl, csv, md or html."""
-    from specx.bench.page import to_html
-    from specx.bench.tables import to_csv, to_jsonl, to_markdown
+    from specx.bench.views.page import to_html
+    from specx.bench.views.tables import to_csv, to_jsonl, to_markdown
 
     if kind == "json":
         return dumps(bench, "json")
@@ -89,7 +89,7 @@ def as_text(bench: dict[str, Any], kind: str, *, profile: bool) -> str:
 
 
 def _bytes(bench: dict[str, Any], suffix: str, profile: bool) -> bytes:
-    from specx.bench.plots import figure_bytes
+    from specx.bench.views.plots import figure_bytes
 
     if suffix == ".png":
         return figure_bytes(bench, "png")

@@ -11,7 +11,23 @@ from typing import Annotated
 from typer import Argument, Context
 
 from specx.cli.inputs import choose_inputs
-from specx.cli.options import Color, Format, Request, Sources, counter, option, sources_of, takes
+from specx.cli.options import (
+    Assignments,
+    ColorChoice,
+    Device,
+    DType,
+    Encoding,
+    Format,
+    MaxTokens,
+    Offline,
+    Request,
+    Sources,
+    Temperature,
+    counter,
+    option,
+    sources_of,
+    takes,
+)
 from specx.cli.screen import Screen
 from specx.errors import UsageError
 
@@ -52,34 +68,16 @@ class CompareRequest:
             help="Preset of a --with that names none [pocket].",
         ),
     ] = "pocket"
-    max_tokens: Annotated[
-        int | None,
-        option("-n", "--max-tokens", metavar="N", help="New tokens at most [the preset's]."),
-    ] = None
-    temperature: Annotated[
-        float | None,
-        option("-t", "--temperature", metavar="T", help="0 = greedy [the preset's]."),
-    ] = None
+    max_tokens: MaxTokens = None
+    temperature: Temperature = None
     seed: Annotated[
         int | None, option("--seed", metavar="N", env="SPECX_SEED", help="Sampling seed [0].")
     ] = None
-    set_: Annotated[
-        list[str],
-        option("--set", metavar="KEY=VALUE", help="Change a field of all presets (repeatable)."),
-    ] = field(default_factory=list)
-    device: Annotated[
-        str,
-        option("--device", metavar="DEV", env="SPECX_DEVICE", help="cpu, cuda:0, mps [auto]."),
-    ] = "auto"
-    dtype: Annotated[
-        str, option("--dtype", metavar="TYPE", help="float32, bfloat16, float16 [auto].")
-    ] = "auto"
-    offline: Annotated[
-        bool, option("--offline", env="SPECX_OFFLINE", help="Never use the network.")
-    ] = False
-    encoding: Annotated[
-        str | None, option("--encoding", metavar="NAME", help="Encoding of the document [utf-8].")
-    ] = None
+    set_: Assignments = field(default_factory=list)
+    device: Device = "auto"
+    dtype: DType = "auto"
+    offline: Offline = False
+    encoding: Encoding = None
     saved: Annotated[bool, option("--saved", help="Compare two saved benches: A.json B.json.")] = (
         False
     )
@@ -101,9 +99,7 @@ class CompareRequest:
     force: Annotated[bool, option("--force", help="Let --out replace an existing file.")] = False
     quiet: Annotated[int, counter("-q", "--quiet", help="No live view; -qq: errors only.")] = 0
     verbose: Annotated[int, counter("-v", "--verbose", help="Plan and times of each run.")] = 0
-    color: Annotated[
-        Color, option("--color", metavar="WHEN", help="auto, always or never [auto].")
-    ] = "auto"
+    color: ColorChoice = "auto"
 
 
 @takes(CompareRequest)

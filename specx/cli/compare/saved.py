@@ -12,6 +12,7 @@ from specx.cli.options import Format
 from specx.cli.output import dumps
 from specx.cli.screen import Screen
 from specx.cli.sink import open_sink
+from specx.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,12 @@ class Saved:
 
 def run_saved(saved: Saved, screen: Screen, *, output: Format, out: str | None, force: bool) -> int:
     """Join, show, judge; ``CONDITION_HELD`` if a condition did. Raises ``SpecxError``."""
-    from specx.bench.conditions import COMPARE_METRICS, change_failures, parse_condition
+    from specx.bench.conditions import (
+        COMPARE_METRICS,
+        change_failures,
+        change_unmatched,
+        parse_condition,
+    )
     from specx.bench.saved import comparison_object, join, read_bench
 
     conditions = [parse_condition(text, COMPARE_METRICS) for text in saved.conditions]
@@ -41,6 +47,8 @@ def run_saved(saved: Saved, screen: Screen, *, output: Format, out: str | None, 
         else:
             sink.write(saved_report(found).markdown())
     rows = [(row_label(row), row["change_percent"]) for row in found["rows"]]
+    for sentence in change_unmatched(conditions, rows):
+        raise UsageError(sentence)
     held = change_failures(conditions, rows)
     for sentence in held:
         screen.warn(f"--fail-if: {sentence}")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from specx.bench.wording import number, times
+from specx.bench.views.wording import number, times
 from specx.cli.progress import REDRAW_S, Progress
 from specx.cli.terminal import one_line, printable
 from specx.cli.view import fold

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from specx.bench.wording import NOTHING, moment, number, plain_text, size, times
+from specx.bench.views.wording import NOTHING, moment, number, plain_text, size, times
 from specx.cli.compare.report import Grid, Report
 from specx.compare import Run, end_to_end_speedup, rates, speedup
 

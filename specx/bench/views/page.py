@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import Any
 
-from specx.bench.page_figures import figure, stacks
 from specx.bench.record import Object
-from specx.bench.tables import TableModel, main_table, memory_table, profile_table
-from specx.bench.wording import (
+from specx.bench.views.page_figures import figure, stacks
+from specx.bench.views.tables import TableModel, main_table, memory_table, profile_table
+from specx.bench.views.wording import (
     NOTHING,
     count,
     definitions,
@@ -63,7 +63,7 @@ def to_html(bench: Object) -> str:
 
 
 def _part(name: str) -> str:
-    return (files("specx.bench") / name).read_text(encoding="utf-8").strip()
+    return (files("specx.bench.views") / name).read_text(encoding="utf-8").strip()
 
 
 def _policy(js: str) -> str:

@@ -7,9 +7,9 @@ into a page as it is. It does not know the page around them.
 import re
 from typing import Any
 
-from specx.bench.plots import panel_svg, require_matplotlib
 from specx.bench.record import Object
-from specx.bench.series import (
+from specx.bench.views.plots import panel_svg, require_matplotlib
+from specx.bench.views.series import (
     GREY,
     METRICS,
     limits,
@@ -18,8 +18,8 @@ from specx.bench.series import (
     series,
     shown_modes,
 )
-from specx.bench.tables import profile_bars
-from specx.bench.wording import milliseconds, plain_text, preset_names
+from specx.bench.views.tables import profile_bars
+from specx.bench.views.wording import milliseconds, plain_text, preset_names
 from specx.errors import UsageError
 
 # As in plots: the same order of markers and of dashes.

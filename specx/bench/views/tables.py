@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from specx.bench.flat import to_csv, to_jsonl
 from specx.bench.record import PHASES, Object
-from specx.bench.wording import (
+from specx.bench.views.flat import to_csv, to_jsonl
+from specx.bench.views.wording import (
     NOTHING,
     baseline_name,
     definitions,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from specx.bench.record import Object
-from specx.bench.series import (
+from specx.bench.views.series import (
     GREY,
     METRICS,
     Look,
@@ -24,8 +24,8 @@ from specx.bench.series import (
     series,
     shown_modes,
 )
-from specx.bench.terminal import require_plotext, terminal_plot
-from specx.bench.wording import count, hardware, moment, plain_text, preset_names
+from specx.bench.views.terminal import require_plotext, terminal_plot
+from specx.bench.views.wording import count, hardware, moment, plain_text, preset_names
 from specx.errors import UsageError
 
 if TYPE_CHECKING:

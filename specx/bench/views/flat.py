@@ -9,7 +9,7 @@ import io
 import json
 
 from specx.bench.record import PHASES, Object
-from specx.bench.wording import document_name, plain_text
+from specx.bench.views.wording import document_name, plain_text
 
 
 def to_csv(bench: Object) -> str:

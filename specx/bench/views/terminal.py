@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from specx.bench.record import Object
-from specx.bench.series import (
+from specx.bench.views.series import (
     BLUE,
     GREEN,
     GREY,
@@ -27,7 +27,7 @@ from specx.bench.series import (
     series,
     shown_modes,
 )
-from specx.bench.wording import plain_text, preset_names
+from specx.bench.views.wording import plain_text, preset_names
 from specx.errors import UsageError
 
 _SIDE_BY_SIDE_FROM = 100

@@ -6,7 +6,7 @@ In: a ``specx.bench/1`` object. Out: numbers and names to draw. It does not know
 from dataclasses import dataclass
 
 from specx.bench.record import Object
-from specx.bench.wording import baseline_name, plain_text, preset_names
+from specx.bench.views.wording import baseline_name, plain_text, preset_names
 
 #: Key in a cell's summary → title of its panel.
 METRICS = {
