@@ -23,12 +23,6 @@ ENVIRONMENT: tuple[tuple[str, str], ...] = (
     ("NO_COLOR, FORCE_COLOR", "color of stderr, where --color is auto"),
     ("CUDA_VISIBLE_DEVICES", "which GPUs there are"),
 )
-SCHEMAS = {
-    "schema": "result",
-    "bench-schema": "bench",
-    "compare-schema": "compare",
-    "trace-schema": "trace",
-}
 OUTPUT = """\
 stdout has the answer and nothing else; progress, stats and messages go to stderr.
 
@@ -36,8 +30,8 @@ stdout has the answer and nothing else; progress, stats and messages go to stder
   -o json    one object with text, settings, times and acceptance; one document only
   -o jsonl   one such object a line, one line a document, as each is finished
 
-Schemas of the objects: specx help schema (specx.result/1, specx.error/1), bench-schema,
-compare-schema, trace-schema.
+Schemas of the objects: specx help schema (specx.result/1, specx.error/1), and with the name of
+another one: specx help schema bench, compare or trace.
 accepted = draft tokens kept in a step, without the target's own token that ends the step;
 tok/step = accepted + 1 (plain decoding has 1); decode rate = (new - 1) / decode time.
 """
@@ -45,30 +39,25 @@ tok/step = accepted + 1 (plain decoding has 1); decode rate = (new - 1) / decode
 
 def help_topic(
     topic: Annotated[
-        Literal[
-            "environment",
-            "exit-codes",
-            "output",
-            "schema",
-            "bench-schema",
-            "compare-schema",
-            "trace-schema",
-        ]
-        | None,
-        Argument(metavar="[TOPIC]", help="environment, exit-codes, output or a schema."),
+        Literal["environment", "exit-codes", "output", "schema"] | None,
+        Argument(metavar="[TOPIC]", help="environment, exit-codes, output or schema."),
     ] = None,
+    name: Annotated[
+        Literal["result", "bench", "compare", "trace"],
+        Argument(metavar="[NAME]", help="Which schema: result, bench, compare or trace."),
+    ] = "result",
 ) -> int:
     """Explain environment, exit codes, output, schemas."""
     if topic is None:
-        Sink().write(f"topics: environment, exit-codes, output, {', '.join(SCHEMAS)}\n")
-    elif topic in SCHEMAS:
-        Sink().write(read_schema(SCHEMAS[topic]))
+        Sink().write("topics: environment, exit-codes, output, schema\n")
+    elif topic == "schema":
+        Sink().write(read_schema(name))
     elif topic == "output":
         Sink().write(OUTPUT)
     else:
         rows = ENVIRONMENT if topic == "environment" else EXIT_CODES
-        width = max(len(str(name)) for name, _ in rows)
-        Sink().write("".join(f"{name!s:>{width}}  {meaning}\n" for name, meaning in rows))
+        width = max(len(str(key)) for key, _ in rows)
+        Sink().write("".join(f"{key!s:>{width}}  {meaning}\n" for key, meaning in rows))
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import specx
-from specx.pocket import evaluate, speed
+from specx.pocket import evaluate
 
 
 def test_repeated_4grams_are_counted_once_per_repetition() -> None:
@@ -60,17 +60,3 @@ def test_the_card_has_a_row_for_everything_measured() -> None:
     card = evaluate.card(results)
     assert "| 1024 | 49 of 50 |" in card
     assert "| `specx` | 3.00 |" in card
-
-
-def test_speed_ups_are_medians_of_ratios_on_the_same_document() -> None:
-    """10 → 20 and 40 → 60: the ratios are 2 and 1.5, while the medians' ratio would be 1.6."""
-    samples = []
-    for document, rates in enumerate(((10.0, 20.0), (40.0, 60.0))):
-        for mode in speed.MODES:
-            rate = rates[0] if mode == "plain" else rates[1]
-            samples.append({
-                "length": 1024, "document": document, "mode": mode, "decode_tokens_per_s": rate,
-                "prefill_target_s": 1.0, "prefill_draft_s": 0.5, "tokens_per_step": 2.0,
-                "nodes": 5.0, "tokens": [1, 2],
-            })  # fmt: skip
-    assert "| 1024 | `specx` | 1.50 | 40.0 | 1.75x | 2.00 | 5 | 2 of 2 |" in speed.table(samples)
