@@ -360,7 +360,7 @@ def _parse(raw: bytes, field: str) -> tuple[str, str] | None:
     text = row[field]
     if not isinstance(text, str):
         raise _Unusable(f"field {field!r} is not a string")
-    text = _unframed(text)
+    text = unframed(text)
     if not text:
         raise _Unusable("the text is empty")
     try:
@@ -379,7 +379,8 @@ def _name_in(row: dict[str, Any]) -> str:
     return name.strip()
 
 
-def _unframed(text: str) -> str:
+def unframed(text: str) -> str:
+    """``text`` without the prompt that SpecExtend's evaluation files put around it."""
     begin = _FRAME_BEGIN.match(text)
     if begin is None:
         return text.strip()

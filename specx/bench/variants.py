@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, cast
 
 from specx.errors import UsageError
 
@@ -104,9 +104,8 @@ def parse_modes(words: Sequence[str]) -> list[Variant]:
 
 def parse_mode(name: str) -> Variant:
     """One variant by name: ``specx``, ``standard+window``, ``hf``. Raises ``UsageError``."""
-    for witness in ("hf", "hf-assisted"):
-        if name == witness:
-            return Variant(name, "plain", {}, witness)  # type: ignore[arg-type]
+    if name in WITNESSES:
+        return Variant(name, "plain", {}, cast(Witness, name))
     base, *changes = name.split("+")
     if base not in BASES:
         raise _unknown("mode", base, (*BASES, *WITNESSES, *GROUPS), name)

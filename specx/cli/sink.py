@@ -102,7 +102,7 @@ class FileSink(Sink):
         except OSError as error:
             raise cannot_write(str(path), error) from error
         self._temporary = Path(name)
-        os.chmod(name, _mode_for(path))
+        os.chmod(name, mode_for(path))
         super().__init__(os.fdopen(handle, "w", encoding="utf-8", errors="replace"), str(path))
         self._is_written = False
 
@@ -164,7 +164,7 @@ def check_replaceable(path: Path, out: str, *, force: bool, inputs: list[str]) -
         raise cannot_write(out, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
-def _mode_for(path: Path) -> int:
+def mode_for(path: Path) -> int:
     """Permissions of the file to be replaced, else those of a new file under the umask."""
     try:
         return stat.S_IMODE(path.stat().st_mode)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import specx
+from specx.bench.data import unframed
 from specx.pocket import notes
 
 LENGTHS = "1024,4096,8192,16384"
@@ -38,9 +39,7 @@ def read_documents(path: Path) -> list[dict[str, str]]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        text = row["text"].partition("### Text:")[2] or row["text"]
-        text = text.strip().removesuffix("### Summary:")
-        rows.append({"text": text.strip(), "answer": row.get("answer", "")})
+        rows.append({"text": unframed(row["text"]), "answer": row.get("answer", "")})
     return rows
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from specx.bench.record import PHASES, Object
 from specx.bench.views.flat import to_csv, to_jsonl
+from specx.bench.views.markdown import escaped, pipe_table
 from specx.bench.views.wording import (
     NOTHING,
     baseline_name,
@@ -192,11 +193,11 @@ def to_markdown(bench: Object, *, profile: bool) -> str:
     tables = [main_table(bench), memory_table(bench)]
     if profile:
         tables.append(profile_table(bench))
-    names = ", ".join(_escaped(plain_text(name)) for name in preset_names(bench))
+    names = ", ".join(escaped(plain_text(name)) for name in preset_names(bench))
     blocks = [f"# specx bench: {names}", _bullets(floor_lines(bench))]
     for table in tables:
         if table.rows:
-            blocks += [f"## {_escaped(table.title)}", _grid(table)]
+            blocks += [f"## {escaped(table.title)}", _grid(table)]
     warnings = warning_lines(bench)
     if warnings:
         blocks += ["## Warnings", _bullets(warnings)]
@@ -206,42 +207,24 @@ def to_markdown(bench: Object, *, profile: bool) -> str:
 
 
 def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {_escaped(line.strip())}" for line in lines)
+    return "\n".join(f"- {escaped(line.strip())}" for line in lines)
 
 
 def _grid(table: TableModel) -> str:
-    """A pipe table; the source is lined up too, since many read it as it is."""
     titles = [re.sub(r"(?<=/)\n|\n(?=/)", "", title).replace("\n", " ") for title in table.header]
-    header = [_escaped(title.strip()) for title in titles]
     rows = [
         [_markdown_cell(cell, (r, c) in table.alarms) for c, cell in enumerate(row)]
         for r, row in enumerate(table.rows)
     ]
-    widths = [max(3, *(len(cell) for cell in c)) for c in zip(header, *rows, strict=True)]
-    rule = [
-        "-" * (width - 1) + ":" if align == "right" else "-" * width
-        for align, width in zip(table.align, widths, strict=True)
-    ]
-    lines = []
-    for row in (header, rule, *rows):
-        cells = [
-            cell.rjust(width) if align == "right" else cell.ljust(width)
-            for cell, align, width in zip(row, table.align, widths, strict=True)
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    header = [escaped(title.strip()) for title in titles]
+    return pipe_table([header, *rows], [align == "right" for align in table.align])
 
 
 def _markdown_cell(cell: str, is_alarm: bool) -> str:
     # an interval in brackets is ours and no link; anything with a letter may be a name
     is_number = re.fullmatch(r"[\d.,x/ –-]+(\[[\d., ]+\])?", cell)
-    text = cell if is_number else _escaped(cell.replace("\n", " "))
+    text = cell if is_number else escaped(cell.replace("\n", " "))
     return f"**{text}**" if is_alarm else text
-
-
-def _escaped(text: str) -> str:
-    """Nothing in ``text`` is markup: no link, no image, no HTML, no cell border."""
-    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", text)
 
 
 def _table(title: str, columns: Sequence[_Column], cells: Sequence[Object]) -> TableModel:

@@ -11,6 +11,7 @@ from typing import Any
 
 from specx.cli.failures import cannot_write
 from specx.cli.output import dumps
+from specx.cli.sink import check_replaceable, mode_for
 from specx.errors import UsageError
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".md", ".png", ".svg", ".html")
@@ -20,10 +21,11 @@ _DRAWN = (".png", ".svg")
 class Exports:
     """Where a bench goes. Raises ``UsageError`` at once for a place that cannot be used."""
 
-    def __init__(self, names: Sequence[str], *, force: bool) -> None:
+    def __init__(self, names: Sequence[str], *, force: bool, inputs: list[str]) -> None:
+        """``inputs``: files that are read, and so never replaced."""
         self._paths = [Path(name) for name in names]
         for path in self._paths:
-            _check(path, force=force)
+            _check(path, force=force, inputs=inputs)
         if any(path.suffix.lower() in _DRAWN for path in self._paths):
             from specx.bench.views.plots import require_matplotlib
 
@@ -43,9 +45,7 @@ def write_whole(path: Path, data: bytes) -> None:
         handle, temporary = tempfile.mkstemp(prefix=".specx-", suffix=".part", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
+        os.chmod(temporary, mode_for(path))
         os.replace(temporary, path)
     except OSError as error:
         if temporary:
@@ -53,7 +53,7 @@ def write_whole(path: Path, data: bytes) -> None:
         raise cannot_write(str(path), error) from error
 
 
-def _check(path: Path, *, force: bool) -> None:
+def _check(path: Path, *, force: bool, inputs: list[str]) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
             f"cannot export to {path}",
@@ -64,10 +64,8 @@ def _check(path: Path, *, force: bool) -> None:
         raise UsageError(f"cannot export to {path}", reason="it is a directory")
     if not path.parent.is_dir():
         raise UsageError(f"cannot export to {path}", reason=f"there is no directory {path.parent}")
-    if path.exists() and not force:
-        raise UsageError(
-            f"cannot export to {path}", reason="the file exists", hints=("--force replaces it",)
-        )
+    if path.exists():
+        check_replaceable(Path(os.path.realpath(path)), str(path), force=force, inputs=inputs)
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"cannot export to {path}", reason="the directory is not writable")
 

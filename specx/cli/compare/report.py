@@ -4,11 +4,11 @@ Goes in: short strings, already free of control characters. Comes out: Markdown 
 on the terminal. It does not know what the strings mean.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from specx.bench.views.markdown import escaped, pipe_table
 from specx.cli.screen import out_console
 from specx.cli.view import fold
 
@@ -82,20 +82,9 @@ class Grid:
 
     def markdown(self) -> str:
         """A pipe table, its source lined up too; nothing in a cell is markup."""
-        rows = [[_escaped(cell) for cell in row] for row in (self.header, *self.rows)]
-        widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-        rule = [
-            "-" * width if column in self.words else "-" * (width - 1) + ":"
-            for column, width in enumerate(widths)
-        ]
-        lines = []
-        for row in (rows[0], rule, *rows[1:]):
-            cells = [
-                cell.ljust(width) if column in self.words else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            lines.append(f"| {' | '.join(cells)} |\n")
-        return "".join(lines)
+        rows = [[escaped(cell) for cell in row] for row in (self.header, *self.rows)]
+        columns = range(len(self.header))
+        return pipe_table(rows, [column not in self.words for column in columns]) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +118,6 @@ class Report:
 
     def markdown(self) -> str:
         """For everything that is no terminal."""
-        title = "  \n".join(_escaped(line) for line in self.title)
-        items = "".join(f"- {_escaped(line)}\n" for line in (*self.findings, *self.notes))
+        title = "  \n".join(escaped(line) for line in self.title)
+        items = "".join(f"- {escaped(line)}\n" for line in (*self.findings, *self.notes))
         return f"{title}\n\n{self.grid.markdown()}\n{items}"
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", text)
