@@ -5,31 +5,42 @@ screen.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from specx import hub
-from specx.core.attention import SdpaKernels
+from specx.core.attention import Kernels, SdpaKernels
 from specx.core.config import MODES, Parts, SamplingConfig, parts_for
-from specx.core.decode import MEASURED_ROWS, Decoder, Request, Target
+from specx.core.decode import Decoder, Request
 from specx.core.drafts import Drafter, NoDraft
 from specx.core.drafts.lm import LMDrafter
 from specx.core.drafts.lookup import LookupDrafter
 from specx.core.growth import Governor, StepCosts
+from specx.core.kernels import is_available
+from specx.core.kernels.cuda import choose_kernels
 from specx.core.model import Model
 from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
+from specx.core.target import MEASURED_ROWS, Target, static_rows
+from specx.core.workspace import Workspaces
 from specx.errors import ContextError, ResourceError, UsageError
 from specx.memory import reset_peak
+from specx.needs import Shortage, needs_of, release, room_on, with_room
 from specx.preset import Preset, load_preset
 from specx.prompter import Prompter
 from specx.stream import Difference, Result, Stream, Verification
 from specx.text import Prompt, TextStream
 
-#: Which attention kernels run (see ``core.attention``).
-KERNELS = "sdpa"
+#: What a preset's parts say about decoding without a draft.
+_PLAIN_PARTS = ("layers", "launch")
+
+
+def kernels_on(device: str) -> str:
+    """The attention kernels that an engine on ``device`` will very likely run."""
+    return "triton" if device.startswith("cuda") and is_available() else "sdpa"
 
 
 def load(
@@ -67,6 +78,10 @@ class Engine:
         self.target = Model(pair.target)
         self.draft = None if pair.draft is None else Model(pair.draft)
         self._costs: dict[tuple[Parts, int], StepCosts] = {}
+        self._workspaces = Workspaces(self.target)
+        #: Which attention kernels run, and what could not ("" = nothing).
+        kernels, self.kernels_note = choose_kernels(self.target, parts_for("plain"))
+        self.kernels = kernels.name
         self.device = str(self.target.device)
         self.dtype = str(self.target.dtype).removeprefix("torch.")
 
@@ -116,13 +131,16 @@ class Engine:
             parts=chosen,
             prefill_chunk_tokens=self.preset.prefill_chunk_tokens,
         )
+        kernels, lost = choose_kernels(self.target, chosen)
         return Stream(
-            self._decoder(request, mode, records_trees),
+            self._decoder(request, kernels, mode, records_trees),
             TextStream(self.tokenizer, stop),
             mode=mode,
             ignore_eos=ignore_eos,
             load_s=self.load_s,
             weights_bytes=self.weights_bytes,
+            no_memory=partial(self._no_memory, chosen, len(prompt.tokens), max_tokens),
+            warnings=(lost,) if lost and lost != self.kernels_note else (),
         )
 
     def generate(self, prompt: Prompt | str, **settings: Any) -> Result:
@@ -197,15 +215,20 @@ class Engine:
         known = range(self.target.shape.vocabulary)
         if expected not in known or got not in known:
             return None
+        explain = partial(self._no_memory, parts_for("plain"), len(context), 0)
+        logits = with_room(partial(self._logits_after, context), self._make_room, explain)
+        position = torch.tensor([index], device=self.device)
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        seen[0, torch.tensor(context, device=self.device)] = True
+        scores = sampler.scores(logits, position, seen)[0]
+        return float(scores[expected] - scores[got])
+
+    def _logits_after(self, context: list[int]) -> torch.Tensor:
         tokens = torch.tensor(context, device=self.device)
         target = Target(self.target, len(tokens), parts_for("plain"), SdpaKernels())
         for chunk in torch.split(tokens, self.preset.prefill_chunk_tokens):
             logits, _ = target.read(chunk)
-        position = torch.tensor([index], device=self.device)
-        seen = torch.zeros_like(logits, dtype=torch.bool)
-        seen[0, tokens] = True
-        scores = sampler.scores(logits, position, seen)[0]
-        return float(scores[expected] - scores[got])
+        return logits
 
     def _check(self, prompt: Prompt, mode: str, max_tokens: int) -> None:
         if mode not in MODES:
@@ -230,27 +253,25 @@ class Engine:
             )
 
     def _parts(self, mode: str, changes: Mapping[str, str]) -> Parts:
-        # Checked as a preset's parts are; plain decoding has no draft that they could change.
+        # Checked as a preset's parts are.
         self.preset.with_overrides({f"parts.{name}": value for name, value in changes.items()})
-        overrides: dict[str, Any] = {**(self.preset.parts if mode != "plain" else {}), **changes}
+        own = self.preset.parts.items()
+        kept = {name: value for name, value in own if mode != "plain" or name in _PLAIN_PARTS}
+        overrides: dict[str, Any] = {**kept, **changes}
         if mode != "plain" and self.draft is None:
             overrides.setdefault("drafter", self.preset.draft.kind)
         return parts_for(mode, overrides)
 
-    def _decoder(self, request: Request, mode: str, records_trees: bool) -> Decoder:
+    def _decoder(
+        self, request: Request, kernels: Kernels, mode: str, records_trees: bool
+    ) -> Decoder:
         parts, preset = request.parts, self.preset
-        capacity = len(request.prompt) + request.max_tokens
         reset_peak(self.target.device)
-        try:
-            # Room behind the output for one tree, and for the widths that are timed.
-            rows = capacity + max(preset.tree.nodes + 1, *MEASURED_ROWS)
-            target = Target(self.target, rows, parts, SdpaKernels())
-            costs = LazyCosts(self._costs, parts, target)
-            drafter = self._drafter(request, capacity, costs)
-        except (RuntimeError, MemoryError) as error:
-            raise ResourceError(
-                f"no memory for a context of {capacity:,} tokens", reason=str(error).split("\n")[0]
-            ) from error
+        explain = partial(self._no_memory, parts, len(request.prompt), request.max_tokens)
+        target, drafter, on_end = with_room(
+            partial(self._state, request, kernels), self._make_room, explain
+        )
+        costs = LazyCosts(self._costs, parts, target)
         drafts, retrieves = parts.drafter != "none", parts.draft_cache == "retrieval"
         needs_costs = drafts and (mode == "auto" or preset.tree.size == "measured")
         return Decoder(
@@ -260,29 +281,87 @@ class Engine:
             retriever=Retriever(preset.retrieval) if parts.drafter == "lm" and retrieves else None,
             governor=Governor(costs) if drafts and mode == "auto" else None,
             tune=costs if needs_costs else None,
+            on_end=on_end,
             records_trees=records_trees,
         )
 
-    def _drafter(self, request: Request, capacity: int, costs: "LazyCosts") -> Drafter:
-        parts, preset, device = request.parts, self.preset, self.target.device
+    def _state(
+        self, request: Request, kernels: Kernels
+    ) -> tuple[Target, Drafter, Callable[[], None] | None]:
+        """Target and drafter of a request, and what to call at its end."""
+        parts, tree = request.parts, self.preset.tree
+        capacity = len(request.prompt) + request.max_tokens
+        if not kernels.is_static:
+            # Room behind the output for one tree, and for the widths that are timed.
+            rows = capacity + max(tree.nodes + 1, *MEASURED_ROWS)
+            target = Target(self.target, rows, parts, kernels)
+            costs = LazyCosts(self._costs, parts, target)
+            return target, self._drafter(request, capacity, kernels, costs), None
+        # Two steps may be under way when the output ends.
+        rows = capacity + static_rows(tree.nodes + 1) + 2 * (tree.depth + 1)
+        workspace = self._workspaces.take(max(rows, self.preset.retrieval.budget_tokens))
+        target = Target(self.target, workspace.capacity, parts, kernels, workspace.buffers)
+        costs = LazyCosts(self._costs, parts, target)
+        if parts.drafter == "lm":
+            settings = self._draft_settings(kernels)
+            drafter: Drafter = workspace.drafter(parts, request.sampler, costs, **settings)
+        else:
+            drafter = self._drafter(request, capacity, kernels, costs)
+        return target, drafter, partial(self._workspaces.give_back, workspace)
+
+    def _drafter(
+        self, request: Request, capacity: int, kernels: Kernels, costs: "LazyCosts"
+    ) -> Drafter:
+        parts = request.parts
         if parts.drafter == "none":
-            return NoDraft(device)
+            return NoDraft()
         if parts.drafter == "lookup":
-            return LookupDrafter(preset.tree, device, costs)
+            # A tree that the host makes goes to its place on the device later.
+            device = torch.device("cpu") if kernels.is_static else self.target.device
+            return LookupDrafter(self.preset.tree, device, costs)
+        return LMDrafter(
+            capacity=capacity,
+            parts=parts,
+            sampler=request.sampler,
+            costs=costs,
+            **self._draft_settings(kernels),
+        )
+
+    def _draft_settings(self, kernels: Kernels) -> dict[str, Any]:
+        preset = self.preset
         if self.draft is None:
             raise UsageError(f"preset {preset.name} has no draft model", hints=["--mode plain"])
-        return LMDrafter(
-            self.draft,
-            capacity=capacity,
-            vocabulary=self.target.shape.vocabulary,
-            trained_tokens=preset.draft.trained_context_tokens,
-            parts=parts,
-            tree=preset.tree,
-            retrieval=preset.retrieval,
-            sampler=request.sampler,
-            kernels=SdpaKernels(),
-            costs=costs,
-        )
+        return {
+            "model": self.draft,
+            "vocabulary": self.target.shape.vocabulary,
+            "trained_tokens": preset.draft.trained_context_tokens,
+            "tree": preset.tree,
+            "retrieval": preset.retrieval,
+            "kernels": kernels,
+        }
+
+    def _make_room(self, error: BaseException) -> None:
+        """Free what the failed request held, and what earlier ones left for the next."""
+        self._workspaces.drop()
+        release(error, self.target.device)
+
+    def _no_memory(
+        self, parts: Parts, prompt_tokens: int, max_tokens: int, error: BaseException
+    ) -> ResourceError:
+        self._make_room(error)
+        preset, chunk = self.preset, self.preset.prefill_chunk_tokens
+        rows, trained = prompt_tokens + max_tokens, preset.draft.trained_context_tokens
+        models = self.target, self.draft
+        return Shortage(
+            needs_of(*models, parts, rows=rows, chunk_tokens=chunk, trained_tokens=trained),
+            room_on(self.target.device),
+            prompt_tokens=prompt_tokens,
+            max_tokens=max_tokens,
+            chunk_tokens=chunk,
+            dtype=self.dtype,
+            device=self.device,
+            preset=preset.name,
+        ).error(error)
 
     @property
     def weights_bytes(self) -> int:

@@ -1,17 +1,23 @@
-"""The machine, the libraries and the source tree that a result was made with.
+"""The machine, the libraries and the source tree that a result was made with, and where compiled
+kernels are kept.
 
 In: a device name. Out: a flat mapping for the JSON output, and the commit of the source tree. It
-knows no models and no results. Only called around a run, so torch is loaded by then.
+knows no models and no results. Only ``environment`` needs torch, which is loaded by then.
 """
 
 import functools
 import os
 import platform
 import subprocess
+from collections.abc import MutableMapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
+#: What names the folders of compiled programs, and ours.
+_COMPILED = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
 _GIT_S = 5.0  # a slow disk must not hold up a result
 
 
@@ -32,6 +38,22 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "os": platform.platform(terse=True),
     }
+
+
+def keep_compiled(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Let Triton and TorchInductor keep what they compile where the next run finds it.
+
+    Below ``SPECX_CACHE_DIR``, else the user's cache folder. What the user has set counts, and where
+    nothing can be written both do as they do without us. No folder is made before it is needed.
+    """
+    given = environ.get("SPECX_CACHE_DIR")
+    root = Path(given) if given else platformdirs.user_cache_path("specx")
+    root = root.absolute()
+    existing = next(each for each in (root, *root.parents) if each.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        return
+    for variable, folder in _COMPILED.items():
+        environ[variable] = environ.get(variable) or str(root / folder)
 
 
 def driver_version() -> str | None:

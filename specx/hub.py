@@ -31,7 +31,8 @@ from specx.errors import (
     SpecxError,
     UsageError,
 )
-from specx.preset import Preset
+from specx.needs import is_out_of_memory
+from specx.preset import DraftSpec, Preset, TargetSpec
 
 if TYPE_CHECKING:
     import torch
@@ -126,6 +127,7 @@ def find_pair(preset: Preset, *, offline: bool) -> PairFiles:
     target, draft = preset.target, preset.draft
     target_dir = resolve(target.repo, target.revision, patterns=_METADATA, offline=offline)
     target_config = read_config(target_dir)
+    _check_shape("target", target, target_config)
     tokenizer = read_tokenizer(target_dir)
     if preset.prompt.template == "auto" and tokenizer.chat_template:
         check_template(tokenizer)
@@ -133,10 +135,22 @@ def find_pair(preset: Preset, *, offline: bool) -> PairFiles:
         return PairFiles(target_dir, target_config, tokenizer)
     draft_dir = resolve(draft.repo, draft.revision, patterns=_METADATA, offline=offline)
     draft_config = read_config(draft_dir)
+    _check_shape("draft", draft, draft_config)
     # A draft without a tokenizer of its own shares the target's, as pocket/draft does.
     draft_tokenizer = read_tokenizer(draft_dir) if has_tokenizer(draft_dir) else None
     check_pair(tokenizer, draft_tokenizer, target_config, draft_config)
     return PairFiles(target_dir, target_config, tokenizer, draft_dir, draft_config)
+
+
+def _check_shape(role: str, spec: TargetSpec | DraftSpec, config: "PreTrainedConfig") -> None:
+    """A preset's shape is what stand-in weights are measured with, so it has to be true."""
+    difference = spec.shape.difference(config) if spec.shape else ""
+    if difference:
+        raise ModelError(
+            f"{spec.repo} does not have the shape that the preset says",
+            reason=difference,
+            hints=[f"correct {role}.shape in the preset, or leave it out"],
+        )
 
 
 def resolve(
@@ -325,7 +339,6 @@ def choose_dtype(dtype: str, preset_dtype: str, device: str) -> "torch.dtype":
 def _load_model(
     directory: Path, config: "PreTrainedConfig", dtype: "torch.dtype", device: str
 ) -> "PreTrainedModel":
-    import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -342,9 +355,11 @@ def _load_model(
                 output_loading_info=True,
             )
         model = model.to(device).eval().requires_grad_(False)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ResourceError(f"no memory on {device} for the weights in {directory}") from error
-    except (*DAMAGE, RuntimeError, SafetensorError) as error:
+    except (*DAMAGE, MemoryError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            message = f"no memory on {device} for the weights in {directory}"
+            hints = ("--dtype float16 halves what float32 needs", "--device cpu", "-m pocket")
+            raise ResourceError(message, reason=summary(error), hints=hints) from error
         message = f"the weights in {directory} cannot be read"
         raise ModelError(message, reason=summary(error)) from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):

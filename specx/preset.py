@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import platformdirs
 import yaml
@@ -25,6 +25,8 @@ from specx.core.config import (
     DraftCache,
     DrafterKind,
     DraftPrefill,
+    Launch,
+    LayerForm,
     PrefillAttention,
     RetrievalConfig,
     SamplingConfig,
@@ -32,6 +34,7 @@ from specx.core.config import (
     TreeConfig,
 )
 from specx.errors import UsageError
+from specx.shape import ShapeSpec
 from specx.strict_yaml import Lines, did_you_mean, parse_mapping, parse_scalar, validate
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
@@ -54,6 +57,7 @@ class TargetSpec(_Frozen):
     repo: Text
     revision: str | None = None
     dtype: DType = "auto"
+    shape: ShapeSpec | None = None
 
 
 class DraftSpec(_Frozen):
@@ -64,6 +68,7 @@ class DraftSpec(_Frozen):
     revision: str | None = None
     dtype: DType = "auto"
     trained_context_tokens: int = Field(default=2048, ge=64)  # the draft sees no later position
+    shape: ShapeSpec | None = None
 
     @model_validator(mode="after")
     def _has_repo(self) -> "DraftSpec":
@@ -98,6 +103,8 @@ class PartsOverrides(TypedDict, total=False):
     draft_prefill: DraftPrefill
     prefill_attention: PrefillAttention
     tree_attention: TreeAttention
+    layers: LayerForm
+    launch: Launch
 
 
 class Requirements(_Frozen):
@@ -344,7 +351,9 @@ def _assign(data: dict[str, Any], key: str, value: object) -> None:
         raise UsageError(f"{key} {what}", hints=hints or [f"settings: {', '.join(leaves)}"])
     *groups, last = key.split(".")
     for group in groups:
-        data = data.setdefault(group, {})
+        if data.get(group) is None:  # an optional group that the file leaves out
+            data[group] = {}
+        data = data[group]
     data[last] = _scalar(value, leaves[key]) if isinstance(value, str) else value
 
 
@@ -372,8 +381,17 @@ def _leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     else:
         members = [(f.alias or name, f.annotation) for name, f in group.model_fields.items()]
     for name, kind in members:
+        kind = _opened(kind)
         is_model = isinstance(kind, type) and issubclass(kind, BaseModel)
         if is_model or is_typeddict(kind) or dataclasses.is_dataclass(kind):
             yield from _leaves(kind, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", kind
+
+
+def _opened(kind: Any) -> Any:
+    """Of an optional group of settings, the group."""
+    inner = [part for part in get_args(kind) if part is not type(None)]
+    is_optional = len(inner) == 1 and len(get_args(kind)) == 2
+    is_model = is_optional and isinstance(inner[0], type) and issubclass(inner[0], BaseModel)
+    return inner[0] if is_model else kind

@@ -5,7 +5,7 @@ does not know how prompts were made or where text goes.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from specx.core.config import SamplingConfig
@@ -18,7 +18,9 @@ from specx.core.stats import (
     StepStats,
     StepTree,
 )
+from specx.errors import ResourceError
 from specx.memory import peak_bytes
+from specx.needs import is_out_of_memory
 from specx.text import TextStream
 
 _EMPTY = "the model wrote nothing: it ended at once"
@@ -88,8 +90,12 @@ class Stream:
         ignore_eos: bool,
         load_s: float,
         weights_bytes: int,
+        no_memory: Callable[[BaseException], ResourceError],
+        warnings: Sequence[str] = (),
     ) -> None:
-        self._decoder, self._text = decoder, text
+        """``no_memory`` frees what it can and says what was lacking."""
+        self._decoder: Decoder | None = decoder  # until the end: its caches are large
+        self._no_memory, self._warnings, self._text = no_memory, tuple(warnings), text
         self._mode, self._ignore_eos, self._weights_bytes = mode, ignore_eos, weights_bytes
         self._stats = GenerationStats(prompt_tokens=len(decoder.request.prompt), load_s=load_s)
         self._tokens: list[int] = []
@@ -105,7 +111,9 @@ class Stream:
 
     def cancel(self) -> None:
         """End after the current step; safe from a signal handler or another thread."""
-        self._decoder.cancel()
+        decoder = self._decoder
+        if decoder is not None:
+            decoder.cancel()
 
     @property
     def result(self) -> Result:
@@ -115,9 +123,18 @@ class Stream:
         return self._result
 
     def _run(self) -> Iterator[Prefill | TextChunk]:
+        try:
+            yield from self._decode()
+        except (RuntimeError, MemoryError) as error:
+            self._decoder = None
+            if not is_out_of_memory(error):
+                raise
+            raise self._no_memory(error) from error
+
+    def _decode(self) -> Iterator[Prefill | TextChunk]:
         began = time.perf_counter()
         reason: FinishReason | None = None
-        for event in self._decoder.run():
+        for event in self._running.run():
             if isinstance(event, Prefill):
                 yield event
                 continue
@@ -146,9 +163,9 @@ class Stream:
         if event.step is not None:
             stats.steps.append(replace(event.step, new_tokens=len(new_tokens)))
             stats.decode_s += event.step.total_s
-        stats.prefill_target_s = self._decoder.prefill_target_s
-        stats.prefill_draft_s = self._decoder.prefill_draft_s
-        stats.tune_s = self._decoder.tune_s
+        stats.prefill_target_s = self._running.prefill_target_s
+        stats.prefill_draft_s = self._running.prefill_draft_s
+        stats.tune_s = self._running.tune_s
         stats.total_s = stats.ttft_s + stats.decode_s
         return TextChunk(
             text,
@@ -161,8 +178,9 @@ class Stream:
         )
 
     def _finish(self, last: TextChunk, reason: FinishReason) -> None:
-        decoder, request = self._decoder, self._decoder.request
+        decoder, request = self._running, self._running.request
         cache = decoder.target.cache
+        is_empty = not self._tokens and reason != "interrupted"
         self._stats.memory = Memory(
             weights_bytes=self._weights_bytes,
             kv_target_bytes=cache.row_bytes * cache.capacity,
@@ -179,5 +197,12 @@ class Stream:
             sampling=request.sampler.config,
             max_tokens=request.max_tokens,
             ignore_eos=self._ignore_eos,
-            warnings=() if self._tokens or reason == "interrupted" else (_EMPTY,),
+            warnings=(*self._warnings, *((_EMPTY,) if is_empty else ())),
         )
+        decoder.end()
+        self._decoder = None
+
+    @property
+    def _running(self) -> Decoder:
+        assert self._decoder is not None, "the request has ended"
+        return self._decoder

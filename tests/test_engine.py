@@ -1,6 +1,8 @@
 """The library's face on tiny real pairs: prompts, equal output in every mode, verification."""
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,10 @@ import pytest
 import torch
 
 import specx
-from specx.core.config import MODES, SamplingConfig
+from specx.core.attention import SdpaKernels
+from specx.core.cache import KVCache
+from specx.core.config import MODES, Parts, SamplingConfig
+from specx.core.model import Model
 from specx.engine import Engine
 from specx.errors import ContextError, ResourceError, UsageError
 from specx.stream import Result
@@ -455,6 +460,173 @@ class TestRefusals:
             engine.stream(prompt)
         assert caught.value.exit_code == 6
         assert "stack" not in caught.value.reason
+
+
+OUT_OF_MEMORY = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …"),
+    "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
+    "python": MemoryError(),
+}
+
+
+class Failing:
+    """Lets ``times`` calls fail with ``error``, after ``after`` that do not."""
+
+    def __init__(self, function: Callable[..., object], error: BaseException) -> None:
+        self.function, self.error = function, error
+        self.after, self.times = 0, 1
+
+    def __call__(self, *arguments: object, **settings: object) -> object:
+        if self.after > 0:
+            self.after -= 1
+        elif self.times > 0:
+            self.times -= 1
+            raise self.error
+        return self.function(*arguments, **settings)
+
+
+class TestMemory:
+    @pytest.fixture
+    def caches(self, monkeypatch: pytest.MonkeyPatch) -> weakref.WeakSet[KVCache]:
+        """The caches that are alive."""
+        alive: weakref.WeakSet[KVCache] = weakref.WeakSet()
+        made = KVCache.__init__
+
+        def make(self: KVCache, *arguments: object, **settings: object) -> None:
+            made(self, *arguments, **settings)  # type: ignore[arg-type]
+            alive.add(self)
+
+        monkeypatch.setattr(KVCache, "__init__", make)
+        return alive
+
+    @pytest.mark.parametrize("kind", OUT_OF_MEMORY)
+    @pytest.mark.parametrize("caches_before", [0, 1, 2])
+    def test_before_a_request(
+        self,
+        engine: Engine,
+        prompt: Prompt,
+        monkeypatch: pytest.MonkeyPatch,
+        caches: weakref.WeakSet[KVCache],
+        kind: str,
+        caches_before: int,
+    ) -> None:
+        """At the target's cache, the draft's or its working one; both times, so it is final."""
+        wanted = engine.generate(prompt, mode="specx", max_tokens=8).tokens
+        failing = Failing(KVCache.__init__, OUT_OF_MEMORY[kind])
+        failing.after = caches_before
+
+        def make(*arguments: object, **settings: object) -> None:
+            if failing.times == 0:  # the second try
+                failing.after, failing.times = caches_before, 1
+            failing(*arguments, **settings)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(KVCache, "__init__", make)
+            with pytest.raises(ResourceError, match=r"(?s)need .*have ") as caught:
+                engine.stream(prompt, mode="specx", max_tokens=8)
+        assert len(caught.value.hints) == 3
+        assert f"{len(prompt.tokens) + 8:,} tokens" in caught.value.message
+        assert not caches
+        assert engine.generate(prompt, mode="specx", max_tokens=8).tokens == wanted
+
+    def test_a_second_try_helps(
+        self, engine: Engine, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wanted = engine.generate(prompt, mode="specx", max_tokens=8).tokens
+        dropped: list[bool] = []
+        monkeypatch.setattr(engine._workspaces, "drop", lambda: dropped.append(True))
+        failing = Failing(engine._state, OUT_OF_MEMORY["cuda"])
+        monkeypatch.setattr(engine, "_state", failing)
+        assert engine.generate(prompt, mode="specx", max_tokens=8).tokens == wanted
+        assert dropped == [True]
+
+    @pytest.mark.parametrize("kind", OUT_OF_MEMORY)
+    @pytest.mark.parametrize("forwards", [0, 1, 2, 12])
+    def test_during_a_request(
+        self,
+        noisy_pair: PairDirs,
+        prompt: Prompt,
+        monkeypatch: pytest.MonkeyPatch,
+        caches: weakref.WeakSet[KVCache],
+        kind: str,
+        forwards: int,
+    ) -> None:
+        """While reading and while writing; nothing of the request stays, though the stream and
+        its error do."""
+        engine = load(noisy_pair, prefill_chunk_tokens=64)
+        wanted = engine.generate(prompt, mode="specx", max_tokens=8).tokens
+        failing = Failing(Model.hidden, OUT_OF_MEMORY[kind])
+        failing.after = forwards
+        stream = engine.stream(prompt, mode="specx", max_tokens=8)
+        with monkeypatch.context() as patch:
+            patch.setattr(Model, "hidden", lambda *given, **settings: failing(*given, **settings))
+            with pytest.raises(ResourceError, match=r"(?s)need .*have ") as caught:
+                list(stream)
+        assert caught.value.__cause__ is OUT_OF_MEMORY[kind]
+        assert not caches
+        assert next(stream, None) is None
+        stream.cancel()
+        with pytest.raises(RuntimeError, match="not ended"):
+            _ = stream.result
+        assert engine.generate(prompt, mode="specx", max_tokens=8).tokens == wanted
+
+    @pytest.mark.parametrize("place", ["Model.hidden", "KVCache.__init__"])
+    def test_other_errors_stay_what_they_are(
+        self, engine: Engine, prompt: Prompt, monkeypatch: pytest.MonkeyPatch, place: str
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise RuntimeError("shape mismatch")
+
+        home = "specx.core.model.Model" if place == "Model.hidden" else "specx.core.cache.KVCache"
+        monkeypatch.setattr(f"{home}.{place.partition('.')[2]}", fail)
+        with pytest.raises(RuntimeError, match="shape mismatch"):
+            engine.generate(prompt, mode="specx", max_tokens=8)
+
+    def test_a_finished_stream_keeps_no_caches(
+        self, engine: Engine, prompt: Prompt, caches: weakref.WeakSet[KVCache]
+    ) -> None:
+        stream = engine.stream(prompt, mode="specx", max_tokens=8)
+        list(stream)
+        gc.collect()
+        assert not caches
+        assert stream.result.tokens
+
+    def test_the_margin_too(
+        self, engine: Engine, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tokens = engine.generate(prompt, mode="plain", max_tokens=4).tokens
+        other = (another(tokens[0]), *tokens[1:])
+        wanted = engine.difference(prompt, tokens, other)
+        failing = Failing(engine._logits_after, OUT_OF_MEMORY["cuda"])
+        monkeypatch.setattr(engine, "_logits_after", failing)
+        assert engine.difference(prompt, tokens, other) == wanted
+        failing.times = 2
+        with pytest.raises(ResourceError, match="need"):
+            engine.difference(prompt, tokens, other)
+
+
+class TestParts:
+    def test_layers_and_launch_of_a_preset_are_plain_decodings_too(
+        self, noisy_pair: PairDirs
+    ) -> None:
+        settings = {"parts__layers": "original", "parts__launch": "eager"}
+        engine = load(noisy_pair, parts__draft_cache="full", **settings)
+        assert engine._parts("plain", {}) == Parts(
+            drafter="none", layers="original", launch="eager"
+        )
+        assert engine._parts("specx", {}).draft_cache == "full"
+        again = engine._parts("plain", {"layers": "fused", "tree_attention": "sdpa"})
+        assert (again.layers, again.launch, again.tree_attention) == ("fused", "eager", "sdpa")
+
+    def test_what_a_part_could_not_have_is_told(
+        self, engine: Engine, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert engine.kernels_note == ""
+        lost = "no flash-attn (not installed): Triton runs instead"
+        monkeypatch.setattr("specx.engine.choose_kernels", lambda *_: (SdpaKernels(), lost))
+        assert engine.generate(prompt, mode="plain", max_tokens=2).warnings == (lost,)
+        monkeypatch.setattr(engine, "kernels_note", lost)  # told once, not with every request
+        assert engine.generate(prompt, mode="plain", max_tokens=2).warnings == ()
 
 
 class TestLoading:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from specx import environment as module
-from specx.environment import driver_version, environment, source_commit
+from specx.environment import driver_version, environment, keep_compiled, source_commit
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
@@ -105,6 +105,26 @@ def test_no_nvml_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_git
+def test_compiled_kernels_are_kept(tmp_path: Path) -> None:
+    given = {"SPECX_CACHE_DIR": str(tmp_path / "new" / "kernels"), "TRITON_CACHE_DIR": "/mine"}
+    keep_compiled(given)
+    assert given["TRITON_CACHE_DIR"] == "/mine"
+    assert given["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "new" / "kernels" / "inductor")
+    assert not (tmp_path / "new").exists()
+    usual: dict[str, str] = {}
+    keep_compiled(usual)
+    places = {Path(value) for value in usual.values()}
+    assert {place.name for place in places} in ({"triton", "inductor"}, set())
+    assert all("specx" in place.parts for place in places)
+
+
+def test_a_cache_folder_that_cannot_be_made_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    given = {"SPECX_CACHE_DIR": str(tmp_path / "file" / "kernels")}
+    keep_compiled(given)
+    assert list(given) == ["SPECX_CACHE_DIR"]
+
+
 def test_a_clean_tree_has_its_commit(package: Path) -> None:
     commit = source_commit(package)
     assert commit

@@ -178,7 +178,7 @@ class TestLookup:
             load_preset("vicuna-7")
         hints = " ".join(caught.value.hints)
         assert "did you mean vicuna-7b?" in hints
-        assert "available: pocket, vicuna-7b" in hints
+        assert "available: llama-3.1-8b, pocket, vicuna-7b" in hints
 
     def test_a_broken_user_file_does_not_break_the_list(self, user_dir: Path) -> None:
         write(user_dir, "broken").write_text("tree: [", encoding="utf-8")
@@ -309,6 +309,18 @@ class TestOverrides:
             return
         assert preset.with_overrides({}) == preset
 
+    def test_a_group_that_the_file_leaves_out_can_be_set(self) -> None:
+        sizes = {"layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16}
+        sizes |= {"mlp": 96, "vocabulary": 512}
+        wanted = {f"draft.shape.{name}": str(size) for name, size in sizes.items()}
+        preset = load_preset("pocket", wanted)
+        assert preset.target.shape is None
+        assert preset.draft.shape is not None
+        assert preset.draft.shape.kv_heads == 2
+        del wanted["draft.shape.vocabulary"]
+        with pytest.raises(UsageError, match="vocabulary"):
+            load_preset("pocket", wanted)
+
     def test_the_fingerprint_tells_settings_apart(self) -> None:
         preset = load_preset("pocket")
         assert preset.fingerprint == load_preset("pocket").fingerprint
@@ -330,5 +342,6 @@ class TestInStepWithTheCore:
             data = yaml.safe_load(entry.path.read_text(encoding="utf-8"))
             jsonschema.validate(data, schema)
             for group in ("tree", "parts", "target"):
+                wrong = data.get(group, {}) | {"x": 1}
                 with pytest.raises(jsonschema.ValidationError):
-                    jsonschema.validate(data | {group: data[group] | {"x": 1}}, schema)
+                    jsonschema.validate(data | {group: wrong}, schema)

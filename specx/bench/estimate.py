@@ -14,7 +14,7 @@ from torch import nn
 from specx import hub
 from specx.bench.floor import cost_of, measure_floor
 from specx.bench.record import Object
-from specx.bench.session import Setup
+from specx.bench.session import Setup, find_pair
 from specx.bench.views.wording import size
 from specx.core.model import Shape, shape_of
 
@@ -74,7 +74,7 @@ def estimate_lines(found: Object) -> Iterator[str]:
 def _rows(setup: Setup, name: str) -> Iterator[Object]:
     plan, preset = setup.plan, setup.presets[name]
     device = torch.device(plan.device)
-    files = hub.find_pair(preset, offline=setup.options.offline)
+    files = find_pair(preset, setup.options)
     target = _outline(files.target_config, preset.target.dtype, setup, device)
     draft = None
     if files.draft_config is not None:

@@ -38,6 +38,14 @@ class DraftFacts(_Part):
     trained_context_tokens: int
 
 
+class StandInFacts(_Part):
+    """Weights that are not the preset's own; see ``specx.standin``."""
+
+    pair: str  # whose behaviour is measured
+    trained_tokens: int  # prompt and output; beyond them its acceptance means nothing
+    about: str
+
+
 class PresetFacts(_Part):
     """A preset as far as a measurement depends on it."""
 
@@ -46,6 +54,7 @@ class PresetFacts(_Part):
     target: TargetFacts
     draft: DraftFacts
     kernels: str
+    stand_in: StandInFacts | None = None  # None: the weights of the checkpoints
 
 
 class DataFacts(_Part):
@@ -105,7 +114,7 @@ class Plan(_Part):
         return self.model_dump(mode="json")
 
 
-def preset_facts(preset: Preset, kernels: str) -> PresetFacts:
+def preset_facts(preset: Preset, kernels: str, stand_in: StandInFacts | None = None) -> PresetFacts:
     """``preset`` as the plan keeps it."""
     target, draft = preset.target, preset.draft
     return PresetFacts(
@@ -119,6 +128,7 @@ def preset_facts(preset: Preset, kernels: str) -> PresetFacts:
             trained_context_tokens=draft.trained_context_tokens,
         ),
         kernels=kernels,
+        stand_in=stand_in,
     )
 
 

@@ -56,4 +56,30 @@ def result_object(
         "plan": plan.as_object(),
         "env": environment,
     }
-    return bench_object(header, judged(plan, finished), list(finished.floors.values()), missing)
+    return bench_object(
+        header,
+        judged(plan, finished),
+        list(finished.floors.values()),
+        missing,
+        warnings=_beyond_trained(plan),
+    )
+
+
+def _beyond_trained(plan: Plan) -> list[tuple[str, str]]:
+    """Where a stand-in's acceptance is no longer that of a pair that was trained for it."""
+    warnings = []
+    for preset in plan.presets:
+        facts = preset.stand_in
+        beyond = [
+            length
+            for length in plan.lengths
+            if facts and length + plan.max_tokens > facts.trained_tokens
+        ]
+        if facts and beyond:
+            message = (
+                f"at {', '.join(map(str, beyond))} tokens the text and the acceptance of "
+                f"{preset.name} mean nothing: the {facts.pair} pair inside was trained on up to "
+                f"{facts.trained_tokens} tokens; times of steps and of the prefill, and memory hold"
+            )
+            warnings.append(("beyond_trained", message))
+    return warnings

@@ -68,7 +68,7 @@ class Unmatched:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two benches joined. ``a`` and ``b`` tell what they are: created, specx, env."""
+    """Two benches joined. ``a`` and ``b`` tell what they are: created, specx, env, stand_in."""
 
     metric: str
     a: Mapping[str, Any]
@@ -134,7 +134,7 @@ def join(a: Object, b: Object, metric: str = "decode_tok_s") -> Comparison:
         hint = "run the second with the presets, --modes, --lengths and --data of the first"
         reason = _why_apart(ours, theirs)
         raise UsageError(f"the two benches share no {metric}", reason=reason, hints=[hint])
-    left, right = ({name: bench[name] for name in ("created", "specx", "env")} for bench in (a, b))
+    left, right = (_origin(bench) for bench in (a, b))
     return Comparison(metric, left, right, tuple(rows), _rest(ours, theirs), _rest(theirs, ours))
 
 
@@ -235,9 +235,15 @@ def _facts(bench: Object, preset: str) -> dict[str, Any]:
         "dtype": (plan["dtype"], settings["target"]["dtype"]),
         "kernels": settings["kernels"],
         "preset.sha256": settings["sha256"],
+        "stand_in": bool(settings.get("stand_in")),
         "specx.version": bench["specx"]["version"],
         "specx.commit": bench["specx"]["commit"],
     }
+
+
+def _origin(bench: Object) -> Object:
+    is_stand_in = any(preset.get("stand_in") for preset in bench["plan"]["presets"])
+    return {**{name: bench[name] for name in ("created", "specx", "env")}, "stand_in": is_stand_in}
 
 
 def _settings(a: Object, b: Object, metric: str) -> tuple[str, ...]:

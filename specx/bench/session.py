@@ -4,20 +4,21 @@ In: ``Options``. Out: a ``Setup``. Tokenizers are read here, weights only when a
 come. It does not know screens or journals.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from specx import hub
+from specx import hub, standin
 from specx._version import __version__
 from specx.bench.data import BenchData, Text, cut_prompt, load_data
 from specx.bench.energy import GpuEnergy, open_energy
-from specx.bench.plan import DataFacts, Plan, PresetFacts, preset_facts
+from specx.bench.plan import DataFacts, Plan, PresetFacts, StandInFacts, preset_facts
 from specx.bench.record import Object, Skipped
 from specx.bench.subject import EngineSubject, Subject
 from specx.bench.variants import Variant, parse_mode, parse_modes
 from specx.core.config import SamplingConfig
-from specx.engine import KERNELS, load
+from specx.engine import Engine, kernels_on, load
 from specx.environment import environment, source_commit
 from specx.errors import ContextError, DocumentError, UsageError
 from specx.preset import Preset, load_preset
@@ -48,6 +49,7 @@ class Options:
     dtype: str = "auto"
     offline: bool = False
     skip_unfit: bool = False
+    stand_in: bool = False  # the presets' shapes with stand-in weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +67,23 @@ class Setup:
     energy: GpuEnergy | None = None
 
     def load(self, name: str) -> Subject:
-        """Read the weights of a preset of the plan."""
-        engine = load(
-            self.presets[name],
-            device=self.plan.device,
-            dtype=self.options.dtype,
-            offline=self.options.offline,
-        )
+        """Read the weights of a preset of the plan, or build the stand-in's."""
+        preset, options = self.presets[name], self.options
+        witness_pair = None
+        if options.stand_in:
+            began = time.perf_counter()
+            pair = standin.load_pair(preset, device=self.plan.device, dtype=options.dtype)
+            if any(variant.witness for variant in self.variants.values()):
+                witness_pair = standin.twin(pair)
+            engine = Engine(preset, pair, load_s=time.perf_counter() - began)
+        else:
+            engine = load(
+                preset, device=self.plan.device, dtype=options.dtype, offline=options.offline
+            )
         return EngineSubject(
             engine,
+            facts=next(facts for facts in self.plan.presets if facts.name == name),
+            witness_pair=witness_pair,
             max_tokens=self.plan.max_tokens,
             ignore_eos=self.plan.ignore_eos,
             sampling=self.plan.sampling,
@@ -133,7 +143,7 @@ def prepare(options: Options) -> Setup:
         texts=tuple(text.text for text in texts),
         environment=environment(device),
         build={"version": __version__, "commit": source_commit()},
-        notes=(*notes, *dropped, *_unpinned(presets)),
+        notes=(*notes, *dropped, *([] if options.stand_in else _unpinned(presets))),
         presets={preset.name: preset for preset in presets},
         options=options,
         energy=meter,
@@ -141,7 +151,10 @@ def prepare(options: Options) -> Setup:
 
 
 def _presets(options: Options) -> list[Preset]:
-    presets = [load_preset(name, dict(options.overrides)) for name in options.presets]
+    overrides = dict(options.overrides)
+    presets = [load_preset(name, overrides) for name in options.presets]
+    if options.stand_in:  # what is set by hand counts more than what a stand-in needs
+        presets = [standin.adapted(preset).with_overrides(overrides) for preset in presets]
     names = [preset.name for preset in presets]
     if len(set(names)) < len(names):
         raise UsageError("a preset is given twice", reason=", ".join(names))
@@ -190,8 +203,14 @@ def _lengths(options: Options, presets: Sequence[Preset]) -> tuple[tuple[int, ..
 
 
 def _prompter(preset: Preset, options: Options) -> Prompter:
-    tokenizer = hub.find_pair(preset, offline=options.offline).tokenizer
-    return Prompter(tokenizer, preset.prompt)
+    return Prompter(find_pair(preset, options).tokenizer, preset.prompt)
+
+
+def find_pair(preset: Preset, options: Options) -> hub.PairFiles:
+    """The configs and the tokenizer of what will be measured; raises what finding models raises."""
+    if options.stand_in:
+        return standin.find_pair(preset)
+    return hub.find_pair(preset, offline=options.offline)
 
 
 def _unpinned(presets: Sequence[Preset]) -> list[str]:
@@ -229,6 +248,11 @@ def _long_enough(
 
 def _facts(preset: Preset, options: Options, device: str) -> PresetFacts:
     dtype = hub.choose_dtype(options.dtype, preset.target.dtype, device)
-    facts = preset_facts(preset, KERNELS)
+    stand_in = None
+    if options.stand_in:
+        stand_in = StandInFacts(
+            pair="pocket", trained_tokens=standin.TRAINED_TOKENS, about=standin.about(preset)
+        )
+    facts = preset_facts(preset, kernels_on(device), stand_in)
     target = facts.target.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
     return facts.model_copy(update={"target": target})

@@ -18,7 +18,9 @@ from specx.bench.variants import Variant
 from specx.bench.witness import Witnesses
 from specx.core.config import SamplingConfig
 from specx.core.stats import GenerationStats, StepStats
-from specx.engine import KERNELS, Engine
+from specx.engine import Engine
+from specx.errors import ResourceError
+from specx.hub import ModelPair
 from specx.stream import Stream, TextChunk
 from specx.text import Prompt
 
@@ -62,7 +64,10 @@ class Subject(Protocol):
 
 
 class EngineSubject:
-    """A real engine, and transformers' own generation on copies of its models where asked."""
+    """A real engine, and transformers' own generation on copies of its models where asked.
+
+    ``witness_pair``: those copies, where they cannot be loaded once more.
+    """
 
     def __init__(
         self,
@@ -71,13 +76,16 @@ class EngineSubject:
         max_tokens: int,
         ignore_eos: bool,
         sampling: SamplingConfig,
+        facts: PresetFacts | None = None,
+        witness_pair: ModelPair | None = None,
         offline: bool = False,
         energy: GpuEnergy | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._engine, self._clock, self._energy = engine, clock, energy
         self._max_tokens, self._ignore_eos, self._sampling = max_tokens, ignore_eos, sampling
-        self._offline = offline
+        self._offline, self._witness_pair = offline, witness_pair
+        self._facts = facts or preset_facts(engine.preset, engine.kernels)
         self._stream: Stream | None = None
         self._is_cancelled = False
         self._witnesses: Witnesses | None = None
@@ -85,7 +93,7 @@ class EngineSubject:
     @property
     def facts(self) -> PresetFacts:
         """See ``Subject``."""
-        return preset_facts(self._engine.preset, KERNELS)
+        return self._facts
 
     def prompt(self, text: str, tokens: int) -> Prompt | None:
         """See ``Subject``."""
@@ -116,6 +124,9 @@ class EngineSubject:
                 first, first_j = last, self._joules()
         if stream.result.finish_reason == "interrupted":
             raise Interrupted
+        if stream.result.tokens and stream.result.warnings:
+            # What gave way to something else must not be measured under its name.
+            raise ResourceError(f"{variant.name} cannot run", reason=stream.result.warnings[0])
         energy = _joules(start_j, first_j, self._joules())
         return _sample(cell, stream, began, first, last, energy)
 
@@ -146,7 +157,11 @@ class EngineSubject:
         assert variant.witness is not None
         if self._witnesses is None:
             self._witnesses = Witnesses(
-                engine.preset, engine.device, engine.dtype, offline=self._offline
+                engine.preset,
+                engine.device,
+                engine.dtype,
+                offline=self._offline,
+                pair=self._witness_pair,
             )
         start_j = first_j = self._joules()
 

@@ -5,7 +5,7 @@ engines, presets or whether a preset has a draft.
 
 The paper's ablation (SpecExtend, arXiv 2505.20776, Table 4) starts from ``standard``: tree
 speculation with dense prefill attention, masked tree attention and a full draft cache; each of its
-rows replaces one part.
+rows replaces one part. ``gpu`` takes away, one at a time, what makes a step fast on a GPU.
 """
 
 import difflib
@@ -29,7 +29,7 @@ BASES: Mapping[str, tuple[str, Mapping[str, str]]] = MappingProxyType(
         "lookup": ("specx", {"drafter": "lookup"}),
     }
 )
-#: What ``+NAME`` replaces.
+#: What ``+NAME`` replaces. ``plain`` has an attention over one row, layers and graphs too.
 PARTS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "eager": ("prefill_attention", "eager"),
@@ -41,6 +41,12 @@ PARTS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "retrieval": ("draft_cache", "retrieval"),
         "draft-full": ("draft_prefill", "full"),
         "draft-window": ("draft_prefill", "window"),
+        "triton": ("tree_attention", "triton"),
+        "flash-attn": ("tree_attention", "flash"),
+        "sdpa": ("tree_attention", "sdpa"),
+        "original": ("layers", "original"),
+        "compiled": ("layers", "compiled"),
+        "no-graphs": ("launch", "eager"),
     }
 )
 WITNESSES: Mapping[str, str] = MappingProxyType(
@@ -60,6 +66,18 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "standard+window",
             "standard+retrieval",
             "specx",
+        ),
+        "gpu": (
+            "plain",
+            "plain+no-graphs",
+            "plain+sdpa",
+            "specx",
+            "specx+no-graphs",
+            "specx+original",
+            "specx+sdpa",
+            "specx+window",
+            "specx+full",
+            "hf",
         ),
         "witnesses": ("hf", "hf-assisted"),
         "all": (

@@ -62,9 +62,17 @@ class WitnessRun:
 class Witnesses:
     """A pair of untouched models; every run is independent of those before it."""
 
-    def __init__(self, preset: Preset, device: str, dtype: str, offline: bool) -> None:
-        """Load the preset's pair once more. Raises what ``hub.load_pair`` raises."""
-        pair = hub.load_pair(preset, device=device, dtype=dtype, offline=offline)
+    def __init__(
+        self,
+        preset: Preset,
+        device: str,
+        dtype: str,
+        offline: bool,
+        pair: hub.ModelPair | None = None,
+    ) -> None:
+        """Take ``pair`` or load the preset's once more. Raises what ``hub.load_pair`` raises."""
+        if pair is None:
+            pair = hub.load_pair(preset, device=device, dtype=dtype, offline=offline)
         self._preset, self._target, self._draft = preset, pair.target, pair.draft
         self._end_tokens = tuple(sorted(hub.end_tokens(pair)))
         self._static: StaticCache | None = None

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specx.errors import ResourceError, SpecxError, UsageError
+from specx.needs import is_out_of_memory
 
 EXIT_CODES: tuple[tuple[int, str], ...] = (
     (0, "done"),
@@ -61,22 +62,34 @@ def error_object(error: SpecxError, *, document: str | None = None) -> dict[str,
 def out_of_memory(error: BaseException) -> ResourceError | None:
     """``error`` as a ``ResourceError`` if it says that memory ran out, else None.
 
-    torch reports that as a RuntimeError of its own; its text is read, because torch must not be
-    imported to look at an error.
+    For what no request has explained better: memory that ran out outside of the models.
     """
-    text = str(error)
-    if not isinstance(error, MemoryError) and not any(
-        sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
-    ):
+    if not is_out_of_memory(error):
         return None
+    text = str(error)
     return ResourceError(
         "out of memory",
         reason=text.splitlines()[0][:200] if text else "",
         hints=(
-            "take a shorter document",
-            "--mode plain needs no second model",
-            "--dtype bfloat16 halves weights and cache where the hardware supports it",
+            "--mode plain keeps no draft's caches",
+            "--set prefill_chunk_tokens=512 reads the document in smaller pieces",
+            "--dtype bfloat16 halves weights and caches where the hardware supports it",
         ),
+    )
+
+
+def cannot_compile(error: BaseException) -> UsageError | None:
+    """``error`` as the user's if it comes from TorchInductor, which only ``--compile on`` runs.
+
+    Its classes are known by where they live: torch must not be imported to look at an error.
+    """
+    homes = {kind.__module__ for kind in type(error).__mro__}
+    if not any(home.startswith(("torch._inductor", "torch._dynamo")) for home in homes):
+        return None
+    return UsageError(
+        "the layers cannot be compiled here",
+        reason=next((line[:200] for line in str(error).splitlines() if line.strip()), ""),
+        hints=("--compile off runs them as they are", "TorchInductor is meant for GPUs"),
     )
 
 

@@ -18,9 +18,7 @@ PLACE = "{document}"
 
 @takes(Question, Request)
 def generate(context: Context, question: Question, request: Request) -> int:
-    """Answer a question about long documents, or continue them.
-    Without -p the document itself is the message. Only the answer is written to stdout.
-    """
+    """Answer a question about long documents, or continue them."""
     if question.raw and (question.prompt is not None or question.system is not None):
         raise UsageError(
             "--raw excludes --prompt and --system",

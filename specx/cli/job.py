@@ -55,6 +55,8 @@ def execute(
         inputs = _read_all(names, request)
         look = choose_look(request, sink, screen)
         engine = _load(settings, screen)
+        if engine.kernels_note:
+            screen.note(engine.kernels_note)
         show_legend(look, screen)
         job = Job(
             *(command, request.output, settings, screen, sink, interrupts, engine, ask),

@@ -20,6 +20,7 @@ from specx.cli.compare.command import compare
 from specx.cli.failures import (
     PIPE_CLOSED,
     OutputClosed,
+    cannot_compile,
     crash,
     debug_lines,
     error_lines,
@@ -37,6 +38,7 @@ from specx.cli.sink import Sink
 from specx.cli.summarize import summarize
 from specx.cli.terminal import printable
 from specx.cli.topics import help_topic
+from specx.environment import keep_compiled
 from specx.errors import SpecxError, UsageError
 
 COMMANDS = ("generate", "summarize", "bench", "compare", "trace", "presets", "help")
@@ -82,6 +84,7 @@ def main() -> None:
     """Run the command line of this process and exit."""
     _prepare_streams()
     _prepare_threads()
+    keep_compiled()
     sys.excepthook = _report_crash
     code = run(sys.argv[1:])
     _leave(code)
@@ -108,7 +111,7 @@ def run(arguments: Sequence[str]) -> int:
     except Stopped as stopped:
         return stopped.exit_code
     except (MemoryError, RuntimeError) as error:
-        known = out_of_memory(error)
+        known = out_of_memory(error) or cannot_compile(error)
         if known is None:
             raise
         known.__cause__ = error

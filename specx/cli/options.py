@@ -19,6 +19,7 @@ Format = Literal["text", "json", "jsonl"]
 Mode = Literal["auto", "plain", "spec", "specx"]
 Color = Literal["auto", "always", "never"]
 Show = Literal["none", "accept", "map"]
+Compile = Literal["auto", "on", "off"]
 Sources = Mapping[str, str]  # parameter → where its value came from; absent: not given
 
 
@@ -49,6 +50,10 @@ Device = Annotated[
     str, option("--device", metavar="DEV", env="SPECX_DEVICE", help="cpu, cuda:0, mps [auto].")
 ]
 DType = Annotated[str, option("--dtype", metavar="TYPE", help="float32, bfloat16, float16 [auto].")]
+CompileChoice = Annotated[
+    Compile,
+    option("--compile", metavar="WHEN", help="on: TorchInductor, slow to start [auto]."),
+]
 Offline = Annotated[bool, option("--offline", env="SPECX_OFFLINE", help="Never use the network.")]
 Encoding = Annotated[
     str | None, option("--encoding", metavar="NAME", help="Encoding of the documents [utf-8].")
@@ -68,7 +73,7 @@ class Question:
             "-p",
             "--prompt",
             metavar="TEXT",
-            help="What to do; {document} marks the text's place.",
+            help="What to do; {document}: its place [document alone].",
         ),
     ] = None
     system: Annotated[str | None, option("--system", metavar="TEXT", help="System message.")] = None
@@ -140,6 +145,7 @@ class Request:
     set_: Assignments = field(default_factory=list)
     device: Device = "auto"
     dtype: DType = "auto"
+    compile: CompileChoice = "auto"
     offline: Offline = False
     verify: Annotated[
         str,

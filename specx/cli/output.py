@@ -66,7 +66,7 @@ def result_object(run: Run) -> dict[str, Any]:
         "energy": None,
         "verify": _verification(run),
         "env": dict(run.environment),
-        "warnings": [{"message": message} for message in run.result.warnings],
+        "warnings": [{"message": message} for message in _warnings(run)],
     }
 
 
@@ -159,6 +159,12 @@ def _acceptance(stats: GenerationStats) -> dict[str, Any]:
         "rate": stats.accepted / stats.drafted if stats.drafted else None,
         "histogram": stats.accepted_histogram,
     }
+
+
+def _warnings(run: Run) -> list[str]:
+    """What this machine could not give, then what the run itself has to say."""
+    lost = run.engine.kernels_note
+    return [*([lost] if lost else []), *run.result.warnings]
 
 
 def _verification(run: Run) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from specx.cli.options import Mode, Request, Sources
+from specx.cli.options import Compile, Mode, Request, Sources
 from specx.core.config import SamplingConfig
 from specx.errors import UsageError
 from specx.preset import Preset, load_preset
@@ -17,6 +17,8 @@ from specx.preset import Preset, load_preset
 # Keys of a preset that are listed as options, or that decide nothing.
 _LISTED_AS_OPTIONS = ("mode", "max_new_tokens", "sampling")
 _NOT_LISTED = (*_LISTED_AS_OPTIONS, "schema", "name", "about", "requires", "measured", "extends")
+
+_LAYERS = "parts.layers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Settings:
 
 def resolve(request: Request) -> Settings:
     """Load the preset and fill every gap of the request. Raises ``UsageError``."""
-    preset = load_preset(request.preset, parse_assignments(request.set_))
+    preset = load_preset(request.preset, preset_changes(request.set_, request.compile))
     max_tokens = preset.max_new_tokens if request.max_tokens is None else request.max_tokens
     if max_tokens < 1:
         raise UsageError(f"--max-tokens must be ≥ 1, not {max_tokens}")
@@ -87,6 +89,15 @@ def parse_assignments(words: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
+def preset_changes(words: Sequence[str], compile: Compile) -> dict[str, str]:
+    """What ``--set`` and ``--compile`` change in a preset.
+
+    ``auto`` is our own fused layers, which are there at once, so only ``on`` changes anything.
+    """
+    changes = parse_assignments(words)
+    return {**changes, _LAYERS: "compiled"} if compile == "on" else changes
+
+
 def parse_check(value: str) -> Check:
     """``off``, ``on`` or a number of tokens. Raises ``UsageError``."""
     if value in ("on", "off"):
@@ -105,6 +116,8 @@ def setting_rows(request: Request, settings: Settings, sources: Sources) -> list
         return Setting(key, value, sources.get(option, fallback))
 
     def from_preset(key: str) -> str:
+        if key == _LAYERS and request.compile == "on":
+            return "--compile"
         return "--set" if key in assigned else f"preset {preset.name}"
 
     rows = [
@@ -115,7 +128,7 @@ def setting_rows(request: Request, settings: Settings, sources: Sources) -> list
     for each in fields(SamplingConfig):
         value = getattr(settings.sampling, each.name)
         rows.append(own(each.name, value, each.name, from_preset(f"sampling.{each.name}")))
-    for name in ("stop", "ignore_eos", "device", "dtype", "offline", "verify"):
+    for name in ("stop", "ignore_eos", "device", "dtype", "compile", "offline", "verify"):
         rows.append(own(name, getattr(request, name), name, "default"))
     for name in ("output", "show", "trace", "out"):
         rows.append(own(name, getattr(request, name), name, "default"))

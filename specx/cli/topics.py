@@ -18,6 +18,9 @@ ENVIRONMENT: tuple[tuple[str, str], ...] = (
     ("SPECX_DEBUG", "1: tracebacks"),
     ("SPECX_CONFIG_DIR", "where presets/*.yaml of your own stand"),
     ("SPECX_STATE_DIR", "where specx bench keeps its journals"),
+    ("SPECX_CACHE_DIR", "where compiled kernels are kept, in triton/ and inductor/"),
+    ("TRITON_CACHE_DIR", "where Triton keeps its kernels instead"),
+    ("TORCHINDUCTOR_CACHE_DIR", "where TorchInductor (--compile on) keeps its own instead"),
     ("HF_HOME, HF_TOKEN", "Hugging Face's cache folder and access token"),
     ("HF_HUB_OFFLINE", "1: no network, as --offline"),
     ("NO_COLOR, FORCE_COLOR", "color of stderr, where --color is auto"),
@@ -31,7 +34,7 @@ stdout has the answer and nothing else; progress, stats and messages go to stder
   -o jsonl   one such object a line, one line a document, as each is finished
 
 Schemas of the objects: specx help schema (specx.result/1, specx.error/1), and with the name of
-another one: specx help schema bench, compare or trace.
+another one: specx help schema bench, micro, compare or trace.
 accepted = draft tokens kept in a step, without the target's own token that ends the step;
 tok/step = accepted + 1 (plain decoding has 1); decode rate = (new - 1) / decode time.
 """
@@ -43,8 +46,8 @@ def help_topic(
         Argument(metavar="[TOPIC]", help="environment, exit-codes, output or schema."),
     ] = None,
     name: Annotated[
-        Literal["result", "bench", "compare", "trace"],
-        Argument(metavar="[NAME]", help="Which schema: result, bench, compare or trace."),
+        Literal["result", "bench", "micro", "compare", "trace"],
+        Argument(metavar="[NAME]", help="Which schema: result, bench, micro, compare or trace."),
     ] = "result",
 ) -> int:
     """Explain environment, exit codes, output, schemas."""

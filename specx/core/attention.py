@@ -18,7 +18,38 @@ _MIN_CPU_ROWS = 4
 
 
 class Kernels(Protocol):
-    """Softmax attention with its log-sum-exp, over keys that every row may see, or causally."""
+    """Attention of one backend. ``is_static``: it takes the length of the prefix as a device
+    scalar, so that a CUDA graph recorded at one length serves every length."""
+
+    name: str
+    is_static: bool
+
+    def store(
+        self, keys: Tensor, values: Tensor, start: int | Tensor, key: Tensor, value: Tensor
+    ) -> None:
+        """Write ``key``, ``value`` [Hkv, n, D] to rows ``start`` … of one layer's cache
+        [Hkv, capacity, D]; ``start`` is a device scalar where the backend is static."""
+        ...
+
+    def tree(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        prefix: int | Tensor,
+        mask: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """Hybrid Tree Attention [H, n, D]: all rows see the first ``prefix`` rows of one layer's
+        cache [Hkv, capacity, D], and the m staged rows behind them under ``mask`` [n, m]."""
+        ...
+
+    def chunk_scores(
+        self, query: Tensor, keys: Tensor, length: Tensor, scale: float, chunk_tokens: int
+    ) -> Tensor:
+        """``retrieval.chunk_scores`` over the first ``length`` rows of a whole cache; [chunks of
+        the cache] float32. Only asked of a static backend."""
+        ...
 
     def prefix(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> "Partial":
         """Every query row sees every key. [H, n, D], [Hkv, S, D] → ([H, n, D], [H, n])."""
@@ -34,7 +65,43 @@ Partial = tuple[Tensor, Tensor]  # output [H, n, D], log-sum-exp [H, n] float32
 
 class SdpaKernels:
     """PyTorch's fused attention kernels. A group of query heads that share a key/value head is
-    folded into rows, so each key and value is read once per group."""
+    folded into rows, so each key and value is read once per group. Lengths are the host's."""
+
+    is_static = False
+
+    def __init__(self, tree_kind: TreeAttention = "hybrid") -> None:
+        """``tree_kind="masked"`` is the ordinary way, one mask over everything, for ablations."""
+        self.name = "masked" if tree_kind == "masked" else "sdpa"
+        self._tree_kind = tree_kind
+
+    def store(
+        self, keys: Tensor, values: Tensor, start: int | Tensor, key: Tensor, value: Tensor
+    ) -> None:
+        """See ``Kernels``; ``start`` is an int."""
+        assert isinstance(start, int)
+        keys[:, start : start + key.shape[1]] = key
+        values[:, start : start + key.shape[1]] = value
+
+    def tree(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        prefix: int | Tensor,
+        mask: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """See ``Kernels``; ``prefix`` is an int."""
+        assert isinstance(prefix, int)
+        end = prefix + mask.shape[1]
+        keys, values = keys[:, :end], values[:, :end]
+        return tree_attention(query, keys, values, mask, scale, self, self._tree_kind)
+
+    def chunk_scores(
+        self, query: Tensor, keys: Tensor, length: Tensor, scale: float, chunk_tokens: int
+    ) -> Tensor:
+        """See ``Kernels``; not for a backend whose lengths are the host's."""
+        raise NotImplementedError
 
     def prefix(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Partial:
         """See ``Kernels.prefix``."""

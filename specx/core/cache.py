@@ -66,17 +66,16 @@ class KVCache:
         self.keys[layer, :, start:stop] = keys
         self.values[layer, :, start:stop] = values
 
-    def keep(self, path: Tensor) -> None:
-        """Commit the staged rows ``path`` [m] int64 (increasing) and forget the others."""
-        rows = path.shape[0]
-        if rows < self.staged or rows == 0:
-            source = path + self.length
-            target = slice(self.length, self.length + rows)
-            # Indexing copies before the write, so overlapping rows are safe.
-            self.keys[:, :, target] = self.keys[:, :, source]
-            self.values[:, :, target] = self.values[:, :, source]
-        self.length += rows
-        self.staged = 0
+    def compact(self, nodes: Tensor, start: int | Tensor) -> None:
+        """Move the rows ``start`` + ``nodes`` [m] int64 (increasing) to ``start`` and behind.
+
+        ``start``: the first staged row, on the host or as a device scalar.
+        """
+        source = nodes + start
+        target = torch.arange(nodes.shape[0], device=nodes.device) + start
+        for rows in (self.keys, self.values):
+            # Selecting copies before the write, so overlapping rows are safe.
+            rows.index_copy_(2, target, rows.index_select(2, source))
 
     def commit(self, rows: int) -> None:
         """Commit the first ``rows`` staged rows as they lie; the rest is forgotten."""

@@ -13,7 +13,9 @@ DrafterKind = Literal["none", "lookup", "lm"]
 DraftCache = Literal["full", "window", "retrieval"]
 DraftPrefill = Literal["full", "window"]
 PrefillAttention = Literal["fused", "eager"]
-TreeAttention = Literal["hybrid", "masked"]
+TreeAttention = Literal["hybrid", "triton", "flash", "sdpa", "masked"]
+LayerForm = Literal["fused", "compiled", "original"]
+Launch = Literal["graph", "eager"]
 TreeSize = Literal["fixed", "measured"]
 
 # pydantic reads this attribute on a plain dataclass: an unknown key in a preset is an error.
@@ -100,7 +102,9 @@ class Parts:
     draft_cache: DraftCache = "retrieval"
     draft_prefill: DraftPrefill = "window"
     prefill_attention: PrefillAttention = "fused"
-    tree_attention: TreeAttention = "hybrid"
+    tree_attention: TreeAttention = "hybrid"  # the best backend there is
+    layers: LayerForm = "fused"  # where a GPU with Triton runs them
+    launch: Launch = "graph"  # CUDA graphs, where the kernels allow them
 
 
 #: The modes by name. ``auto`` is ``specx`` that falls back to plain steps where drafting loses.

@@ -2,31 +2,30 @@
 
 In: a target, a drafter, prompt tokens. Out: events with token ids and times. It does not know
 text, tokenizers, which drafter it drives, or screens.
+
+A step is launched and then settled. Launching asks the host for nothing where target and drafter
+allow it (a GPU); then the next step is launched before the last one is settled, and the host's
+work for one step happens while the device does the next.
 """
 
-import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from specx.core.attention import Kernels
+from specx.core.clock import Clock, Readout, start_clock
 from specx.core.config import Parts
 from specx.core.drafts import Drafter
-from specx.core.growth import Governor, StepCosts
+from specx.core.growth import Governor
 from specx.core.model import Model
-from specx.core.passes import TargetPass
-from specx.core.retrieval import Retriever, Selection
+from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.stats import FinishReason, Prefill, StepStats, StepTree
-from specx.core.tree import TokenTree
-
-#: Row counts whose verify time is measured before the first draft.
-MEASURED_ROWS = (1, 4, 8, 16, 32)
-_ROUNDS = 3  # of timing them, in turns: noise that lasts a while must not hit one width alone
+from specx.core.target import Target
+from specx.core.tree import Path, TokenTree
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,54 +51,19 @@ class Emitted:
     tree: StepTree | None = None  # when the decoder was asked to record trees
 
 
-class Target:
-    """The big model's state in one request: its cache and the query that retrieval taps."""
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step that the device may still be working on."""
 
-    def __init__(self, model: Model, capacity: int, parts: Parts, kernels: Kernels) -> None:
-        self.model, self._parts, self._kernels = model, parts, kernels
-        self.cache = model.new_cache(capacity)
-        self._query: Tensor | None = None
-        self._scale = 1.0
-
-    def read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Commit a prompt chunk [n]; logits [1, V] after it and hidden states [n, hidden]."""
-        count, start = tokens.shape[0], self.cache.stage(tokens.shape[0])
-        positions = torch.arange(start, start + count, device=tokens.device)
-        output = self._forward(tokens, positions, start, None, count - 1)
-        self.cache.commit(count)
-        return output
-
-    def verify(self, tree: TokenTree) -> tuple[Tensor, Tensor]:
-        """Stage the tree behind the prefix; logits [n, V] and hidden states [n, hidden]."""
-        start = self.cache.stage(tree.size)
-        return self._forward(tree.tokens, self.cache.length + tree.depths, start, tree.mask, 0)
-
-    def select(self, retriever: Retriever, row: int) -> Selection:
-        """Chunks that row ``row`` of the last forward attends to in the last layer."""
-        assert self._query is not None, "no forward has run yet"
-        keys = self.cache.keys[-1, :, : self.cache.length]
-        return retriever.select(self._query[:, row], keys, self._scale)
-
-    def measure(self) -> StepCosts:
-        """Time verify forwards of a few widths on the cache as it stands; nothing is kept."""
-        room = self.cache.capacity - self.cache.length
-        trees = {rows: _chain(rows, self.model.device) for rows in MEASURED_ROWS if rows <= room}
-        seconds = dict.fromkeys(trees, float("inf"))
-        for _ in range(_ROUNDS):
-            for rows, tree in trees.items():
-                start = _now(self.model.device)
-                self.verify(tree)
-                seconds[rows] = min(seconds[rows], _now(self.model.device) - start)
-                self.cache.drop()
-        return StepCosts(seconds)
-
-    def _forward(
-        self, tokens: Tensor, positions: Tensor, start: int, mask: Tensor | None, logits_from: int
-    ) -> tuple[Tensor, Tensor]:
-        attention = TargetPass(self.cache, start, mask, self._kernels, self._parts)
-        output = self.model.forward(tokens, positions, attention, logits_from)
-        self._query, self._scale = attention.query, attention.scale
-        return output.logits, output.hidden
+    tree: TokenTree
+    path: Path
+    hidden: Tensor
+    drafted: bool
+    is_warm: bool  # its time is that of any later step
+    readout: Readout  # the target's report, then chunks and reaches where there are any
+    has_chunks: bool
+    clock: Clock
+    context_tokens: int
 
 
 class Decoder:
@@ -114,23 +78,36 @@ class Decoder:
         retriever: Retriever | None = None,
         governor: Governor | None = None,
         tune: Callable[[], object] | None = None,
+        on_end: Callable[[], None] | None = None,
         records_trees: bool = False,
     ) -> None:
-        """``tune`` runs once between prefill and first token; its time is kept apart."""
+        """``tune`` runs once between prefill and first token; its time is kept apart. ``on_end``
+        is called by ``end``."""
         self.target, self.drafter, self.request = target, drafter, request
         self._records_trees = records_trees
         self.retriever, self.governor, self._tune = retriever, governor, tune
+        self._on_end = on_end
         self.prefill_target_s = 0.0
         self.prefill_draft_s = 0.0
         self.tune_s = 0.0
         self._cancelled = False
         self._produced = 0
-        self._root = 0
         self._seen = _Seen(request, target.model)
+        # Trees are recorded from places that the next step overwrites.
+        runs_ahead = target.is_static and drafter.runs_ahead and not records_trees
+        self._ahead = 1 if runs_ahead else 0  # steps launched before one is settled
+        self._last_clock: Clock | None = None
+        self._away_s = 0.0  # how long the consumer kept the loop waiting
 
     def cancel(self) -> None:
         """End after the current step (or prefill chunk) with finish reason "interrupted"."""
         self._cancelled = True
+
+    def end(self) -> None:
+        """The run is over, in good order: its buffers may serve the next request."""
+        if self._on_end is not None:
+            self._on_end()
+            self._on_end = None
 
     def run(self) -> Iterator[Prefill | Emitted]:
         """Prefill by chunks, then steps until the stop rule, ``max_tokens`` or ``cancel``."""
@@ -138,15 +115,25 @@ class Decoder:
             yield event
             if isinstance(event, Emitted) and event.finish_reason is not None:
                 return
-        for number in itertools.count():
-            emitted = self._step(number)
-            yield emitted
-            if emitted.finish_reason is not None:
-                return
+        launched: deque[_Launched] = deque()
+        number = 0
+        while True:
+            # A drafter that was left out reads up exactly, so it waits for the last plain step.
+            changes = bool(launched) and launched[-1].drafted != self._is_drafting
+            if not changes:
+                launched.append(self._launch(number))
+                number += 1
+            if changes or len(launched) > self._ahead:
+                emitted = self._settle(launched.popleft())
+                left = time.perf_counter()
+                yield emitted
+                self._away_s += time.perf_counter() - left
+                if emitted.finish_reason is not None:
+                    return
 
     def _prefill(self) -> Iterator[Prefill | Emitted]:
-        prompt = self.request.prompt
-        device, total, began = self.target.model.device, prompt.shape[0], time.perf_counter()
+        prompt, target = self.request.prompt, self.target
+        device, total, began = target.model.device, prompt.shape[0], time.perf_counter()
         logits = hidden = None
         done = 0
         for chunk in torch.split(prompt.to(device), self.request.prefill_chunk_tokens):
@@ -154,7 +141,7 @@ class Decoder:
                 yield Emitted([], "interrupted")
                 return
             start = _now(device)
-            logits, hidden = self.target.read(chunk)
+            logits, hidden = target.read(chunk)
             middle = _now(device)
             self.drafter.prefill(chunk, hidden)
             self.prefill_target_s += middle - start
@@ -163,68 +150,119 @@ class Decoder:
             yield Prefill(done, total, time.perf_counter() - began)
         if logits is None or hidden is None:
             raise ValueError("the prompt is empty")
-        self._seen.add(prompt.to(device))
+        yield self._first(logits, hidden)
+
+    @torch.inference_mode()
+    def _first(self, logits: Tensor, hidden: Tensor) -> Emitted:
+        """The first token, which the prefill yields."""
+        prompt, device = self.request.prompt.to(logits.device), logits.device
+        self._seen.add(prompt)
         position = torch.zeros(1, dtype=torch.int64, device=device)
         first = self.request.sampler(logits, position, self._seen.rows(None))
+        self.target.progress.begin(prompt.shape[0], first)
+        self._seen.add(first)
         chunks = None
-        if self.retriever is not None and self.retriever.is_needed(total):
-            chunks = self._refocus(self.retriever, -1)
+        if self.retriever is not None and self.retriever.is_needed(prompt.shape[0]):
+            chunks = _chunk_numbers(self._refocus(self.retriever, None))
         if self._tune is not None:
             start = _now(device)
             self._tune()
             self.tune_s = _now(device) - start
-        yield Emitted(*self._commit(first.tolist(), hidden[-1:]), retrieved_chunks=chunks)
+        (tokens,) = Readout(first).wait()
+        return Emitted(*self._commit(tokens.tolist(), hidden[-1:]), retrieved_chunks=chunks)
 
-    def _step(self, number: int) -> Emitted:
-        device, target = self.target.model.device, self.target
-        clock = _clock(device)
-        drafting = self.governor is None or self.governor.drafting
-        tree = self.drafter.draft() if drafting else TokenTree.root_only(self._root, device)
-        levels_s = self.drafter.levels_s if drafting else ()
-        clock.mark("draft_s")
+    @torch.inference_mode()
+    def _launch(self, number: int) -> _Launched:
+        """Put a whole step on the device."""
+        target = self.target
+        cold_runs = target.graphs.cold_runs
+        clock = start_clock(target.model.device)
+        drafting = self._is_drafting
+        tree = target.place(self.drafter.draft() if drafting else None)
         context_tokens = self.drafter.context_tokens
+        clock.mark("draft_s")
         logits, hidden = target.verify(tree)
         clock.mark("verify_s")
-        sample = self.request.sampler(logits, self._produced + tree.depths, self._seen.rows(tree))
-        path = tree.accept(sample)
-        tokens = sample[path].tolist()  # the step's host synchronisation
+        positions = target.progress.produced + tree.depths
+        sample = self.request.sampler(logits, positions, self._seen.rows(tree))
+        path, report = target.accept(tree, sample)
         clock.mark("accept_s")
-        target.cache.keep(path)
+        target.commit(tree, sample, path)
+        self._seen.add_path(sample, path)
         clock.mark("commit_s")
-        chunks = None
-        if drafting and self._is_due(number):
+        told = [report]
+        if is_due := drafting and self._is_due(number):
             assert self.retriever is not None
-            chunks = self._refocus(self.retriever, int(path[-1]))
+            told.append(self._refocus(self.retriever, path))
+        if tree.reaches is not None:
+            told += [tree.reaches, tree.depths[: tree.reaches.shape[0]]]
         clock.mark("retrieve_s")
-        record = _record(tree, path, tokens[-1]) if self._records_trees else None
-        accepted = len(tokens) - 1
-        new_tokens, reason = self._commit(tokens, hidden[path])
-        clock.mark("host_s")
+        readout = Readout(*told)
+        return _Launched(
+            tree=tree,
+            path=path,
+            hidden=hidden,
+            drafted=drafting,
+            is_warm=not target.is_static or target.graphs.cold_runs == cold_runs,
+            readout=readout,
+            has_chunks=is_due,
+            clock=clock,
+            context_tokens=context_tokens,
+        )
+
+    @torch.inference_mode()
+    def _settle(self, step: _Launched) -> Emitted:
+        """Read what a launched step did, and apply the stop rule."""
+        report, *told = step.readout.wait()
+        began = time.perf_counter()
+        count, nodes, depth, *padded = report.tolist()
+        tokens = padded[:count]
+        self.target.settle(count)
+        chunks = _chunk_numbers(told.pop(0)) if step.has_chunks else None
+        record = _record(step.tree, step.path.tolist(), tokens[-1]) if self._records_trees else None
+        phases_s = step.clock.seconds(self._last_clock)
+        idle_s = phases_s.pop("gap", None)
+        self._last_clock = step.clock
+        levels_s: tuple[float, ...] = ()
+        if step.drafted:
+            levels_s = self.drafter.observe(phases_s["draft_s"], *told)
+        # Only host drafters look at the hidden states; they have settled before the next step.
+        states = _hidden_on_path(step) if self._ahead == 0 else step.hidden[:0]
+        new_tokens, reason = self._commit(tokens, states)
+        host_s = time.perf_counter() - began
+        if idle_s is not None:  # what the device waited, without what the consumer took
+            host_s = max(0.0, idle_s - self._away_s)
         stats = StepStats(
-            nodes=tree.size,
-            depth=int(tree.depths.max()),
-            accepted=accepted,
+            nodes=nodes,
+            depth=depth,
+            accepted=count - 1,
             new_tokens=len(new_tokens),
             draft_levels_s=levels_s,
-            draft_context_tokens=context_tokens,
-            **clock.seconds(),
+            draft_context_tokens=step.context_tokens,
+            host_s=host_s,
+            **phases_s,
         )
-        if self.governor is not None:
-            self.governor.observe(stats)
+        self._away_s = 0.0
+        if self.governor is not None and step.is_warm:
+            self.governor.observe(stats, step.drafted)
         return Emitted(new_tokens, reason, stats, chunks, record)
+
+    @property
+    def _is_drafting(self) -> bool:
+        return self.governor is None or self.governor.drafting
 
     def _is_due(self, number: int) -> bool:
         retriever, length = self.retriever, self.target.cache.length
         return retriever is not None and retriever.due(number) and retriever.is_needed(length)
 
-    def _refocus(self, retriever: Retriever, row: int) -> tuple[int, ...]:
-        """Refill the draft's cache with what row ``row`` of the last forward attends to."""
-        selection = self.target.select(retriever, row)
-        self.drafter.refocus(selection.rows)
+    def _refocus(self, retriever: Retriever, path: Path | None) -> Tensor:
+        """Refill the draft's cache with what the last accepted node attends to; chunk numbers."""
+        selection = self.target.select(retriever, path)
+        self.drafter.refocus(selection)
         return selection.chunks
 
     def _commit(self, tokens: list[int], hidden: Tensor) -> tuple[list[int], FinishReason | None]:
-        """Apply the stop rule to tokens of the target, then hand them to the drafter."""
+        """Apply the stop rule to tokens of the target, then tell them to the drafter."""
         reason: FinishReason | None = "interrupted" if self._cancelled else None
         for index, token in enumerate(tokens):
             if token in self.request.end_tokens:
@@ -236,9 +274,7 @@ class Decoder:
             tokens, reason = tokens[:left], "length"
         self._produced += len(tokens)
         if reason is None:
-            self._root = tokens[-1]
             self.drafter.extend(tokens, hidden)
-            self._seen.add(torch.tensor(tokens, device=hidden.device))
         return tokens, reason
 
 
@@ -255,82 +291,39 @@ class _Seen:
         if self._flags is not None:
             self._flags[tokens] = True
 
+    def add_path(self, sample: Tensor, path: Path) -> None:
+        """Add the target's tokens along ``path``."""
+        if self._flags is not None:
+            tokens = sample[path.nodes]
+            inside = torch.arange(tokens.shape[0], device=tokens.device) < path.count
+            self._flags.index_fill_(0, torch.where(inside, tokens, tokens[0]), True)
+
     def rows(self, tree: TokenTree | None) -> Tensor | None:
         """[n, V] bool for the nodes of ``tree``, or [1, V] for the prompt alone."""
         if self._flags is None or tree is None:
             return None if self._flags is None else self._flags[None]
         rows = self._flags.repeat(tree.size, 1)
-        node, ancestor = tree.mask.nonzero(as_tuple=True)
-        rows[node, tree.tokens[ancestor]] = True
-        return rows
+        tokens = tree.tokens.clamp(min=0)
+        # For every pair of nodes the second one's token if it is an ancestor, else the first's.
+        return rows.scatter_(1, torch.where(tree.mask, tokens[None], tokens[:, None]), True)
 
 
-def _chain(rows: int, device: torch.device) -> TokenTree:
-    """A tree without branches; its tokens do not matter."""
-    return TokenTree.build([0] * rows, [max(0, row - 1) for row in range(rows)], device)
-
-
-def _record(tree: TokenTree, path: Tensor, bonus: int) -> StepTree:
+def _record(tree: TokenTree, path: list[int], bonus: int) -> StepTree:
     return StepTree(
         tokens=tuple(tree.tokens.tolist()),
         parents=tuple(tree.parents.tolist()),
-        path=tuple(path.tolist()),
+        path=tuple(path),
         bonus=bonus,
     )
 
 
-class _Clock(Protocol):
-    """Seconds of a step's phases."""
-
-    def mark(self, phase: str) -> None:
-        """End ``phase`` here."""
-        ...
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds by phase."""
-        ...
+def _chunk_numbers(chunks: Tensor) -> tuple[int, ...]:
+    """On the host, without the padding of a static selection."""
+    return tuple(chunk for chunk in chunks.tolist() if chunk >= 0)
 
 
-class _HostClock:
-    """The host's clock, for a device that works in step with it."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def mark(self, phase: str) -> None:
-        now = time.perf_counter()
-        self._seconds[phase] = now - self._last
-        self._last = now
-
-    def seconds(self) -> dict[str, float]:
-        return self._seconds
-
-
-class _StreamClock:
-    """Events on a GPU's stream: the host may run ahead between phases; only reading waits."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.current_stream(device)
-        self._phases: list[str] = []
-        self._events = [self._stream.record_event(_event())]
-
-    def mark(self, phase: str) -> None:
-        self._phases.append(phase)
-        self._events.append(self._stream.record_event(_event()))
-
-    def seconds(self) -> dict[str, float]:
-        self._events[-1].synchronize()
-        pairs = zip(self._phases, itertools.pairwise(self._events), strict=True)
-        return {phase: start.elapsed_time(end) / 1000 for phase, (start, end) in pairs}
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-def _clock(device: torch.device) -> _Clock:
-    return _StreamClock(device) if device.type == "cuda" else _HostClock()
+def _hidden_on_path(step: _Launched) -> Tensor:
+    return step.hidden[step.path.nodes[: int(step.path.count)]]
 
 
 def _now(device: torch.device) -> float:

@@ -7,7 +7,8 @@ speed depends on it.
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 from specx.core.config import TreeConfig
@@ -15,6 +16,8 @@ from specx.core.stats import StepStats
 from specx.core.tree import TreeBuilder
 
 _MOMENTUM = 0.2  # weight of the newest draft-level time
+_WORTH_CHANGING = 1.03
+_MOST_KEPT = 0.95  # of a level's gain, by a level that was not drafted
 WIDTH = 10  # nodes expanded a level at most, as in OPT-Tree
 
 
@@ -124,6 +127,91 @@ class MeasuredGrowth:
         return self._costs.best_count(reaches, self._levels * self._costs.level_s)
 
 
+class ForecastGrowth:
+    """Chooses levels and rows of the next tree before it grows, from what the last ones were worth.
+
+    On a GPU the whole draft is one recording, so nothing can be decided in mid-tree. A running
+    mean of the expected tokens, by depth and by size, stands for what the next tree will bring.
+    """
+
+    def __init__(self, config: TreeConfig, sizes: Sequence[int]) -> None:
+        """``sizes``: row counts that a tree may be padded to, increasing."""
+        self._config = config
+        most = next((size for size in sizes if size > config.nodes), sizes[-1])
+        self._rows = [min(size, config.nodes + 1) for size in sizes if 1 < size <= most]
+        self._expected: list[list[float]] = []  # tokens of a step, by levels − 1 and by size
+        self._draft_s: dict[int, float] = {}  # by levels
+        self._plan = config.depth, self._rows[-1]
+        self.begin(None)
+
+    def begin(self, costs: Callable[[], StepCosts] | None) -> None:
+        """A new request. Without ``costs`` every tree has the configured depth and nodes."""
+        self._costs_of = costs if self._config.size == "measured" else None
+        self._costs: StepCosts | None = None
+
+    def plan(self) -> tuple[int, int]:
+        """Levels to draft and rows to verify."""
+        if self._costs_of is None or not self._draft_s:
+            return self._config.depth, self._rows[-1]
+        costs = self._costs = self._costs or self._costs_of()
+        choices = [
+            (expected / (self._seconds(level) + costs.verify_s(rows)), level, rows)
+            for level, row in enumerate(self._expected, start=1)
+            for rows, expected in zip(self._rows, row, strict=True)
+        ]
+        rates = {(levels, rows): rate for rate, levels, rows in choices}
+        best = max(rates, key=rates.__getitem__)
+        # Every plan is a recording of its own: not for a gain that the next step takes back.
+        if rates[best] > _WORTH_CHANGING * rates.get(self._plan, 0.0):
+            self._plan = best
+        return self._plan
+
+    def observe(
+        self, levels: int, draft_s: float | None, reaches: list[float], depths: list[int]
+    ) -> None:
+        """Take in a draft of ``levels``: the reach and depth of its nodes, and its seconds (None
+        when it was not yet a recording: compiling takes a thousand times as long)."""
+        if draft_s is not None:
+            known_s = self._draft_s.setdefault(levels, draft_s)
+            self._draft_s[levels] += _MOMENTUM * (draft_s - known_s)
+        guesses = sorted(zip(reaches, depths, strict=True), reverse=True)
+        guesses = [(reach, depth) for reach, depth in guesses if depth > 0]
+        seen = [self._by_size(guesses, depth) for depth in range(1, levels + 1)]
+        while len(seen) < self._config.depth:
+            seen.append(_next_level(seen))
+        if not self._expected:
+            self._expected = seen
+        for known, new in zip(self._expected, seen, strict=True):
+            known[:] = [a + _MOMENTUM * (b - a) for a, b in zip(known, new, strict=True)]
+
+    def _seconds(self, levels: int) -> float:
+        """Of a draft; where none was timed, as the nearest, whose start cost like a level."""
+        nearest = min(self._draft_s, key=lambda known: abs(known - levels))
+        return self._draft_s[nearest] * (levels + 1) / (nearest + 1)
+
+    def _by_size(self, guesses: list[tuple[float, int]], depth: int) -> list[float]:
+        """Expected tokens with the best guesses down to ``depth``, for each number of rows."""
+        reaches = [reach for reach, at in guesses if at <= depth]
+        sums = list(accumulate(reaches, initial=1.0))
+        # What the tree left out is no better than its weakest guess, and no level adds more than
+        # one token: half of the former, until it is tried.
+        beyond = 0.5 * guesses[-1][0] if guesses else 0.0
+        left_out = [max(0, rows - 1 - len(reaches)) for rows in self._rows]
+        return [
+            min(1.0 + depth, sums[min(rows - 1, len(reaches))] + beyond * count)
+            for rows, count in zip(self._rows, left_out, strict=True)
+        ]
+
+
+def _next_level(seen: list[list[float]]) -> list[float]:
+    """A level nobody drafted: it keeps the share of the gain that the last one kept."""
+    last, before = seen[-1], seen[-2] if len(seen) > 1 else [1.0] * len(seen[-1])
+    earlier = seen[-3] if len(seen) > 2 else [1.0 if len(seen) > 1 else 0.0] * len(last)
+    gains = [(a - b, b - c) for a, b, c in zip(last, before, earlier, strict=True)]
+    shares = [min(_MOST_KEPT, new / old) if old > 0 else 0.0 for new, old in gains]
+    return [a + share * gain for a, share, (gain, _) in zip(last, shares, gains, strict=True)]
+
+
 class Governor:
     """Chooses between drafting and plain steps (mode ``auto``), by the rates seen so far.
 
@@ -152,13 +240,15 @@ class Governor:
         rates = f"{_rate(drafted):.1f} tokens/s drafting, {_rate(plain):.1f} plain"
         return f"{len(plain)} of {len(drafted) + len(plain)} steps were plain: {rates}"
 
-    def observe(self, step: StepStats) -> None:
-        """Take in a step that was made the present way, and decide about the next."""
-        way, other = self.drafting, not self.drafting
+    def observe(self, step: StepStats, drafted: bool | None = None) -> None:
+        """Take in a step and decide about the next. ``drafted``: how it was made, if not the
+        present way (a step may have been launched before the last decision)."""
+        way = self.drafting if drafted is None else drafted
+        other = not way
         taken = (step.accepted + 1, step.total_s)
         self._all[way].append(taken)
         self._seen[way].append(taken)
-        if len(self._seen[way]) < self._FEWEST:
+        if way != self.drafting or len(self._seen[way]) < self._FEWEST:
             return
         # Before any plain step, the measured cost of one row stands for it.
         known = _rate(self._seen[other]) if self._seen[other] else 1.0 / self._costs().verify_s(1)

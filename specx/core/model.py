@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
+from specx.core import kernels
 from specx.core.cache import KVCache
+from specx.core.config import LayerForm
+from specx.core.layers import Layers, fastest_products
 from specx.core.linear import pack_linears
 
 _ATTENTION = "specx"
@@ -63,8 +66,8 @@ def shape_of(config: PreTrainedConfig) -> Shape:
 class Model:
     """One causal language model in evaluation mode, batch of one.
 
-    Takes the model over: its attention implementation is replaced, and on a CPU in float32 its
-    linear layers are packed for few-row products.
+    Takes the model over: its attention implementation is replaced, on a CPU in float32 its linear
+    layers are packed for few-row products, and on a GPU with Triton its layers get a fused form.
     """
 
     def __init__(self, model: PreTrainedModel, *, pack: bool = True) -> None:
@@ -80,6 +83,10 @@ class Model:
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.inverse_frequencies: Tensor = _rotary(self.decoder).inv_freq.float()
+        fuses = self.device.type == "cuda" and kernels.is_available()
+        self._products = fastest_products(self.device)
+        self._layers = Layers(self.decoder, self._products) if fuses else None
+        self._compiled: Any = None
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache of ``capacity`` rows in this model's shape, dtype and place."""
@@ -100,20 +107,51 @@ class Model:
         positions: Tensor,
         attention_pass: AttentionPass,
         logits_from: int = 0,
+        form: LayerForm = "fused",
     ) -> Output:
         """Tokens [n] and positions [n] int64 → logits of rows ``logits_from`` … n, hidden states.
 
-        ``attention_pass`` decides what each row sees and stores the new keys and values.
+        ``attention_pass`` decides what each row sees and stores the new keys and values. ``form``
+        of the layers: "fused" where there is one, transformers' "original", or that "compiled".
         """
-        hidden = self.decoder(
+        hidden = self.hidden(tokens, positions, attention_pass, form)
+        return Output(logits=self.logits(hidden[logits_from:]), hidden=hidden)
+
+    @torch.inference_mode()
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attention_pass: AttentionPass,
+        form: LayerForm = "fused",
+    ) -> Tensor:
+        """Hidden states [n, hidden size] after the final norm; see ``forward``."""
+        if self._layers is not None:
+            self._layers.use(fused=form == "fused")
+        decoder = self._compile() if form == "compiled" else self.decoder
+        output: Tensor = decoder(
             input_ids=tokens[None],
             position_ids=positions[None],
             past_key_values=None,
             use_cache=False,
             attention_pass=attention_pass,
         ).last_hidden_state[0]
-        logits = self.head(hidden[logits_from:])
-        return Output(logits=logits, hidden=hidden)
+        return output
+
+    def _compile(self) -> Any:
+        """The decoder through TorchInductor, one program for each number of rows."""
+        if self._compiled is None:
+            self._compiled = torch.compile(self.decoder, dynamic=False)
+        return self._compiled
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [n, hidden size] → logits [n, V]."""
+        head = self.head
+        if self._layers is not None and type(head) is nn.Linear:
+            return self._products.linear(hidden, head.weight, head.bias)
+        output: Tensor = head(hidden)
+        return output
 
 
 def _attention(

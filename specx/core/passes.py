@@ -1,8 +1,8 @@
 """What one forward does in every attention layer: where keys go and what each row sees.
 
 In: queries, keys and values of new rows, layer by layer. Out: their attention. ``TargetPass``
-serves the target; ``WindowPass`` and ``WorkingPass`` serve a draft whose keys are stored without
-rotation. They do not know models or trees beyond a mask.
+serves the target; the others serve a draft whose keys are stored without rotation, two of them
+within CUDA graphs. They do not know models or trees beyond a mask.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specx.core.attention import Kernels, prefill_attention, tree_attention
+from specx.core.attention import Kernels, prefill_attention
 from specx.core.cache import KVCache
 from specx.core.config import Parts
 
@@ -43,12 +43,13 @@ class Rotary:
 class TargetPass:
     """Rows of the target: a causal chunk (``mask`` None) or tree rows under ``mask`` [n, n].
 
-    The rows must have been staged in ``cache``. ``query`` holds the last layer's queries
-    [H, n, D] afterwards: retrieval needs one row of them.
+    ``start``: where the rows go; a device scalar with static kernels, else they must have been
+    staged in ``cache``. ``query`` holds the last layer's queries [H, n, D] afterwards: retrieval
+    needs one row of them.
     """
 
     cache: KVCache
-    start: int
+    start: int | Tensor
     mask: Tensor | None
     kernels: Kernels
     parts: Parts
@@ -57,25 +58,24 @@ class TargetPass:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See ``AttentionPass``."""
-        cache, kernels = self.cache, self.kernels
-        cache.write(layer, self.start, key, value)
-        if layer == cache.keys.shape[0] - 1:
+        kernels, keys, values = self.kernels, self.cache.keys[layer], self.cache.values[layer]
+        kernels.store(keys, values, self.start, key, value)
+        if layer == self.cache.keys.shape[0] - 1:
             self.query, self.scale = query, scale
-        end = self.start + key.shape[1]
-        keys, values = cache.keys[layer, :, :end], cache.values[layer, :, :end]
-        if self.mask is None:
-            kind = self.parts.prefill_attention
-            return prefill_attention(query, keys, values, scale, kernels, kind)
-        kind_of_tree = self.parts.tree_attention
-        return tree_attention(query, keys, values, self.mask, scale, kernels, kind_of_tree)
+        if self.mask is not None:
+            return kernels.tree(query, keys, values, self.start, self.mask, scale)
+        assert isinstance(self.start, int), "a chunk's place is known to the host"
+        end, kind = self.start + key.shape[1], self.parts.prefill_attention
+        return prefill_attention(query, keys[:, :end], values[:, :end], scale, kernels, kind)
 
 
 @dataclass(slots=True)
 class WindowPass:
-    """A block of committed draft rows that sees the ``window`` rows before it, and itself causally.
+    """Blocks of committed draft rows; each sees the ``window`` rows before it, and itself causally.
 
-    Keys are stored without rotation; for this block they are rotated to positions counted from
-    the window's start, so no position exceeds window + block.
+    Keys are stored without rotation; for each block they are rotated to positions counted from
+    the window's start, so no position exceeds window + block. Several ``blocks`` need windows as
+    long as they are, all of them there.
     """
 
     full: KVCache
@@ -84,16 +84,42 @@ class WindowPass:
     rotary: Rotary
     kernels: Kernels
     parts: Parts
+    blocks: int = 1
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """See ``AttentionPass``."""
         self.full.write(layer, self.start, key, value)
         first, end = max(0, self.start - self.window), self.start + key.shape[1]
-        keys = self.rotary.rotate(self.full.keys[layer, :, first:end], 0)
-        values = self.full.values[layer, :, first:end]
-        query = self.rotary.rotate(query, self.start - first)
+        keys, values = self.full.keys[layer, :, first:end], self.full.values[layer, :, first:end]
+        shape, before = query.shape, self.start - first
+        if self.blocks > 1:
+            keys, values = _with_window(keys, self.blocks), _with_window(values, self.blocks)
+            query = _fold(query, key.shape[0], self.blocks)
+        keys, query = self.rotary.rotate(keys, 0), self.rotary.rotate(query, before)
         kind = self.parts.prefill_attention
-        return prefill_attention(query, keys, values, scale, self.kernels, kind)
+        out = prefill_attention(query, keys, values, scale, self.kernels, kind)
+        return out if self.blocks == 1 else _unfold(out, key.shape[0], self.blocks).view(shape)
+
+
+def _with_window(rows: Tensor, blocks: int) -> Tensor:
+    """[Hkv, (blocks + 1) · n, D] → [Hkv · blocks, 2 · n, D]: each block and the one before."""
+    by_block = rows.view(rows.shape[0], blocks + 1, -1, rows.shape[-1])
+    together = torch.cat([by_block[:, :-1], by_block[:, 1:]], dim=2)
+    return together.view(rows.shape[0] * blocks, -1, rows.shape[-1])
+
+
+def _fold(query: Tensor, kv_heads: int, blocks: int) -> Tensor:
+    """[H, blocks · n, D] → [H · blocks, n, D], a key/value head's blocks as heads of their own."""
+    heads, rows, width = query.shape
+    by_block = query.reshape(kv_heads, heads // kv_heads, blocks, rows // blocks, width)
+    return by_block.transpose(1, 2).reshape(heads * blocks, -1, width)
+
+
+def _unfold(out: Tensor, kv_heads: int, blocks: int) -> Tensor:
+    """The inverse of ``_fold``, but for the shape: [Hkv, H / Hkv, blocks, n, D]."""
+    heads, rows, width = out.shape
+    by_block = out.view(kv_heads, blocks, heads // (kv_heads * blocks), rows, width)
+    return by_block.transpose(1, 2).contiguous()
 
 
 @dataclass(slots=True)
@@ -122,7 +148,53 @@ class WorkingPass:
         rotated = self.rotary.rotate_at(torch.cat([query, key]), self.positions)
         query, key = rotated[: query.shape[0]], rotated[query.shape[0] :]
         working.write(layer, self.start, key, value)
-        keys, values = working.keys[layer, :, :end], working.values[layer, :, :end]
+        keys, values = working.keys[layer], working.values[layer]
         if self.mask is None:
-            return prefill_attention(query, keys, values, scale, self.kernels)
-        return tree_attention(query, keys, values, self.mask, scale, self.kernels)
+            return prefill_attention(query, keys[:, :end], values[:, :end], scale, self.kernels)
+        return self.kernels.tree(query, keys, values, working.length, self.mask, scale)
+
+
+@dataclass(slots=True)
+class StagedPass:
+    """Tree rows of a draft whose keys are rotated by the model itself, for CUDA graphs.
+
+    They go to the rows ``first`` … of the working cache and see its first ``prefix`` rows and,
+    under ``mask`` [n, m], the m rows behind those.
+    """
+
+    working: KVCache
+    prefix: Tensor
+    first: Tensor
+    mask: Tensor
+    kernels: Kernels
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See ``AttentionPass``."""
+        keys, values = self.working.keys[layer], self.working.values[layer]
+        self.kernels.store(keys, values, self.first, key, value)
+        return self.kernels.tree(query, keys, values, self.prefix, self.mask, scale)
+
+
+@dataclass(slots=True)
+class UnreadPass:
+    """Committed rows that a draft reads within a CUDA graph: without rotation into ``full`` at
+    row ``full_start``, rotated to compact positions into ``working`` behind its ``prefix`` rows.
+    """
+
+    working: KVCache
+    prefix: Tensor
+    full: KVCache
+    full_start: Tensor
+    positions: Tensor
+    mask: Tensor
+    rotary: Rotary
+    kernels: Kernels
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See ``AttentionPass``."""
+        full, keys, values = self.full, self.working.keys[layer], self.working.values[layer]
+        self.kernels.store(full.keys[layer], full.values[layer], self.full_start, key, value)
+        rotated = self.rotary.rotate_at(torch.cat([query, key]), self.positions)
+        query, key = rotated[: query.shape[0]], rotated[query.shape[0] :]
+        self.kernels.store(keys, values, self.prefix, key, value)
+        return self.kernels.tree(query, keys, values, self.prefix, self.mask, scale)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specx.core.attention import Kernels
 from specx.core.config import RetrievalConfig
 
 _BLOCK_ROWS = 8192  # keys that are converted to float32 at a time
@@ -19,7 +20,8 @@ class Selection:
     """Rows for the draft's working cache."""
 
     rows: Tensor  # [m] int64, increasing
-    chunks: tuple[int, ...]  # chunk numbers, increasing
+    chunks: Tensor  # [c] int64: chunk numbers, increasing; −1 where a static selection has fewer
+    count: Tensor | None = None  # [] int64: a static selection's rows; the others are padding
 
 
 def chunk_scores(query: Tensor, keys: Tensor, scale: float, chunk_tokens: int) -> Tensor:
@@ -71,8 +73,39 @@ class Retriever:
         chosen = scores.topk(wanted).indices.sort().values
         return Selection(
             rows=chunk_rows(chosen, config.chunk_tokens, rows),
-            chunks=tuple(chosen.tolist()),
+            chunks=chosen,
         )
+
+    def select_within(
+        self, query: Tensor, keys: Tensor, length: Tensor, scale: float, kernels: Kernels
+    ) -> Selection:
+        """``select`` among the first ``length`` [] int64 rows of a whole cache [Hkv, capacity, D],
+        with static shapes and without the host."""
+        chunk_tokens = self.config.chunk_tokens
+        scores = kernels.chunk_scores(query, keys, length, scale, chunk_tokens)
+        return best_chunks(self.config, scores, length)
+
+
+def best_chunks(config: RetrievalConfig, scores: Tensor, length: Tensor) -> Selection:
+    """Sink, recent and best-scored chunks of the first ``length`` [] int64 rows, on the device.
+
+    ``scores`` [chunks of the whole cache] float32. ``rows`` and ``chunks`` have their full static
+    size even if there are fewer.
+    """
+    numbers = torch.arange(scores.shape[0], device=scores.device)
+    chunks = (length + config.chunk_tokens - 1) // config.chunk_tokens
+    forced = (numbers < config.sink_chunks) | (numbers >= chunks - config.recent_chunks)
+    scores = scores.masked_fill(forced, float("inf"))
+    scores = scores.masked_fill(numbers >= chunks, float("-inf"))
+    wanted = config.sink_chunks + config.recent_chunks + config.top_chunks
+    chosen = scores.topk(min(wanted, scores.shape[0])).indices.sort().values
+    offsets = torch.arange(config.chunk_tokens, device=scores.device)
+    rows = (chosen[:, None] * config.chunk_tokens + offsets).reshape(-1)
+    return Selection(
+        rows=torch.minimum(rows, length - 1),
+        chunks=torch.where(chosen < chunks, chosen, -1),
+        count=(rows < length).sum(),
+    )
 
 
 def recent_selection(config: RetrievalConfig, rows: int) -> Selection:
@@ -82,7 +115,7 @@ def recent_selection(config: RetrievalConfig, rows: int) -> Selection:
     kept = sorted({*range(min(config.sink_chunks, chunks)), *range(first, chunks)})
     return Selection(
         rows=chunk_rows(torch.tensor(kept, dtype=torch.int64), config.chunk_tokens, rows),
-        chunks=tuple(kept),
+        chunks=torch.tensor(kept, dtype=torch.int64),
     )
 
 

@@ -37,6 +37,8 @@ class Sampler:
         ``seen`` [n, V] bool marks tokens that the repetition penalty applies to (row = the text up
         to that node); only read when a penalty is set.
         """
+        if self.is_greedy and self.config.repetition_penalty == 1.0:
+            return logits.argmax(dim=-1)
         return self.scores(logits, positions, seen).argmax(dim=-1)
 
     def scores(self, logits: Tensor, positions: Tensor, seen: Tensor | None = None) -> Tensor:
@@ -75,15 +77,19 @@ def gumbel_noise(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
     """Standard Gumbel noise [n, vocabulary] float32, a pure function of (seed, position, token).
 
     A counter-based hash in integer arithmetic, so every device and every row count draws the
-    same numbers. Rows with equal positions are computed once.
+    same numbers. On a CPU, rows with equal positions are computed
+    once.
     """
-    unique, inverse = torch.unique(positions, return_inverse=True)
+    inverse = None
+    if positions.device.type == "cpu":  # elsewhere it would wait for the device
+        positions, inverse = torch.unique(positions, return_inverse=True)
     tokens = torch.arange(vocabulary, device=positions.device)
-    stream = _mix(_mix(unique + _GOLDEN) ^ _signed(seed))
+    stream = _mix(_mix(positions + _GOLDEN) ^ _signed(seed))
     bits = _mix(stream[:, None] + _GOLDEN * (tokens + 1)[None, :])
     # 23 bits and a half are exact in float32, so the number is never 0 or 1.
     uniform = (((bits >> 41) & 0x7FFFFF).float() + 0.5) * 2.0**-23
-    return -torch.log(-torch.log(uniform))[inverse]
+    noise = -torch.log(-torch.log(uniform))
+    return noise if inverse is None else noise[inverse]
 
 
 def _mix(value: Tensor) -> Tensor:

@@ -16,18 +16,23 @@ class TokenTree:
     """``n`` nodes; node 0 is the root, the last committed token, whose keys are not cached yet.
 
     Invariant: parents precede children, siblings carry different tokens, ``mask`` is the
-    reflexive ancestor relation. Plain decoding is the tree of one node.
+    reflexive ancestor relation. Plain decoding is the tree of one node. Padding fills a tree up to
+    a size for which a CUDA graph exists: it sees only itself and is never accepted.
     """
 
-    tokens: Tensor  # [n] int64
+    tokens: Tensor  # [n] int64; −1 marks padding
     parents: Tensor  # [n] int64; the root is its own parent
     depths: Tensor  # [n] int64; root 0
     mask: Tensor  # [n, n] bool; row may attend column
+    levels: int  # no node is deeper; known to the host without asking the device
+    reaches: Tensor | None = None  # [n] float32: the draft's chance of each node, if it tells
 
     @classmethod
-    def root_only(cls, token: int, device: torch.device | str = "cpu") -> "TokenTree":
-        """The tree of plain decoding."""
-        return cls.build([token], [0], device)
+    def root_only(cls, token: Tensor) -> "TokenTree":
+        """The tree of plain decoding over ``token`` [1] int64."""
+        zero = torch.zeros_like(token)
+        mask = torch.ones(1, 1, dtype=torch.bool, device=token.device)
+        return cls(tokens=token, parents=zero, depths=zero, mask=mask, levels=0)
 
     @classmethod
     def build(
@@ -51,6 +56,7 @@ class TokenTree:
             parents=torch.tensor(list(parents), device=device),
             depths=torch.tensor(depths, device=device),
             mask=mask.to(device),
+            levels=max(depths),
         )
 
     @property
@@ -58,19 +64,49 @@ class TokenTree:
         """Number of nodes, the root included."""
         return self.tokens.shape[0]
 
-    def accept(self, sampled: Tensor) -> Tensor:
+    @property
+    def longest_path(self) -> int:
+        """Nodes that a path may have, the root included."""
+        return min(self.levels + 1, self.size)
+
+    def accept(self, sampled: Tensor) -> "Path":
         """The longest path on which every guess equals the target's sample at its parent.
 
-        ``sampled`` [n] int64: the target's own token after each node. Returns node ids from the
-        root to the deepest surviving node, [accepted + 1] int64. Because siblings differ, at most
-        one child survives per node and the path is unique. ``sampled[path]`` is then exactly what
-        plain decoding would have produced: the accepted tokens, then the bonus token.
+        ``sampled`` [n] int64: the target's own token after each node. Because siblings differ, at
+        most one child survives per node and the path is unique. ``sampled`` along it is then
+        exactly what plain decoding would have produced: the accepted tokens, then the bonus token.
+        Nothing is read by the host, and every shape is static.
         """
-        agrees = self.tokens == sampled[self.parents]
-        agrees[0] = True
+        if self.longest_path == 1:
+            return Path(torch.zeros_like(sampled[:1]), torch.ones_like(sampled[0]))
+        places = torch.arange(self.size, device=sampled.device)
+        agrees = (self.tokens == sampled[self.parents]) | (places == 0)
         alive = ~(self.mask & ~agrees).any(dim=1)
         deepest = torch.argmax(torch.where(alive, self.depths, -1))
-        return self.mask[deepest].nonzero().squeeze(1)
+        on_path = self.mask.index_select(0, deepest[None])[0]
+        # Each node of the path goes to the slot of its depth, all others to one slot behind.
+        longest = self.longest_path
+        slots = torch.arange(longest + 1, device=sampled.device)
+        slots.scatter_(0, torch.where(on_path, self.depths, longest), places)
+        count = self.depths.index_select(0, deepest[None])[0] + 1
+        return Path(slots[:longest], count)
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """Nodes from the root to the deepest accepted guess.
+
+    Behind the first ``count`` slots stand slots' own numbers, so that moving rows by ``nodes``
+    leaves the rest where it is.
+    """
+
+    nodes: Tensor  # [longest path] int64, increasing
+    count: Tensor  # [] int64: accepted guesses + 1
+
+    def tolist(self) -> list[int]:
+        """The path on the host."""
+        nodes: list[int] = self.nodes[: int(self.count)].tolist()
+        return nodes
 
 
 class TreeBuilder:

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from specx.bench.journal import Journal
-from specx.bench.plan import DataFacts, DraftFacts, Plan, PresetFacts, TargetFacts
+from specx.bench.plan import (
+    DataFacts,
+    DraftFacts,
+    Plan,
+    PresetFacts,
+    StandInFacts,
+    TargetFacts,
+)
 from specx.bench.record import (
     BenchDocument,
     Cell,
@@ -129,7 +136,7 @@ class FakeSubject:
         self.is_cancelled = True
 
 
-def facts(name: str = "tiny") -> PresetFacts:
+def facts(name: str = "tiny", stand_in: StandInFacts | None = None) -> PresetFacts:
     return PresetFacts(
         name=name,
         sha256="0" * 64,
@@ -138,6 +145,7 @@ def facts(name: str = "tiny") -> PresetFacts:
             kind="lm", repo="pocket/draft", revision=None, trained_context_tokens=1024
         ),
         kernels="sdpa",
+        stand_in=stand_in,
     )
 
 
@@ -151,9 +159,10 @@ def plan(
     presets: tuple[str, ...] = ("tiny",),
     max_tokens: int = 9,
     verify: bool = True,
+    stand_in: StandInFacts | None = None,
 ) -> Plan:
     return Plan(
-        presets=tuple(facts(name) for name in presets),
+        presets=tuple(facts(name, stand_in) for name in presets),
         modes=modes,
         baseline="plain",
         lengths=lengths,

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from specx.bench.plan import differences
+from specx.bench.plan import StandInFacts, differences
 from tests.bench.fakes import plan
 
 
@@ -38,3 +38,10 @@ def test_differences_reach_into_presets_and_documents() -> None:
     found = "\n".join(differences(ours, theirs))
     assert "presets[0].sha256" in found
     assert "data.documents[1].name: absent → doc-1" in found
+
+
+def test_other_weights_are_a_difference() -> None:
+    """So a journal of stand-in weights is never gone on with on real ones."""
+    facts = StandInFacts(pair="pocket", trained_tokens=2000, about="stand-in weights")
+    found = differences(plan(stand_in=facts).as_object(), plan().as_object())
+    assert "presets[0].stand_in.pair: absent → pocket" in found

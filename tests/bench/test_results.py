@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from specx.bench.plan import StandInFacts
 from specx.bench.record import Object
 from specx.bench.results import result_object
 from specx.bench.views.tables import to_markdown
@@ -129,3 +130,17 @@ def test_a_bench_without_any_sample_is_an_object_too() -> None:
     )
     assert found["cells"] == []
     assert not found["finished"]
+
+
+def test_lengths_that_a_stand_in_was_not_trained_on_are_warned_of(tmp_path: Path) -> None:
+    """Its times hold there, its acceptance means nothing."""
+    facts = StandInFacts(pair="pocket", trained_tokens=2008, about="stand-in weights: …")
+    found = _bench(tmp_path / "journal.jsonl", stand_in=facts)
+    (message,) = [each["message"] for each in found["warnings"] if each["code"] == "beyond_trained"]
+    assert message.startswith("at 2000 tokens the text and the acceptance of tiny mean nothing")
+    assert "mean nothing" in to_markdown(found, profile=False)
+    schema = json.loads((files("specx") / "schemas" / "bench.schema.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(found)
+    fits = facts.model_copy(update={"trained_tokens": 2009})
+    found = _bench(tmp_path / "other.jsonl", stand_in=fits)
+    assert "beyond_trained" not in [each["code"] for each in found["warnings"]]

@@ -1,5 +1,7 @@
 """Answers as text: what reaches stdout, in which shape, from which input."""
 
+import json
+
 import pytest
 
 from tests.cli.support import Untouchable
@@ -177,3 +179,37 @@ def test_the_demonstration_model_is_called_one(cli, workplace, monkeypatch):
     assert "demonstration" in told.err
     piped = cli("summarize", workplace.short, "-n", "2", "--mode", "plain")
     assert "demonstration" not in piped.err
+
+
+def test_what_the_machine_lacks_is_told_once(cli, workplace, base, monkeypatch):
+    from specx.core.attention import SdpaKernels
+
+    lost = "no Triton kernels (Triton is not installed): PyTorch's attention"
+    monkeypatch.setattr("specx.engine.choose_kernels", lambda *_: (SdpaKernels(), lost))
+    words = ("summarize", workplace.short, workplace.document, *base)
+    assert cli(*words).err.splitlines().count(lost) == 1
+    assert lost not in cli(*words, "-q").err
+    result = json.loads(cli("summarize", workplace.short, *base, "-o", "json").out)
+    assert result["warnings"] == [{"message": lost}]
+
+
+@pytest.mark.parametrize("choice", ["auto", "off", "on"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("summarize", "--mode", "plain"),
+        ("generate", "--mode", "plain"),
+        ("compare", "--with", "plain", "--with", "plain+original"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_layers_are_compiled_on_request_only(cli, workplace, monkeypatch, words, choice):
+    from specx.core.model import Model
+
+    compiled = []
+    monkeypatch.setattr(Model, "_compile", lambda self: compiled.append(1) or self.decoder)
+    command, *options = words
+    place = ("-m", workplace.preset, "-n", "4", "--compile", choice)
+    done = cli(command, workplace.short, *options, *place)
+    assert done.code == 0, done.err
+    assert bool(compiled) == (choice == "on")

@@ -43,6 +43,7 @@ def assert_told(outcome, code, *words):
         (["--encoding", "utf-9"], "utf-9"),
         (["--dtype", "float12"], "float12"),
         (["--device", "abacus"], "abacus"),
+        (["--compile", "always"], "'auto'"),
         (["--nonsense"], "--nonsense"),
         (["-", "-"], "twice"),
         (["-o", "json", "another.txt"], "jsonl"),
@@ -151,6 +152,94 @@ def test_out_of_memory(cli, workplace, monkeypatch, error):
     done = cli("summarize", workplace.short, "-m", workplace.preset)
     assert_told(done, 6, "out of memory")
     assert out_of_memory(RuntimeError("shape mismatch")) is None
+
+
+NO_ROOM = "CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has 3 GiB left. And more."
+
+
+@pytest.mark.parametrize("place", ["specx.core.cache.KVCache.__init__", "forward"])
+def test_a_request_without_memory(cli, workplace, monkeypatch, tmp_path, place):
+    """Before it starts and in its midst: a table, three ways out, an object, and no file."""
+    import torch
+
+    from specx.core.model import Model
+
+    forward, seen = Model.forward, []
+
+    def fail(*given, **settings):
+        seen.append(given)
+        if place != "forward" or len(seen) > 2:
+            raise torch.OutOfMemoryError(NO_ROOM)
+        return forward(*given, **settings)
+
+    whole = "specx.core.model.Model.forward" if place == "forward" else place
+    out, trace = tmp_path / "answer.json", tmp_path / "run.jsonl"
+    words = ("summarize", workplace.document, "-m", workplace.preset, "-n", "8", "-o", "json")
+    files = ("--out", out, "--trace", trace)
+    with monkeypatch.context() as patch:
+        patch.setattr(whole, fail)
+        done = cli(*words, *files)
+    assert done.code == 6
+    what, need, have, said, *hints = done.err.splitlines()
+    assert what.startswith("error: no memory for a context of")
+    assert need.startswith("  need ")
+    assert have.startswith("  have ")
+    assert said == "  said  CUDA out of memory. Tried to allocate 9.00 GiB"
+    assert len(hints) == 3
+    assert all(hint.startswith("  → ") for hint in hints)
+    error = json.loads(done.out)
+    assert (error["exit"], error["code"], len(error["hints"])) == (6, "resources", 3)
+    assert "need" in error["reason"]
+    assert not out.exists()
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left in ([], ["run.jsonl"])  # a trace is whole up to its last line, by design
+    assert cli(*words, "--out", out).code == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["tokens"]["new"] == 8
+
+
+def test_the_next_document_goes_on_without_the_first_ones_memory(cli, workplace, monkeypatch):
+    import torch
+
+    from specx.core.cache import KVCache
+
+    make, calls = KVCache.__init__, []
+
+    def fail_first(*given, **settings):
+        calls.append(given)
+        if len(calls) <= 2:  # the second try of the first document too
+            raise torch.OutOfMemoryError(NO_ROOM)
+        make(*given, **settings)
+
+    monkeypatch.setattr(KVCache, "__init__", fail_first)
+    names = (workplace.document, workplace.short)
+    done = cli("summarize", *names, "-m", workplace.preset, "-n", "4", "--keep-going", "-ojsonl")
+    assert done.code == 10
+    first, second = [json.loads(line) for line in done.out.splitlines()]
+    assert (first["schema"], first["code"]) == ("specx.error/1", "resources")
+    assert first["input"]["path"] == str(workplace.document)
+    assert second["tokens"]["new"] == 4
+
+
+def test_layers_that_cannot_be_compiled(cli, workplace, monkeypatch):
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    from specx.core.model import Model
+
+    def fail(_):
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(Model, "_compile", fail)
+    words = ("summarize", workplace.short, "-m", workplace.preset, "--mode", "plain")
+    assert_told(cli(*words, "--compile", "on"), 2, "compiled", "--compile off")
+
+
+def test_other_errors_are_no_lack_of_memory(cli, workplace, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr("specx.core.cache.KVCache.__init__", fail)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        cli("summarize", workplace.short, "-m", workplace.preset)
 
 
 def test_the_error_object(cli, tmp_path):

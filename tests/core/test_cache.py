@@ -41,6 +41,12 @@ def _assert_holds(cache: KVCache, committed: list[int], staged: list[int]) -> No
         assert torch.equal(cache.values[layer, :, : cache.end], -expected)
 
 
+def _keep(cache: KVCache, chosen: list[int]) -> None:
+    """Commit the staged rows ``chosen``."""
+    cache.compact(torch.tensor(chosen, dtype=torch.int64), cache.length)
+    cache.commit(len(chosen))
+
+
 class CacheMachine(RuleBasedStateMachine):
     """Random sequences of the cache's operations, mirrored on two lists of row names."""
 
@@ -65,7 +71,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def keep(self, data: Any) -> None:
         chosen = [index for index in range(len(self.staged)) if data.draw(st.booleans())]
-        self.cache.keep(torch.tensor(chosen, dtype=torch.int64))
+        _keep(self.cache, chosen)
         self.committed += [self.staged[index] for index in chosen]
         self.staged = []
 
@@ -109,24 +115,33 @@ def test_rows_that_overlap_their_new_places_are_kept_right() -> None:
     _fill(cache, [100, 101])
     cache.commit(2)
     _fill(cache, [0, 1, 2, 3, 4, 5])
-    cache.keep(torch.tensor([1, 2, 3, 4, 5]))
+    _keep(cache, [1, 2, 3, 4, 5])
     _assert_holds(cache, [100, 101, 1, 2, 3, 4, 5], [])
 
 
-def test_keeping_everything_moves_nothing() -> None:
+def test_padding_of_a_path_moves_nothing() -> None:
+    """Behind an accepted path stand the slots' own numbers."""
     cache = _cache()
-    _fill(cache, [0, 1, 2])
-    before = cache.keys.data_ptr()
-    cache.keep(torch.tensor([0, 1, 2]))
-    _assert_holds(cache, [0, 1, 2], [])
-    assert cache.keys.data_ptr() == before
+    _fill(cache, [0, 1, 2, 3])
+    cache.compact(torch.tensor([0, 2, 2, 3]), cache.length)
+    _assert_holds(cache, [], [0, 2, 2, 3])
 
 
 def test_keeping_nothing_forgets_the_tree() -> None:
     cache = _cache()
     _fill(cache, [0, 1])
-    cache.keep(torch.tensor([], dtype=torch.int64))
+    _keep(cache, [])
     _assert_holds(cache, [], [])
+
+
+def test_the_first_staged_row_may_be_a_device_scalar() -> None:
+    cache = _cache()
+    _fill(cache, [100])
+    cache.commit(1)
+    _fill(cache, [0, 1, 2])
+    cache.compact(torch.tensor([0, 2]), torch.tensor(1))
+    cache.commit(2)
+    _assert_holds(cache, [100, 0, 2], [])
 
 
 def test_levels_staged_one_after_the_other_lie_behind_each_other() -> None:

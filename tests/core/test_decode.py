@@ -9,7 +9,7 @@ from torch import Tensor
 from specx.core.config import MODES, Parts, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.core.decode import Emitted
 from specx.core.growth import Governor, StepCosts
-from specx.core.retrieval import Retriever
+from specx.core.retrieval import Retriever, Selection
 from specx.core.sampling import Sampler
 from specx.core.stats import Prefill, StepStats
 from specx.core.tree import TokenTree
@@ -67,8 +67,8 @@ class Oracle:
     """Knows the output and guesses it, on a bushy tree in which every right guess stands between
     wrong ones; ``wrong_first`` spoils the first level, so nothing can be accepted."""
 
+    runs_ahead = False
     context_tokens = 0
-    levels_s: tuple[float, ...] = ()
     cache_bytes = 0
 
     def __init__(self, output: list[int], depth: int, *, wrong_first: bool = False) -> None:
@@ -79,8 +79,11 @@ class Oracle:
     def prefill(self, tokens: Tensor, hidden: Tensor) -> None:
         """Nothing to read."""
 
-    def refocus(self, rows: Tensor) -> None:
-        self.focused.append((self._known, rows.tolist()))
+    def refocus(self, selection: Selection) -> None:
+        self.focused.append((self._known, selection.rows.tolist()))
+
+    def observe(self, draft_s: float, *told: Tensor) -> tuple[float, ...]:
+        return ()
 
     def extend(self, tokens: list[int], hidden: Tensor) -> None:
         assert tokens == self._output[self._known : self._known + len(tokens)]
@@ -156,7 +159,7 @@ class Schedule(Governor):
         super().__init__(lambda: StepCosts({1: 1.0}))
         self._ways = [index % 2 == 0 for index, length in enumerate(lengths) for _ in range(length)]
 
-    def observe(self, step: StepStats) -> None:
+    def observe(self, step: StepStats, drafted: bool | None = None) -> None:
         assert (step.nodes > 1) <= self._ways.pop(0)
         self.drafting = self._ways[0]
 
@@ -457,7 +460,7 @@ def test_the_chunks_are_those_that_the_last_accepted_token_attends_to() -> None:
             continue
         fresh = Job(job.pair, torch.tensor(text)).decoder().target
         fresh.read(torch.tensor(text[:committed]))
-        assert fresh.select(Retriever(RETRIEVAL), -1).chunks == chunks
+        assert tuple(fresh.select(Retriever(RETRIEVAL), None).chunks.tolist()) == chunks
         refreshes += 1
     assert refreshes >= 3
 
@@ -470,7 +473,7 @@ def test_the_last_query_of_the_prefill_serves_the_first_draft() -> None:
     fresh.read(_PROMPT)
     known, rows = oracle.focused[0]
     assert known == 0, "before any output"
-    assert rows == fresh.select(Retriever(RETRIEVAL), -1).rows.tolist()
+    assert rows == fresh.select(Retriever(RETRIEVAL), None).rows.tolist()
 
 
 def test_a_short_context_needs_no_retrieval() -> None:

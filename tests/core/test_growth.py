@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specx.core.config import TreeConfig
-from specx.core.growth import FixedGrowth, Governor, Growth, MeasuredGrowth, StepCosts
+from specx.core.growth import (
+    FixedGrowth,
+    ForecastGrowth,
+    Governor,
+    Growth,
+    MeasuredGrowth,
+    StepCosts,
+)
 from specx.core.stats import StepStats
 from specx.core.tree import TreeBuilder
 from tests.core.tiny import EXAMPLES
@@ -176,3 +183,82 @@ def test_the_governor_does_not_flutter_between_equals() -> None:
     governor = Governor(lambda: StepCosts({1: 0.5}))
     ways = _drive(governor, 200, drafted=_step(1, 1.0), plain=_step(0, 0.5))
     assert all(ways)
+
+
+# ForecastGrowth
+
+_CHEAP = StepCosts({1: 5.0, 8: 5.2, 64: 6.0})
+
+
+def _forecast(costs: StepCosts | None = _CHEAP, depth: int = 10) -> ForecastGrowth:
+    forecast = ForecastGrowth(
+        TreeConfig(nodes=50, depth=depth, size="measured"), (1, 8, 16, 32, 64)
+    )
+    forecast.begin(None if costs is None else lambda: costs)
+    return forecast
+
+
+def test_until_a_draft_was_timed_the_whole_tree_grows() -> None:
+    """Regression: the first draft compiles its kernels, seconds instead of a tenth of a
+    millisecond, and the forecast then gave up drafting for the rest of the text."""
+    forecast = _forecast()
+    for _ in range(3):
+        assert forecast.plan() == (10, 51)
+        forecast.observe(10, None, [1.0, 0.9], [0, 1])
+    assert ForecastGrowth(TreeConfig(size="fixed"), (1, 8, 64)).plan() == (10, 51)
+
+
+def test_a_sure_chain_is_followed_to_its_end() -> None:
+    """Regression: what a tree left out was thought worth half the weakest guess *of the levels in
+    question*; with a sure first level alone, forty more sure guesses seemed to wait there."""
+    forecast = _forecast()
+    chain = [1.0] + [0.99**level for level in range(1, 11)]
+    weak = [0.001] * 40
+    for _ in range(5):
+        forecast.observe(10, 1.0, chain + weak, [*range(11), *[3] * 40])
+    assert forecast.plan()[0] == 10
+
+
+def test_levels_that_cost_more_than_they_bring_are_left_out() -> None:
+    forecast = _forecast()
+    reaches, depths = [1.0, 0.9, 0.05, 0.01], [0, 1, 2, 3]
+    for _ in range(5):
+        forecast.observe(10, 20.0, reaches, depths)
+    assert forecast.plan()[0] == 1
+
+
+def test_wide_trees_wait_for_cheap_rows() -> None:
+    """Forty guesses of a few hundredths each are worth their rows only where rows cost nothing."""
+    reaches = [1.0, *[0.4] * 2, *[0.02] * 40]
+    depths = [0, *[1] * 42]
+    wide = []
+    for costs in (StepCosts({1: 1.0, 64: 1.0}), StepCosts({1: 1.0, 64: 60.0})):
+        forecast = _forecast(costs)
+        for _ in range(5):
+            forecast.observe(1, 0.01, reaches, depths)
+        wide.append(forecast.plan()[1])
+    assert wide == [51, 8]
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5])
+def test_levels_that_nobody_drafted_are_tried_again(levels: int) -> None:
+    """A table made from short trees must not keep them short: each further level is expected to
+    keep the share of the last one."""
+    forecast = _forecast()
+    reaches = [1.0] + [0.98**level for level in range(1, levels + 1)]
+    for _ in range(5):
+        forecast.observe(levels, 0.1 * levels, reaches, [*range(levels + 1)])
+    assert forecast.plan()[0] == 10
+
+
+def test_a_plan_is_not_changed_for_a_hair() -> None:
+    """Regression: every plan is a recording of its own, and a forecast that swayed between trees
+    of 16 and 51 nodes, one per cent apart, recorded drafts all through a short text."""
+    forecast = _forecast(StepCosts({1: 1.0, 64: 1.02}))
+    depths = [0, *[1] * 50]
+    plans = set()
+    for step in range(20):
+        tail = 0.0002 if step % 2 else 0.0006
+        forecast.observe(10, 0.5, [1.0, 0.9, *[tail] * 49], depths)
+        plans.add(forecast.plan())
+    assert len(plans) <= 2

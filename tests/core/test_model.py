@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from specx.core.attention import SdpaKernels
 from specx.core.config import Parts
-from specx.core.decode import Target
 from specx.core.linear import PackedLinear
 from specx.core.model import Model
 from specx.core.passes import TargetPass
+from specx.core.target import Target
 from specx.core.tree import TokenTree
 from tests.core import reference
 from tests.core.tiny import (
@@ -71,11 +71,12 @@ def test_after_the_tree_only_the_kept_path_remains(name: str) -> None:
     plain = hf_model(config(name))
     prompt, tree = random_tokens(40), _tree(9)
     target = _prefilled(Model(twin(plain)), prompt, PLAIN)
-    target.verify(tree)
+    target.verify(target.place(tree))
     deepest = int(tree.depths.argmax())
     path = torch.tensor(reference.ancestors(tree.parents.tolist(), deepest))
-    target.cache.keep(path)
-    logits, _ = target.verify(TokenTree.root_only(5))
+    target.cache.compact(path, target.cache.length)
+    target.settle(len(path))
+    logits, _ = target.verify(target.place(TokenTree.root_only(torch.tensor([5]))))
     text = prompt.tolist() + tree.tokens[path].tolist() + [5]
     _assert_same(logits, hf_logits(plain, text)[-1:])
 
@@ -178,7 +179,7 @@ def test_measuring_the_costs_leaves_the_cache_as_it_was() -> None:
     costs = target.measure()
     assert (target.cache.length, target.cache.staged) == (30, 0)
     assert costs.verify_s(1) > 0.0
-    logits, _ = target.verify(TokenTree.root_only(5))
+    logits, _ = target.verify(TokenTree.root_only(torch.tensor([5])))
     _assert_same(logits, hf_logits(plain, [*prompt.tolist(), 5])[-1:])
 
 

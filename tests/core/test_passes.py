@@ -8,9 +8,9 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from specx.core.attention import SdpaKernels
 from specx.core.cache import KVCache
 from specx.core.config import Parts
-from specx.core.decode import Target
 from specx.core.model import Model
 from specx.core.passes import Rotary, TargetPass, WindowPass, WorkingPass
+from specx.core.target import Target
 from tests.core import reference
 from tests.core.tiny import PLAIN, config, hf_model, random_tokens, twin
 
@@ -95,6 +95,25 @@ def test_a_windowed_prefill_is_brute_force_attention_over_blocks(
     _assert_same(torch.cat(outs, dim=1), expected)
     assert torch.equal(cache.keys[0, :, :total], key), "keys are stored without rotation"
     assert torch.equal(cache.values[0, :, :total], value)
+
+
+@pytest.mark.parametrize("kind", ["fused", "eager"])
+@pytest.mark.parametrize("blocks", [2, 3])
+def test_blocks_read_together_are_blocks_read_one_by_one(blocks: int, kind: str) -> None:
+    """With the same window before each; and no position beyond a window and a block."""
+    size = 5
+    query, key, value = _qkv((blocks + 1) * size)
+    rotary, parts, outs = Rotary(_FREQUENCIES, 2 * size), Parts(prefill_attention=kind), []
+    for together in (1, blocks):
+        cache, parts_of = _cache((blocks + 1) * size), []
+        for count in (1, *[together] * (blocks // together)):
+            start = cache.stage(count * size)
+            window = WindowPass(cache, start, size, rotary, SdpaKernels(), parts, count)
+            rows = slice(start, start + count * size)
+            parts_of.append(window.attend(0, query[:, rows], key[:, rows], value[:, rows], _SCALE))
+            cache.commit(count * size)
+        outs.append(torch.cat(parts_of, dim=1))
+    _assert_same(outs[1], outs[0].double())
 
 
 def test_committed_draft_rows_see_the_working_cache_at_compact_positions() -> None:

@@ -67,7 +67,7 @@ def test_accept_is_the_naive_walk(nodes: Nodes, data: st.DataObject) -> None:
     sampled = data.draw(samples)
     path = TokenTree.build(tokens, parents).accept(torch.tensor(sampled))
     assert path.tolist() == reference.walk(tokens, parents, sampled)
-    assert path.dtype == torch.int64
+    assert path.nodes.dtype == torch.int64
 
 
 @settings(EXAMPLES, max_examples=100)
@@ -89,11 +89,11 @@ def test_a_deep_agreement_below_a_wrong_guess_is_not_accepted() -> None:
 
 
 def test_the_root_is_accepted_whatever_it_carries() -> None:
-    assert TokenTree.root_only(7).accept(torch.tensor([3])).tolist() == [0]
+    assert TokenTree.root_only(torch.tensor([7])).accept(torch.tensor([3])).tolist() == [0]
 
 
 def test_plain_decoding_is_a_tree_of_one_node() -> None:
-    tree = TokenTree.root_only(7)
+    tree = TokenTree.root_only(torch.tensor([7]))
     assert (tree.size, tree.tokens.tolist(), tree.depths.tolist()) == (1, [7], [0])
     assert tree.mask.tolist() == [[True]]
 

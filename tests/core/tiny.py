@@ -7,6 +7,7 @@ two tokens tie within a rounding error, and an exact comparison would test the r
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,15 +25,18 @@ from transformers import (
 
 from specx.core.attention import SdpaKernels
 from specx.core.config import MODES, Parts, RetrievalConfig, SamplingConfig, TreeConfig
-from specx.core.decode import Decoder, Emitted, Request, Target
+from specx.core.decode import Decoder, Emitted, Request
 from specx.core.drafts import Drafter, NoDraft
+from specx.core.drafts.device import DeviceLMDrafter
 from specx.core.drafts.lm import LMDrafter
 from specx.core.drafts.lookup import LookupDrafter
 from specx.core.growth import Governor, StepCosts
+from specx.core.kernels.reference import StaticKernels
 from specx.core.model import Model
 from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.stats import FinishReason, Prefill, StepStats
+from specx.core.target import Target
 
 #: For hypothesis: the same examples in every run, no time limit on a busy machine, no files.
 EXAMPLES = settings(deadline=None, derandomize=True, database=None)
@@ -202,9 +206,12 @@ class Job:
     drafter: Drafter | None = None
     costs: StepCosts | None = None
     governor: Governor | None = None
+    is_static: bool = False  # as on a GPU: lengths on the device, steps launched ahead
+    records_trees: bool = False
 
-    def decoder(self) -> Decoder:
-        """Capacities are the tightest that an engine would choose."""
+    def decoder(self, reuse: Decoder | None = None) -> Decoder:
+        """Capacities are the tightest that an engine would choose; ``reuse`` the buffers of an
+        earlier request."""
         request = Request(
             self.prompt,
             self.max_tokens,
@@ -215,11 +222,29 @@ class Job:
         )
         capacity = len(self.prompt) + self.max_tokens
         rows = capacity + max(self.tree.nodes + 1, 16)
-        target = Target(self.pair.target, rows, self.parts, SdpaKernels())
+        if self.is_static:
+            rows += 64 + 2 * (self.tree.depth + 1)
+        buffers = None if reuse is None else reuse.target.buffers
+        target = Target(self.pair.target, rows, self.parts, self._kernels(), buffers)
+        if reuse is not None and isinstance(reuse.drafter, DeviceLMDrafter):
+            self.drafter = reuse.drafter
+            reuse.drafter.begin(request.sampler, None)
         drafter = self.drafter or self._drafter(request, capacity, target)
         uses_retrieval = self.parts.drafter == "lm" and self.parts.draft_cache == "retrieval"
         retriever = Retriever(self.retrieval) if uses_retrieval else None
-        return Decoder(target, drafter, request, retriever=retriever, governor=self.governor)
+        return Decoder(
+            target,
+            drafter,
+            request,
+            retriever=retriever,
+            governor=self.governor,
+            records_trees=self.records_trees,
+        )
+
+    def _kernels(self) -> SdpaKernels:
+        if self.is_static:
+            return StaticKernels()
+        return SdpaKernels("masked" if self.parts.tree_attention == "masked" else "hybrid")
 
     def run(self) -> Run:
         """Decode to the end."""
@@ -230,15 +255,20 @@ class Job:
 
     def _drafter(self, request: Request, capacity: int, target: Target) -> Drafter:
         if self.parts.drafter == "none":
-            return NoDraft(target.model.device)
+            return NoDraft()
         costs: Callable[[], StepCosts] = target.measure
         if self.costs is not None:
             known = self.costs
             costs = lambda: known  # noqa: E731
         if self.parts.drafter == "lookup":
             return LookupDrafter(self.tree, target.model.device, costs)
-        return LMDrafter(
-            self.pair.draft,
+        make = (
+            partial(DeviceLMDrafter, target.progress, target.buffers.graphs)
+            if self.is_static
+            else LMDrafter
+        )
+        return make(
+            model=self.pair.draft,
             capacity=capacity,
             vocabulary=self.pair.target.shape.vocabulary,
             trained_tokens=self.trained_tokens,
@@ -246,7 +276,7 @@ class Job:
             tree=self.tree,
             retrieval=self.retrieval,
             sampler=request.sampler,
-            kernels=SdpaKernels(),
+            kernels=self._kernels(),
             costs=costs,
         )
 

@@ -36,6 +36,8 @@ from specx.bench.views.wording import (
     preset_line,
     preset_names,
     size,
+    stand_in_label,
+    stand_in_lines,
     warning_lines,
 )
 
@@ -91,9 +93,16 @@ def _content(bench: Object) -> dict[str, Any]:
     warnings = warning_lines(bench)
     samples = _samples(bench)
     documents = _documents(bench)
+    kicker = (
+        "specx bench",
+        names,
+        stand_in_label(bench),
+        hardware(bench),
+        moment(bench["created"]),
+    )
     return {
         "title": f"specx bench: {names}",
-        "kicker": f"specx bench · {names} · {hardware(bench)} · {moment(bench['created'])}",
+        "kicker": " · ".join(filter(None, kicker)),
         "headline": headline(bench),
         "lead": _lead(bench),
         "warnings": warnings,
@@ -118,7 +127,8 @@ def _content(bench: Object) -> dict[str, Any]:
 def _lead(bench: Object) -> list[dict[str, Any]]:
     equal, checked = equality(bench)
     texts = count(checked, "compared text")
-    lines = [{"text": headline_details(bench), "is_alarm": False}]
+    lines = [{"text": f"{line}.", "is_alarm": True} for line in stand_in_lines(bench)]
+    lines.append({"text": headline_details(bench), "is_alarm": False})
     if checked and equal == checked:
         lines.append(
             {"text": f"Every one of {texts} is that of plain decoding.", "is_alarm": False}

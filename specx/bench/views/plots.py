@@ -25,7 +25,14 @@ from specx.bench.views.series import (
     shown_modes,
 )
 from specx.bench.views.terminal import require_plotext, terminal_plot
-from specx.bench.views.wording import count, hardware, moment, plain_text, preset_names
+from specx.bench.views.wording import (
+    count,
+    hardware,
+    moment,
+    plain_text,
+    preset_names,
+    stand_in_label,
+)
 from specx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -245,7 +252,9 @@ def _legend_modes(bench: Object) -> list[str]:
 def _add_texts(figure: "Figure", bench: Object, height_in: float) -> None:
     left = 0.14 / _WIDTH_IN
     names = ", ".join(plain_text(name, 40) for name in preset_names(bench))
+    label = stand_in_label(bench)
     place = f"{plain_text(hardware(bench), 90)} · {moment(bench['created'])}"
+    place = f"{label} · {place}" if label else place
     top = [(0.27, f"specx bench: {names}", 12, "bold"), (0.49, place, 9, "normal")]
     for depth_in, text, points, weight in top:
         figure.text(left, 1 - depth_in / height_in, text, fontsize=points, fontweight=weight)

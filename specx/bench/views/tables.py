@@ -25,6 +25,8 @@ from specx.bench.views.wording import (
     preset_names,
     settings,
     size,
+    stand_in_label,
+    stand_in_lines,
     times,
     warning_lines,
 )
@@ -38,6 +40,7 @@ __all__ = [
     "memory_table",
     "profile_bars",
     "profile_table",
+    "stand_in_lines",
     "to_csv",
     "to_jsonl",
     "to_markdown",
@@ -100,8 +103,9 @@ def main_table(bench: Object, layout: Layout = "full") -> TableModel:
         *_floors(layout),
         _Column("\nequal", _equality, is_alarm=_is_unequal),
     ]
+    title = _titled(bench, "Speed")
     return _table(
-        f"Speed, compared with {baseline}" if baseline else "Speed", columns, bench["cells"]
+        f"{title}, compared with {baseline}" if baseline else title, columns, bench["cells"]
     )
 
 
@@ -139,7 +143,7 @@ def memory_table(bench: Object) -> TableModel:
     if any(cell["summary"]["energy_j_per_token"] is not None for cell in bench["cells"]):
         title = "Memory and energy"
         columns.append(_Column("J/token", _joules))
-    return _table(title, columns, bench["cells"])
+    return _table(_titled(bench, title), columns, bench["cells"])
 
 
 def profile_table(bench: Object, *, narrow: bool = False) -> TableModel:
@@ -161,7 +165,7 @@ def profile_table(bench: Object, *, narrow: bool = False) -> TableModel:
         _Column("total", lambda cell: milliseconds(_step_ms(cell))),
         _Column("ms\n/token", _token_ms),
     ]
-    return _table("Milliseconds of a verify step", columns, cells)
+    return _table(_titled(bench, "Milliseconds of a verify step"), columns, cells)
 
 
 def profile_bars(bench: Object, width: int) -> list[tuple[str, list[tuple[str, int, float]]]]:
@@ -194,7 +198,9 @@ def to_markdown(bench: Object, *, profile: bool) -> str:
     if profile:
         tables.append(profile_table(bench))
     names = ", ".join(escaped(plain_text(name)) for name in preset_names(bench))
-    blocks = [f"# specx bench: {names}", _bullets(floor_lines(bench))]
+    blocks = [f"# specx bench: {names}"]
+    blocks += [f"**{escaped(line)}.**" for line in stand_in_lines(bench)]
+    blocks.append(_bullets(floor_lines(bench)))
     for table in tables:
         if table.rows:
             blocks += [f"## {escaped(table.title)}", _grid(table)]
@@ -204,6 +210,12 @@ def to_markdown(bench: Object, *, profile: bool) -> str:
     blocks += ["## Definitions", _bullets(definitions(bench))]
     blocks += ["## Settings", _bullets(settings(bench))]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _titled(bench: Object, title: str) -> str:
+    """``title``, and whose weights were measured where they are not the checkpoints'."""
+    label = stand_in_label(bench)
+    return f"{title} with {label}" if label else title
 
 
 def _bullets(lines: Iterable[str]) -> str:

@@ -145,6 +145,18 @@ def equality(bench: Object) -> tuple[int, int]:
     return sum(one["equal"] for one in found), sum(one["checked"] for one in found)
 
 
+def stand_in_lines(bench: Object) -> list[str]:
+    """What must stand above every number that was measured on stand-in weights."""
+    facts = [preset.get("stand_in") for preset in bench["plan"]["presets"]]
+    texts = [plain_text(each["about"], 400) for each in facts if each]
+    return [text[:1].upper() + text[1:] for text in texts]
+
+
+def stand_in_label(bench: Object) -> str:
+    """``stand-in weights`` for a title; "" where all weights are the checkpoints' own."""
+    return "stand-in weights" if stand_in_lines(bench) else ""
+
+
 def floor_lines(bench: Object) -> list[str]:
     """The least time that this machine allows: said before anything measured.
 
@@ -273,7 +285,8 @@ def settings(bench: Object) -> list[str]:
 def preset_line(preset: Object) -> str:
     """``pocket: target … · draft … · sdpa kernels``."""
     target, draft = preset["target"], preset["draft"]
-    parts = [f"{preset['name']}: target {_model(target)} {target['dtype']}"]
+    shape_of = "stand-in weights in the shape of " if preset.get("stand_in") else ""
+    parts = [f"{preset['name']}: target {shape_of}{_model(target)} {target['dtype']}"]
     if draft and draft["kind"] != "none":
         trained = draft.get("trained_context_tokens")
         extent = f", trained at {trained:,} tokens" if trained else ""

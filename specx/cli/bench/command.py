@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Context
 
 from specx.cli.bench.exports import Exports, as_text
+from specx.cli.bench.micro import run_micro
 from specx.cli.bench.progress import BenchProgress
 from specx.cli.bench.view import render
 from specx.cli.failures import CONDITION_HELD, DIFFERENCE, SOME_FAILED
 from specx.cli.options import (
     Assignments,
     ColorChoice,
+    CompileChoice,
     Device,
     DType,
     Offline,
@@ -29,7 +31,7 @@ from specx.cli.options import (
 )
 from specx.cli.output import dumps
 from specx.cli.screen import Screen
-from specx.cli.settings import parse_assignments
+from specx.cli.settings import preset_changes
 from specx.cli.signals import Interrupts
 from specx.cli.sink import Sink
 from specx.errors import SpecxError, UsageError
@@ -55,13 +57,17 @@ class BenchRequest:
         option(
             "--modes",
             metavar="LIST",
-            help="plain, spec, specx; ablation, witnesses; specx+window …",
+            help="specx, specx+window, ablation, gpu, witnesses …",
         ),
     ] = field(default_factory=list)
     preset: Annotated[
         list[str],
         option("-m", "--preset", metavar="NAME", help="Model pair (repeatable) [pocket]."),
     ] = field(default_factory=list)
+    stand_in: Annotated[
+        bool,
+        option("--stand-in", help="Build the preset's shapes; download nothing."),
+    ] = False
     data: Annotated[
         list[str],
         option("--data", metavar="SRC", help="JSONL, text files, Hub OWNER/NAME [sample]."),
@@ -109,6 +115,9 @@ class BenchRequest:
         str | None, option("--from", metavar="FILE", help="Show a saved .json; run nothing.")
     ] = None
     profile: Annotated[bool, option("--profile", help="Also where a step's time goes.")] = False
+    micro: Annotated[
+        bool, option("--micro", help="Time each piece of a step alone, against its floor.")
+    ] = False
     plot: Annotated[bool, option("--plot", help="Also a plot in the terminal.")] = False
     energy: Annotated[bool, option("--energy", help="Joules per token (NVIDIA GPUs).")] = False
     export: Annotated[
@@ -122,6 +131,7 @@ class BenchRequest:
     set_: Assignments = field(default_factory=list)
     device: Device = "auto"
     dtype: DType = "auto"
+    compile: CompileChoice = "auto"
     offline: Offline = False
     output: Annotated[
         BenchFormat,
@@ -134,13 +144,13 @@ class BenchRequest:
 
 @takes(BenchRequest)
 def bench(context: Context, request: BenchRequest) -> int:
-    """Measure speed over prompt length, all modes on the same documents.
-
-    Runs are interleaved, warmed up, checked and kept in a journal.
-    """
+    """Measure speed over prompt length: all modes on the same texts, in turns."""
     from specx.bench.conditions import BENCH_METRICS, parse_condition
 
     screen = Screen(color=request.color, quiet=request.quiet, verbose=request.verbose)
+    if request.micro:
+        _settle_libraries(screen, offline=request.offline)
+        return run_micro(context, request, screen)
     conditions = [parse_condition(text, BENCH_METRICS) for text in request.fail_if]
     exports = Exports(request.export, force=request.force, inputs=request.data)
     if request.plot:
@@ -151,16 +161,21 @@ def bench(context: Context, request: BenchRequest) -> int:
         return _show(request, screen, exports, conditions, read_bench(request.saved))
     options = _options(request)
     budget_s = _seconds(request.budget)
-    if options.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
-    if screen.verbose < 2:
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _settle_libraries(screen, offline=options.offline)
     setup = _prepare(options, screen)
     if request.dry_run:
         return _dry_run(request, setup)
     found, stopped = _measure(request, screen, setup, budget_s)
     code = _show(request, screen, exports, [] if stopped else conditions, found)
     return stopped or code
+
+
+def _settle_libraries(screen: Screen, *, offline: bool) -> None:
+    """What others read when they are imported."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    if screen.verbose < 2:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def _options(request: BenchRequest) -> "Options":
@@ -173,7 +188,7 @@ def _options(request: BenchRequest) -> "Options":
             raise UsageError(f"{option} must be ≥ {least}, not {getattr(request, name)}")
     return Options(
         presets=tuple(request.preset or ["pocket"]),
-        overrides=parse_assignments(request.set_),
+        overrides=preset_changes(request.set_, request.compile),
         lengths=parse_lengths(request.lengths),
         modes=tuple(request.modes or ["default"]),
         baseline=request.baseline,
@@ -192,6 +207,7 @@ def _options(request: BenchRequest) -> "Options":
         dtype=request.dtype,
         offline=request.offline,
         skip_unfit=request.skip_unfit,
+        stand_in=request.stand_in,
     )
 
 

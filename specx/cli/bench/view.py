@@ -30,9 +30,11 @@ def render(bench: dict[str, Any], color: str, *, profile: bool, plot: bool) -> N
         main_table,
         memory_table,
         profile_table,
+        stand_in_lines,
     )
 
     console = out_console(color)
+    _lines(console, [f"{line}." for line in stand_in_lines(bench)], "bold")
     _lines(console, floor_lines(bench))
     _fitting(console, [main_table(bench, layout) for layout in ("full", "wide", "narrow")])
     _fitting(console, [memory_table(bench)])

@@ -14,6 +14,7 @@ from specx.cli.inputs import choose_inputs
 from specx.cli.options import (
     Assignments,
     ColorChoice,
+    CompileChoice,
     Device,
     DType,
     Encoding,
@@ -34,7 +35,7 @@ from specx.errors import UsageError
 _SAVED_ONLY = ("metric", "fail_if")
 _LIVE_ONLY = (
     *("with_", "text", "prompt", "preset", "max_tokens", "temperature", "seed", "set_"),
-    *("device", "dtype", "offline", "encoding"),
+    *("device", "dtype", "compile", "offline", "encoding"),
 )
 
 
@@ -76,6 +77,7 @@ class CompareRequest:
     set_: Assignments = field(default_factory=list)
     device: Device = "auto"
     dtype: DType = "auto"
+    compile: CompileChoice = "auto"
     offline: Offline = False
     encoding: Encoding = None
     saved: Annotated[bool, option("--saved", help="Compare two saved benches: A.json B.json.")] = (
@@ -144,6 +146,7 @@ def _as_request(request: CompareRequest) -> Request:
         set_=request.set_,
         device=request.device,
         dtype=request.dtype,
+        compile=request.compile,
         offline=request.offline,
         output=request.output,
         out=request.out,

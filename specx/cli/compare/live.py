@@ -15,7 +15,7 @@ from specx.cli.inputs import read_input
 from specx.cli.options import Request
 from specx.cli.output import dumps
 from specx.cli.screen import Screen
-from specx.cli.settings import Settings, parse_assignments, resolve
+from specx.cli.settings import Settings, preset_changes, resolve
 from specx.cli.signals import Interrupts, Stopped
 from specx.cli.sink import Sink, open_sink
 from specx.cli.terminal import one_line
@@ -46,7 +46,8 @@ def run_live(
     shows_text: bool,
 ) -> int:
     """Run the comparison; its exit code. Raises ``SpecxError`` when nothing was finished."""
-    contestants = parse_contestants(words, request.preset, parse_assignments(request.set_))
+    changes = preset_changes(request.set_, request.compile)
+    contestants = parse_contestants(words, request.preset, changes)
     # All runs sample alike; what was not given is decided by the preset that is compared against.
     settings = resolve(replace(request, preset=contestants[0].source))
     with open_sink(request.out, force=request.force, inputs=[name]) as sink:

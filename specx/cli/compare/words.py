@@ -161,6 +161,7 @@ def _bench_line(side: str, bench: Mapping[str, Any]) -> str:
         f"specx {plain_text(version['version'], 20)}{commit}",
         plain_text(bench["env"]["gpu"] or bench["env"]["cpu"], 60),
         moment(bench["created"]),
+        *(["stand-in weights"] if bench.get("stand_in") else []),
     )
     return _SEPARATOR.join(parts)
 

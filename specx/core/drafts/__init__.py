@@ -7,14 +7,20 @@ gets a new drafter, so no state can leak between documents.
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from specx.core.retrieval import Selection
 from specx.core.tree import TokenTree
 
 
 class Drafter(Protocol):
-    """The four things a decode loop says to a drafter."""
+    """What a decode loop says to a drafter."""
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether ``draft`` finds everything on the device: it may be called again before
+        ``extend`` has told the host's side what the last step brought."""
+        ...
 
     def prefill(self, tokens: Tensor, hidden: Tensor) -> None:
         """The next prompt tokens [n] and the target's hidden states [n, hidden] at them."""
@@ -22,15 +28,23 @@ class Drafter(Protocol):
 
     def extend(self, tokens: list[int], hidden: Tensor) -> None:
         """Newly committed tokens; ``hidden`` [len(tokens), hidden] is the target's state that
-        produced each of them. The last one is the next tree's root."""
+        produced each of them (empty where the drafter runs ahead). The last one is the next
+        tree's root."""
         ...
 
-    def draft(self) -> TokenTree:
-        """A tree of guesses under the last committed token."""
+    def draft(self) -> TokenTree | None:
+        """A tree of guesses under the last committed token; None: no guess."""
         ...
 
-    def refocus(self, rows: Tensor) -> None:
-        """Keep only these context rows [m] (increasing) in the working cache."""
+    def refocus(self, selection: Selection) -> None:
+        """Keep only these context rows in the working cache."""
+        ...
+
+    def observe(self, draft_s: float, *told: Tensor) -> tuple[float, ...]:
+        """What the last draft took, and its tree's reaches and depths [n] if it gave any.
+
+        Returns the seconds of its forwards, level by level; () where there are none.
+        """
         ...
 
     @property
@@ -43,33 +57,26 @@ class Drafter(Protocol):
         """Bytes of keys and values held for this request."""
         ...
 
-    @property
-    def levels_s(self) -> tuple[float, ...]:
-        """Seconds of the last draft's forwards, level by level; () where there are none."""
-        ...
-
 
 class NoDraft:
     """Plain decoding: every tree is its root."""
 
+    runs_ahead = True
     context_tokens = 0
     cache_bytes = 0
-    levels_s: tuple[float, ...] = ()
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._root = 0
 
     def prefill(self, tokens: Tensor, hidden: Tensor) -> None:
         """See ``Drafter``; nothing to remember."""
 
     def extend(self, tokens: list[int], hidden: Tensor) -> None:
-        """See ``Drafter``."""
-        self._root = tokens[-1]
+        """See ``Drafter``; nothing to remember."""
 
-    def draft(self) -> TokenTree:
+    def draft(self) -> None:
         """See ``Drafter``."""
-        return TokenTree.root_only(self._root, self._device)
 
-    def refocus(self, rows: Tensor) -> None:
+    def refocus(self, selection: Selection) -> None:
         """See ``Drafter``; there is no cache."""
+
+    def observe(self, draft_s: float, *told: Tensor) -> tuple[float, ...]:
+        """See ``Drafter``."""
+        return ()

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from specx.core.attention import Kernels
+from specx.core.cache import KVCache
 from specx.core.config import Parts, RetrievalConfig, TreeConfig
 from specx.core.growth import WIDTH, FixedGrowth, Growth, MeasuredGrowth, StepCosts
 from specx.core.model import Model
 from specx.core.passes import Rotary, WindowPass, WorkingPass
-from specx.core.retrieval import recent_selection
+from specx.core.retrieval import Selection, recent_selection
 from specx.core.sampling import Sampler
 from specx.core.tree import TokenTree, TreeBuilder
 
@@ -43,10 +44,13 @@ class LMDrafter:
         sampler: Sampler,
         kernels: Kernels,
         costs: Callable[[], StepCosts] | None = None,
+        full: KVCache | None = None,
+        spare_rows: int = 0,
     ) -> None:
         """``capacity``: most tokens of the request; ``vocabulary``: the target's, guesses beyond
         it are not made. ``costs`` is asked once, at the first draft; needed for
-        ``tree.size == "measured"``."""
+        ``tree.size == "measured"``. ``full``: a cache to use for the whole context;
+        ``spare_rows``: further rows in both caches."""
         self._model, self._parts, self._tree = model, parts, tree
         self._retrieval, self._sampler, self._kernels = retrieval, sampler, kernels
         self._vocabulary = vocabulary
@@ -61,17 +65,22 @@ class LMDrafter:
         # Rows that may follow a selection before another one is needed.
         self._slack = shortened - budget if is_short else capacity
         staged = tree.depth * WIDTH
-        self._full = model.new_cache(capacity)
-        self._working = model.new_cache(self._rows + staged)
+        self._full = full or model.new_cache(capacity + spare_rows)
+        self._working = model.new_cache(self._rows + staged + spare_rows)
         # Half the trained length before a block and half inside: no position beyond it.
-        self._block = max(1, trained_tokens // 2)
-        unlimited = parts.draft_prefill == "full"
-        self._window = capacity if unlimited else self._block
-        length = max(self._window + self._block, self._rows + tree.depth)
+        self._block = self._window = max(1, trained_tokens // 2)
+        length = max(2 * self._window, self._rows + tree.depth + spare_rows)
+        if parts.draft_prefill == "full":
+            self._block = self._window = length = max(length, capacity + spare_rows)
         self._rotary = Rotary(model.inverse_frequencies, length)
         self._pending: list[int] = []
         self._produced = 0  # output tokens so far: the noise position of the root's successor
         self._levels_s: list[float] = []
+
+    @property
+    def runs_ahead(self) -> bool:
+        """See ``Drafter``: the tree grows on the host."""
+        return False
 
     @property
     def context_tokens(self) -> int:
@@ -84,29 +93,37 @@ class LMDrafter:
         full = self._full.row_bytes * self._full.length
         return full + self._working.row_bytes * self._working.capacity
 
-    @property
-    def levels_s(self) -> tuple[float, ...]:
-        """See ``Drafter``; with the transfer of the guesses, which waits for the device."""
+    def observe(self, draft_s: float, *told: Tensor) -> tuple[float, ...]:
+        """See ``Drafter``; a level's time includes the transfer of its guesses, which waits for
+        the device."""
         return tuple(self._levels_s)
 
     def prefill(self, tokens: Tensor, hidden: Tensor) -> None:
         """See ``Drafter``; ``hidden`` is not used."""
-        for block in torch.split(tokens.to(self._model.device), self._block):
-            start = self._full.stage(block.shape[0])
+        tokens = tokens.to(self._model.device)
+        while tokens.shape[0]:
+            # Where every block has a whole window before it, they go through a layer together.
+            is_uniform = self._full.length >= self._window == self._block
+            blocks = max(1, tokens.shape[0] // self._block) if is_uniform else 1
+            rows, tokens = tokens[: blocks * self._block], tokens[blocks * self._block :]
+            start = self._full.stage(rows.shape[0])
             window = WindowPass(
-                self._full, start, self._window, self._rotary, self._kernels, self._parts
+                self._full, start, self._window, self._rotary, self._kernels, self._parts, blocks
             )
-            self._forward(block, window)
-            self._full.commit(block.shape[0])
+            self._forward(rows, window)
+            self._full.commit(rows.shape[0])
 
     def extend(self, tokens: list[int], hidden: Tensor) -> None:
         """See ``Drafter``; the forward is left to the next ``draft``."""
         self._pending += tokens
         self._produced += len(tokens)
 
-    def refocus(self, rows: Tensor) -> None:
+    def refocus(self, selection: Selection) -> None:
         """See ``Drafter``. Rows that the draft has not read yet follow by themselves."""
-        rows = rows[rows < self._full.length]
+        self._keep(selection.rows[selection.rows < self._full.length])
+
+    def _keep(self, rows: Tensor) -> None:
+        """Fill the working cache with ``rows`` [m] of the full one."""
         working = self._working
         working.truncate(0)
         start = working.stage(rows.shape[0])
@@ -157,10 +174,10 @@ class LMDrafter:
             and self._working.length >= self._retrieval.budget_tokens + self._retrieval.chunk_tokens
         )
         if unread and full:
-            self.refocus(torch.arange(self._full.length, device=self._model.device))
+            self._keep(torch.arange(self._full.length, device=self._model.device))
         elif unread or crowded or stale:
             rows = recent_selection(self._retrieval, self._full.length).rows
-            self.refocus(rows.to(self._model.device))
+            self._keep(rows.to(self._model.device))
 
     def _read_pending(self) -> Tensor:
         """Commit the pending tokens in both caches; logits [1, V] after the last one."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from specx.core.config import TreeConfig
 from specx.core.growth import StepCosts
+from specx.core.retrieval import Selection
 from specx.core.tree import TokenTree, TreeBuilder
 
 _LONGEST_NGRAM = 4
@@ -22,9 +23,9 @@ _TRUST = {4: 0.85, 3: 0.7, 2: 0.5, 1: 0.3}
 class LookupDrafter:
     """Guesses by copying; costs no forward."""
 
+    runs_ahead = False  # it copies from the tokens of the last step
     context_tokens = 0
     cache_bytes = 0
-    levels_s: tuple[float, ...] = ()
 
     def __init__(
         self,
@@ -48,8 +49,12 @@ class LookupDrafter:
         """See ``Drafter``."""
         self._append(tokens)
 
-    def refocus(self, rows: Tensor) -> None:
+    def refocus(self, selection: Selection) -> None:
         """See ``Drafter``; a lookup sees everything at no cost."""
+
+    def observe(self, draft_s: float, *told: Tensor) -> tuple[float, ...]:
+        """See ``Drafter``; there are no forwards."""
+        return ()
 
     def draft(self) -> TokenTree:
         """See ``Drafter``. Longer matches first, then more recent ones."""

@@ -14,7 +14,7 @@ from specx.core.drafts.lm import LMDrafter
 from specx.core.growth import StepCosts
 from specx.core.model import AttentionPass, Model, Output
 from specx.core.passes import Rotary, WorkingPass
-from specx.core.retrieval import recent_selection
+from specx.core.retrieval import Selection, recent_selection
 from specx.core.sampling import Sampler
 from tests.core import reference
 from tests.core.tiny import (
@@ -101,6 +101,10 @@ def _drafter(model: Model, parts: Parts = FULL, **changes: Any) -> LMDrafter:
         "sampler": Sampler(SamplingConfig()),
     }
     return LMDrafter(model, parts=parts, kernels=SdpaKernels(), **(settings | changes))
+
+
+def _only(rows: Tensor) -> Selection:
+    return Selection(rows, torch.empty(0, dtype=torch.int64))
 
 
 def _one_layer(seed: int = 0) -> PreTrainedModel:
@@ -205,7 +209,7 @@ def test_a_refocused_draft_sees_the_chosen_rows_and_nothing_else() -> None:
     text = random_tokens(90).tolist()
     drafter.prefill(torch.tensor(text), _NOTHING)
     for rows in ([0, 1, 2, 50, 51, 88, 89], [5], list(range(92)), [0, 30, 90, 91, 92]):
-        drafter.refocus(torch.tensor(rows))
+        drafter.refocus(_only(torch.tensor(rows)))
         drafter.extend([7], _NOTHING)
         drafter.draft()
         seen = [text[row] for row in rows] + [7]
@@ -222,7 +226,7 @@ def test_rows_that_the_draft_has_not_read_follow_by_themselves() -> None:
     text = random_tokens(40).tolist()
     drafter.prefill(torch.tensor(text), _NOTHING)
     drafter.extend([3, 1, 4], _NOTHING)
-    drafter.refocus(torch.arange(30, 43))
+    drafter.refocus(_only(torch.arange(30, 43)))
     drafter.extend([1, 5], _NOTHING)
     drafter.draft()
     _assert_same(model.after_root, hf_logits(plain, [*text[30:], 3, 1, 4, 1, 5])[-1])
@@ -254,7 +258,7 @@ def test_generated_text_is_kept_without_rotation_like_the_prompt() -> None:
     rows = torch.tensor([0, 10, 29, 30, 31, 45, 59])
     trees = []
     for drafter in (at_once, by_steps):
-        drafter.refocus(rows)
+        drafter.refocus(_only(rows))
         drafter.extend([2], _NOTHING)
         trees.append(drafter.draft())
     assert torch.equal(trees[0].tokens, trees[1].tokens)
@@ -403,3 +407,16 @@ def test_a_smaller_draft_of_another_shape_fits(pair: Pair) -> None:
     prompt = random_tokens(100)
     for parts in (FULL, WINDOW, SPECX):
         assert Job(other, prompt, parts).run().tokens == Job(pair, prompt).run().tokens
+
+
+@pytest.mark.parametrize("chunks", [[300], [60, 240], [40] * 7 + [20]])
+def test_a_prompt_is_read_alike_in_any_chunks(chunks: list[int]) -> None:
+    """Blocks of 20 rows, each with the 20 before it, go through a layer one by one or together."""
+    tokens, read = random_tokens(300), []
+    for pieces in ([20] * 15, chunks):
+        drafter = _drafter(Model(hf_model(config("llama-yarn"))), SPECX, trained_tokens=40)
+        for piece in tokens.split(pieces):
+            drafter.prefill(piece, _NOTHING)
+        assert drafter._full.length == 300
+        read.append(drafter._full.keys[:, :, :300])
+    _assert_same(read[1], read[0])

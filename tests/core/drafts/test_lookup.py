@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from specx.core.config import TreeConfig
 from specx.core.drafts.lookup import LookupDrafter
 from specx.core.growth import StepCosts
+from specx.core.retrieval import Selection
 from specx.core.tree import TokenTree
 from tests.core import reference
 from tests.core.tiny import EXAMPLES
@@ -111,6 +112,6 @@ def test_measured_costs_decide_how_many_guesses_are_worth_verifying(
 
 def test_it_holds_no_keys_and_ignores_a_refocus() -> None:
     drafter = _drafter([1, 2, 1])
-    drafter.refocus(torch.tensor([0]))
+    drafter.refocus(Selection(torch.tensor([0]), torch.tensor([0])))
     assert drafter.draft().tokens.tolist() == [1, 2, 1]
     assert (drafter.cache_bytes, drafter.context_tokens) == (0, 0)

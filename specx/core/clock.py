@@ -1,0 +1,97 @@
+"""Seconds of a step's phases, by the clock of the device that does the work.
+
+In: marks at the ends of phases. Out: seconds by phase. It does not know what a phase does.
+"""
+
+import itertools
+import time
+from typing import Protocol
+
+import torch
+
+
+class Clock(Protocol):
+    """Runs from its creation."""
+
+    def mark(self, phase: str) -> None:
+        """End ``phase`` here."""
+        ...
+
+    def seconds(self, previous: "Clock | None") -> dict[str, float]:
+        """Seconds by phase, and under "gap" how long the device was idle after ``previous``."""
+        ...
+
+
+class HostClock:
+    """The host's clock, for a device that works in step with it."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def mark(self, phase: str) -> None:
+        """See ``Clock``."""
+        now = time.perf_counter()
+        self._seconds[phase] = now - self._last
+        self._last = now
+
+    def seconds(self, previous: "Clock | None") -> dict[str, float]:
+        """See ``Clock``; the host is never idle."""
+        return self._seconds
+
+
+class StreamClock:
+    """Events on a GPU's stream: the host may run ahead between phases; only reading waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.current_stream(device)
+        self._phases: list[str] = []
+        self._events = [self._stream.record_event(_event())]
+
+    def mark(self, phase: str) -> None:
+        """See ``Clock``."""
+        self._phases.append(phase)
+        self._events.append(self._stream.record_event(_event()))
+
+    def seconds(self, previous: "Clock | None") -> dict[str, float]:
+        """See ``Clock``."""
+        self._events[-1].synchronize()
+        pairs = zip(self._phases, itertools.pairwise(self._events), strict=True)
+        seconds = {phase: start.elapsed_time(end) / 1000 for phase, (start, end) in pairs}
+        if isinstance(previous, StreamClock):
+            seconds["gap"] = max(0.0, previous._events[-1].elapsed_time(self._events[0]) / 1000)
+        return seconds
+
+
+def start_clock(device: torch.device) -> Clock:
+    """A running clock for work on ``device``."""
+    return StreamClock(device) if device.type == "cuda" else HostClock()
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+class Readout:
+    """Device tensors on their way to the host: ``wait`` is the step's one synchronisation."""
+
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        """Later writes to ``tensors`` on the same stream do not change what is read."""
+        self._on_host = [_to_host(tensor) for tensor in tensors]
+        self._arrived: torch.cuda.Event | None = None
+        if tensors[0].device.type == "cuda":
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def wait(self) -> list[torch.Tensor]:
+        """The values, on the host."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._on_host
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device.type != "cuda":
+        return tensor.clone()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

@@ -1,0 +1,180 @@
+# mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
+"""Products of a few rows with a weight matrix, which is read from memory once, at full speed.
+
+In: rows [n, K] and a contiguous weight [N, K], float16 or bfloat16 on a Hopper GPU. Out: [n, N],
+the product added into a buffer, or silu(gate) · up of its halves. Anything else goes to PyTorch.
+It does not know layers or models.
+
+At 1 … 64 rows the weight is the whole cost; ``specx.core.kernels.few_rows`` streams it and
+``specx.core.kernels.tilings`` says how. The counters of shared sums serve one stream at a time.
+"""
+
+import functools
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn import functional as F
+
+from specx.core.kernels import few_rows
+from specx.core.kernels import rows as row_kernels
+from specx.core.kernels.tilings import Cut, OneRow, Short, Tiling, choose
+
+_MAX_TILES = 1 << 14
+_LINE_ELEMENTS = 64  # of 2 bytes in an L2 line
+_SHORT_ROWS = 16  # the least that a tensor core multiplies
+_HOPPER = 9  # compute capability; others were not measured, and keep cuBLAS
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x · weightᵀ + bias: [n, K], [N, K], [N] → [n, N]."""
+    cut = _cut_of(x, weight)
+    if cut is None:
+        return F.linear(x, weight, bias)
+    out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+    multiply(x, weight, bias, out, cut)
+    return out
+
+
+def add_linear(stream: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+    """stream += x · weightᵀ + bias, in place: ``stream`` [n, N]; rounded once."""
+    cut = _cut_of(x, weight)
+    if cut is not None:
+        multiply(x, weight, bias, stream, cut, add=True)
+        return
+    stream.addmm_(x, weight.t())
+    if bias is not None:
+        stream.add_(bias)
+
+
+def swiglu_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """silu(gate) · up of gate | up = x · weightᵀ + bias: [n, K], [2·m, K], [2·m] → [n, m]."""
+    cut = _cut_of(x, weight, gated=True)
+    if cut is None:
+        return row_kernels.swiglu(linear(x, weight, bias))
+    out = torch.empty((x.shape[0], weight.shape[0] // 2), dtype=x.dtype, device=x.device)
+    multiply(x, weight, bias, out, cut, gated=True)
+    return out
+
+
+def multiply(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    cut: Cut,
+    *,
+    add: bool = False,
+    gated: bool = False,
+) -> None:
+    """The product in a given cut: written to ``out`` [n, N], added to it, or gated into [n, N/2].
+
+    Raises ``ValueError`` if the cut does not fit the shape.
+    """
+    if isinstance(cut, Tiling):
+        _multiply_tiles(x, weight, bias, out, cut, add=add, gated=gated)
+        return
+    rows, outputs, inputs = x.shape[0], out.shape[1], weight.shape[1]
+    most = 1 if isinstance(cut, OneRow) else _SHORT_ROWS
+    if rows > most:
+        raise ValueError(f"{rows} rows are too many for {cut}")
+    kernel, sizes = few_rows.one_row, {}
+    if isinstance(cut, Short):
+        lines = max(inputs - cut.groups * cut.inputs, 0) // _LINE_ELEMENTS
+        kernel, sizes = few_rows.short, {"GROUPS": cut.groups, "ROW_BLOCK": _SHORT_ROWS}
+        sizes |= {"REST": _power_of_2(lines), "LINE": _LINE_ELEMENTS}
+    kernel[(triton.cdiv(outputs, cut.outputs),)](
+        x,
+        weight,
+        out,
+        weight if bias is None else bias,
+        rows,
+        outputs,
+        x.stride(0),
+        out.stride(0),
+        INPUTS=inputs,
+        OUT_BLOCK=cut.outputs,
+        IN_BLOCK=cut.inputs,
+        ADD=add,
+        BIAS=bias is not None,
+        GATED=gated,
+        num_warps=cut.warps,
+        **sizes,
+        **row_kernels.launch_options(x.device),
+    )
+
+
+def _multiply_tiles(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    tiling: Tiling,
+    *,
+    add: bool,
+    gated: bool,
+) -> None:
+    rows, outputs, inputs = x.shape[0], out.shape[1], weight.shape[1]
+    if inputs % (tiling.inputs * tiling.splits) or (gated and tiling.splits > 1):
+        raise ValueError(f"{inputs} columns do not divide into {tiling}")
+    tiles = triton.cdiv(outputs, tiling.outputs)
+    partial = counters = out
+    if tiling.splits > 1:
+        partial = torch.empty((tiling.splits, rows, outputs), dtype=torch.float32, device=x.device)
+        counters = _counters(x.device)
+    lines = inputs // tiling.splits // _LINE_ELEMENTS
+    few_rows.few_rows[(tiles, tiling.splits)](
+        x,
+        weight,
+        out,
+        weight if bias is None else bias,
+        partial,
+        counters,
+        rows,
+        outputs,
+        x.stride(0),
+        out.stride(0),
+        INPUTS=inputs,
+        OUT_BLOCK=tiling.outputs,
+        IN_BLOCK=tiling.inputs,
+        ROW_BLOCK=max(16, triton.next_power_of_2(rows)),
+        SPLITS=tiling.splits,
+        ADD=add,
+        BIAS=bias is not None,
+        GATED=gated,
+        STAGES=tiling.stages,
+        AHEAD=min(tiling.ahead_lines, _power_of_2(lines)),
+        LINE=_LINE_ELEMENTS,
+        num_warps=tiling.warps,
+        **row_kernels.launch_options(x.device),
+    )
+
+
+def _cut_of(x: Tensor, weight: Tensor, *, gated: bool = False) -> Cut | None:
+    """How our kernels take this product; ``None``: PyTorch does it."""
+    if (
+        x.dtype not in (torch.float16, torch.bfloat16)
+        or weight.dtype != x.dtype
+        or not weight.is_contiguous()
+        or x.stride(1) != 1
+        or not _runs_on(x.device)
+    ):
+        return None
+    return choose(x.shape[0], *weight.shape, gated=gated)
+
+
+@functools.cache
+def _runs_on(device: torch.device) -> bool:
+    # The CPU is Triton's interpreter.
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == _HOPPER
+
+
+@functools.cache
+def _counters(device: torch.device) -> Tensor:
+    """Arrivals at every tile; the last one sets its counter back to zero."""
+    return torch.zeros(_MAX_TILES, dtype=torch.int32, device=device)
+
+
+def _power_of_2(count: int) -> int:
+    """The largest one up to ``count``; 0 for none."""
+    return 1 << (count.bit_length() - 1) if count else 0

@@ -1,0 +1,306 @@
+# mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
+"""The small operations of a decoder layer, one Triton launch each.
+
+In: CUDA tensors in float16, bfloat16 or float32. Out: tensors of the same dtype, or the same
+buffers changed in place. It does not know layers, caches or attention. Every kernel computes in
+float32 and rounds where transformers' modules round, so that the two differ in the last bit only.
+
+On Hopper and later a kernel starts while the one before it drains (programmatic dependent launch)
+and waits before it touches what that one wrote; weights are read before the wait.
+"""
+
+import functools
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+_ROWS_A_STORE = 16  # rows of one cache head that a program copies
+_HEADS_A_ROTATION = 8
+_ROWS_A_TABLE = 8
+_COLUMNS_A_PRODUCT = 1024
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root mean square norm of rows: [n, d] and [d] → [n, d] (Zhang and Sennrich, 2019)."""
+    rows, width = x.shape
+    out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    block = triton.next_power_of_2(width)
+    _rms_norm[(rows,)](
+        x,
+        weight,
+        out,
+        x.stride(0),
+        width,
+        eps,
+        BLOCK=block,
+        num_warps=min(max(block // 512, 1), 16),
+        **launch_options(x.device),
+    )
+    return out
+
+
+def rotate(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    norms: tuple[Tensor, Tensor, float] | None = None,
+) -> None:
+    """Rotate the query and key heads of ``qkv`` [n, (H + 2·Hkv)·D] in place.
+
+    ``cos`` and ``sin`` [n, D]; halves are rotated against each other (RoFormer, as Llama lays it
+    out). ``norms`` holds the weights [D] of a norm of every query and key head before the
+    rotation and its epsilon (Qwen3).
+    """
+    rows, width = cos.shape
+    half = triton.next_power_of_2(width // 2)
+    blocks = triton.cdiv(heads + kv_heads, _HEADS_A_ROTATION)
+    query_norm, key_norm, eps = (cos, cos, 0.0) if norms is None else norms
+    _rotate[(rows, blocks)](
+        qkv,
+        cos,
+        sin,
+        query_norm,
+        key_norm,
+        qkv.stride(0),
+        cos.stride(0),
+        sin.stride(0),
+        eps,
+        HEADS=heads,
+        ROTATED=heads + kv_heads,
+        HALF=width // 2,
+        HALF_BLOCK=half,
+        HEAD_BLOCK=_HEADS_A_ROTATION,
+        NORM=norms is not None,
+        num_warps=2,
+        **launch_options(qkv.device),
+    )
+
+
+def store(keys: Tensor, values: Tensor, start: Tensor, key: Tensor, value: Tensor) -> None:
+    """Write new rows ``key`` and ``value`` [Hkv, n, D] behind each other into a cache, in place.
+
+    ``keys`` and ``values`` [Hkv, capacity, D] of one layer, any strides with a contiguous last
+    dimension; ``start`` is an int64 tensor of one element on the device. Rows that would land
+    beyond the capacity are dropped.
+    """
+    kv_heads, rows, width = key.shape
+    _store[(kv_heads, triton.cdiv(rows, _ROWS_A_STORE))](
+        keys,
+        values,
+        start,
+        key,
+        value,
+        rows,
+        keys.shape[1],
+        *(keys.stride(0), keys.stride(1), values.stride(0), values.stride(1)),
+        *(key.stride(0), key.stride(1), value.stride(0), value.stride(1)),
+        WIDTH=width,
+        WIDTH_BLOCK=triton.next_power_of_2(width),
+        ROW_BLOCK=_ROWS_A_STORE,
+        num_warps=4,
+        **launch_options(key.device),
+    )
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) · up: [n, 2·m] with the gate in the first half → [n, m] (Shazeer, 2020)."""
+    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty((rows, width), dtype=gate_up.dtype, device=gate_up.device)
+    _swiglu[(rows, triton.cdiv(width, _COLUMNS_A_PRODUCT))](
+        gate_up,
+        out,
+        gate_up.stride(0),
+        width,
+        BLOCK=_COLUMNS_A_PRODUCT,
+        num_warps=4,
+        **launch_options(gate_up.device),
+    )
+    return out
+
+
+def rotary_tables(
+    positions: Tensor, frequencies: Tensor, scaling: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Positions [n] int64 and frequencies [D/2] float32 → cosines and sines [n, D] in ``dtype``,
+    times ``scaling``; the halves of a row are equal."""
+    rows, half = positions.shape[0], frequencies.shape[0]
+    tables = torch.empty((2, rows, 2 * half), dtype=dtype, device=positions.device)
+    _rotary_tables[(triton.cdiv(rows, _ROWS_A_TABLE),)](
+        positions,
+        frequencies,
+        tables,
+        rows,
+        scaling,
+        HALF=half,
+        HALF_BLOCK=triton.next_power_of_2(half),
+        ROW_BLOCK=_ROWS_A_TABLE,
+        num_warps=4,
+        **launch_options(positions.device),
+    )
+    return tables[0], tables[1]
+
+
+@functools.cache
+def launch_options(device: torch.device) -> dict[str, Any]:
+    """``PDL`` for the kernel and ``launch_pdl`` for the launch: both from compute capability 9."""
+    overlaps = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"PDL": overlaps, "launch_pdl": overlaps}
+
+
+@triton.jit
+def _rms_norm(x, weight, out, stride, width, eps, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    if PDL:
+        gdc_launch_dependents()
+    scale = tl.load(weight + columns, mask=inside, other=0.0)
+    if PDL:
+        gdc_wait()
+    loaded = tl.load(x + row * stride + columns, mask=inside, other=0.0)
+    wide = loaded.to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(wide * wide, axis=0) / width + eps)
+    normed = (wide * inverse).to(loaded.dtype)
+    product = normed.to(tl.float32) * scale.to(tl.float32)
+    tl.store(out + row * width + columns, product.to(loaded.dtype), mask=inside)
+
+
+@triton.jit
+def _rotate(
+    qkv,
+    cos,
+    sin,
+    query_norm,
+    key_norm,
+    stride,
+    cos_stride,
+    sin_stride,
+    eps,
+    HEADS: tl.constexpr,
+    ROTATED: tl.constexpr,
+    HALF: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
+    HEAD_BLOCK: tl.constexpr,
+    NORM: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEAD_BLOCK + tl.arange(0, HEAD_BLOCK)[:, None]
+    column = tl.arange(0, HALF_BLOCK)[None, :]
+    inside = (head < ROTATED) & (column < HALF)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    place = qkv + row * stride + head * (2 * HALF) + column
+    loaded = tl.load(place, mask=inside, other=0.0)
+    first = loaded.to(tl.float32)
+    second = tl.load(place + HALF, mask=inside, other=0.0).to(tl.float32)
+    if NORM:
+        squares = tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)
+        inverse = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
+        is_query = head < HEADS
+        weight = tl.where(is_query, query_norm + column, key_norm + column)
+        scale = tl.load(weight, mask=inside, other=0.0).to(tl.float32)
+        first = (first * inverse).to(loaded.dtype).to(tl.float32) * scale
+        scale = tl.load(weight + HALF, mask=inside, other=0.0).to(tl.float32)
+        second = (second * inverse).to(loaded.dtype).to(tl.float32) * scale
+        first = first.to(loaded.dtype).to(tl.float32)
+        second = second.to(loaded.dtype).to(tl.float32)
+    cos += row * cos_stride + column
+    sin += row * sin_stride + column
+    here = column < HALF
+    c, s = tl.load(cos, mask=here, other=0.0), tl.load(sin, mask=here, other=0.0)
+    turned = first * c.to(tl.float32) - second * s.to(tl.float32)
+    tl.store(place, turned.to(loaded.dtype), mask=inside)
+    c, s = tl.load(cos + HALF, mask=here, other=0.0), tl.load(sin + HALF, mask=here, other=0.0)
+    turned = second * c.to(tl.float32) + first * s.to(tl.float32)
+    tl.store(place + HALF, turned.to(loaded.dtype), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "capacity"])
+def _store(
+    keys,
+    values,
+    start,
+    key,
+    value,
+    rows,
+    capacity,
+    keys_head,
+    keys_row,
+    values_head,
+    values_row,
+    key_head,
+    key_row,
+    value_head,
+    value_row,
+    WIDTH: tl.constexpr,
+    WIDTH_BLOCK: tl.constexpr,
+    ROW_BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    head = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(1) * ROW_BLOCK + tl.arange(0, ROW_BLOCK)[:, None].to(tl.int64)
+    column = tl.arange(0, WIDTH_BLOCK)[None, :]
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    target = tl.load(start) + row
+    inside = (row < rows) & (target < capacity) & (column < WIDTH)
+    new_key = tl.load(key + head * key_head + row * key_row + column, mask=inside)
+    new_value = tl.load(value + head * value_head + row * value_row + column, mask=inside)
+    tl.store(keys + head * keys_head + target * keys_row + column, new_key, mask=inside)
+    tl.store(values + head * values_head + target * values_row + column, new_value, mask=inside)
+
+
+@triton.jit
+def _swiglu(gate_up, out, stride, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    place = gate_up + row * stride + column
+    loaded = tl.load(place, mask=inside, other=0.0)
+    up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
+    gate = loaded.to(tl.float32)
+    gate = (gate / (1.0 + tl.exp(-gate))).to(loaded.dtype).to(tl.float32)
+    tl.store(out + row * width + column, (gate * up).to(loaded.dtype), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _rotary_tables(
+    positions,
+    frequencies,
+    tables,
+    rows,
+    scaling,
+    HALF: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
+    ROW_BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    row = tl.program_id(0) * ROW_BLOCK + tl.arange(0, ROW_BLOCK)
+    column = tl.arange(0, HALF_BLOCK)[None, :]
+    inside = (row < rows)[:, None] & (column < HALF)
+    if PDL:
+        gdc_launch_dependents()
+    frequency = tl.load(frequencies + column, mask=column < HALF, other=0.0)
+    if PDL:
+        gdc_wait()
+    position = tl.load(positions + row, mask=row < rows, other=0).to(tl.float32)[:, None]
+    angle = position * frequency
+    place = tables + row.to(tl.int64)[:, None] * (2 * HALF) + column
+    for table in tl.static_range(2):
+        value = (tl.cos(angle) if table == 0 else tl.sin(angle)) * scaling
+        value = value.to(tables.dtype.element_ty)
+        target = place + table * rows.to(tl.int64) * (2 * HALF)
+        tl.store(target, value, mask=inside)
+        tl.store(target + HALF, value, mask=inside)

@@ -1,0 +1,331 @@
+"""How much memory a request needs, what there is, and what would make it fit.
+
+In: the shapes of two models, the parts of a mode, rows; exceptions. Out: bytes, a table of two
+lines, three hints; and a second try where memory was short. It does not know engines, requests or
+the screen, and importing it does not import torch.
+"""
+
+import gc
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+from specx.core.config import Parts
+from specx.errors import ResourceError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from specx.core.model import Shape
+
+T = TypeVar("T")
+
+_MEMINFO = Path("/proc/meminfo")
+#: torch has no class of its own for what the CPU's allocator and some libraries report.
+_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
+_FLOAT_BYTES = 4
+_SMALL_CHUNK = 512  # below, a prompt is read noticeably slower
+_SHORTEST = 256  # tokens of a document that is worth proposing
+_GIB, _MIB = 1 << 30, 1 << 20
+
+
+class Sized(Protocol):
+    """What has to be known of a model; ``core.model.Model`` has it all."""
+
+    shape: "Shape"
+    dtype: "torch.dtype"
+    weights_bytes: int
+
+    @property
+    def decoder(self) -> "nn.Module":
+        """The layers; their config names the widths."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Bytes of a request, beside the weights.
+
+    An estimate: trees, recorded graphs and what an allocator loses between blocks are left out.
+    """
+
+    target_bytes: int  # keys and values
+    draft_bytes: int  # of the whole context, and of the short cache that it works on
+    chunk_bytes: int  # what exists at once while one prompt chunk is read
+    token_bytes: int  # what one more token of context adds
+    weights_bytes: int = 0  # there already, not in the total
+
+    @property
+    def total_bytes(self) -> int:
+        """What has to be free."""
+        return self.target_bytes + self.draft_bytes + self.chunk_bytes
+
+    def table(self, free_bytes: int | None, total_bytes: int | None, place: str) -> str:
+        """Two aligned lines, need over have; None: unknown."""
+        unit, name = (_GIB, "GiB") if self.total_bytes >= _GIB else (_MIB, "MiB")
+
+        def number(size: int | None) -> str:
+            return "?" if size is None else f"{size / unit:,.1f}"
+
+        parts = [f"target's keys and values {number(self.target_bytes)}"]
+        parts += [f"the draft's {number(self.draft_bytes)}"] if self.draft_bytes else []
+        parts.append(f"one prompt chunk {number(self.chunk_bytes)}")
+        need, have = number(self.total_bytes), number(free_bytes)
+        width = max(len(need), len(have))
+        where = f"free of {number(total_bytes)} on {place}"
+        return (
+            f"need  {need:>{width}} {name}   {', '.join(parts)}\n"
+            f"have  {have:>{width}} {name}   {where}; the weights hold {number(self.weights_bytes)}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Memory of a device; None: unknown."""
+
+    free_bytes: int | None
+    total_bytes: int | None
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """A request that does not fit where it was to run."""
+
+    needs: Needs
+    room: Room
+    prompt_tokens: int
+    max_tokens: int
+    chunk_tokens: int
+    dtype: str
+    device: str
+    preset: str
+
+    def error(self, cause: BaseException) -> ResourceError:
+        """What was asked, the table, the allocator's own words, and three ways out."""
+        room = self.room
+        table = self.needs.table(room.free_bytes, room.total_bytes, room.place)
+        words = _words(cause)
+        return ResourceError(
+            f"no memory for a context of {self.prompt_tokens + self.max_tokens:,} tokens",
+            reason=f"{table}\nsaid  {words}" if words else table,
+            hints=self.hints(),
+        )
+
+    def hints(self) -> tuple[str, ...]:
+        """Three ways out: those that suffice alone, then by how much they save."""
+        short = max(1, self.needs.total_bytes - (self.room.free_bytes or 0))
+        ways = list(self._ways())
+        enough = [text for saved, text in ways if saved >= short]
+        rest = sorted((way for way in ways if way[0] < short), key=lambda way: -way[0])
+        last = f"end other programs that use the memory of {self.room.place}"
+        return (*enough, *(text for _, text in rest), last)[:3]
+
+    def _ways(self) -> Iterator[tuple[int, str]]:
+        """Bytes that each way out saves, the least costly way first."""
+        needs, chunk = self.needs, self.chunk_tokens
+        if chunk > 1:
+            smaller = _SMALL_CHUNK if chunk > _SMALL_CHUNK else max(1, chunk // 4)
+            saved = needs.chunk_bytes * (chunk - smaller) // chunk
+            yield saved, f"--set prefill_chunk_tokens={smaller} saves about {_size(saved)}"
+        if needs.draft_bytes:
+            saved = needs.draft_bytes
+            yield saved, f"--mode plain keeps no draft's caches: {_size(saved)} less"
+        if self.dtype == "float32":
+            kind = "float16" if self.device.startswith("cuda") else "bfloat16"
+            saved = (needs.total_bytes + needs.weights_bytes) // 2
+            yield saved, f"--dtype {kind} halves weights and caches: {_size(saved)} less"
+        yield self._shorter_document()
+        if self.device.startswith("cuda"):
+            free = host_room().free_bytes
+            fits = free is not None and free >= needs.total_bytes + needs.weights_bytes
+            there = "" if free is None else f" ({_size(free)} free)"
+            yield (
+                needs.total_bytes if fits else 0,
+                f"--device cpu is slower and has the machine's own memory{there}",
+            )
+        if self.max_tokens > 1:
+            fewer = self.max_tokens // 2
+            saved = (self.max_tokens - fewer) * needs.token_bytes
+            yield saved, f"-n {fewer} asks for half the new tokens: {_size(saved)} less"
+        if self.preset != "pocket":
+            yield 0, "-m NAME with a smaller preset (specx presets), or -m pocket to try it out"
+
+    def _shorter_document(self) -> tuple[int, str]:
+        over = self.needs.total_bytes - (self.room.free_bytes or 0)
+        fitting = self.prompt_tokens - -(-over // max(1, self.needs.token_bytes))
+        if not _SHORTEST <= fitting < self.prompt_tokens:
+            fitting = self.prompt_tokens // 2
+        saved = (self.prompt_tokens - fitting) * self.needs.token_bytes
+        was = f"{self.prompt_tokens:,}"
+        return saved, f"a document of about {fitting:,} tokens, not {was}: {_size(saved)} less"
+
+
+def needs_of(
+    target: Sized,
+    draft: Sized | None,
+    parts: Parts,
+    *,
+    rows: int,
+    chunk_tokens: int,
+    trained_tokens: int,
+) -> Needs:
+    """What a request of ``rows`` rows, read by chunks of ``chunk_tokens``, needs.
+
+    ``trained_tokens``: context that the draft was trained at; its working cache is no longer.
+    """
+    row = _row_bytes(target)
+    chunk = _chunk_bytes(target, parts, rows, min(rows, chunk_tokens))
+    draft_row = working = 0
+    if draft is not None and parts.drafter == "lm":
+        draft_row = _row_bytes(draft)
+        working = rows if parts.draft_cache == "full" else min(rows, trained_tokens)
+        window = rows if parts.draft_prefill == "full" else min(rows, trained_tokens)
+        # Keys of one layer, rotated: twice in float32 and once in their own type.
+        keys = window * draft.shape.kv_heads * draft.shape.head_dim
+        rotated = keys * (2 * _FLOAT_BYTES + draft.dtype.itemsize)
+        block = _chunk_bytes(draft, parts, window, min(rows, max(1, trained_tokens // 2)))
+        chunk = max(chunk, block + rotated)
+    weights = target.weights_bytes + (0 if draft is None else draft.weights_bytes)
+    return Needs(
+        target_bytes=rows * row,
+        draft_bytes=(rows + working) * draft_row,
+        chunk_bytes=chunk,
+        token_bytes=row + draft_row,
+        weights_bytes=weights,
+    )
+
+
+def _row_bytes(model: Sized) -> int:
+    shape = model.shape
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * model.dtype.itemsize
+
+
+def _chunk_bytes(model: Sized, parts: Parts, rows: int, chunk: int) -> int:
+    """The larger half of a layer, and float32 logits of the chunk's last row.
+
+    In the MLP: residual and normed rows, both halves of the first product, their product. In
+    attention: residual and normed rows, queries, keys and values, and the output over the chunk,
+    over what stands before it, and merged.
+    """
+    shape, config = model.shape, cast(Any, model.decoder).config
+    heads, keys = shape.heads * shape.head_dim, 2 * shape.kv_heads * shape.head_dim
+    mlp = 2 * config.hidden_size + 3 * config.intermediate_size
+    attention = 2 * config.hidden_size + keys + 4 * heads
+    scores = 0
+    if parts.prefill_attention == "eager":  # scores, masked scores and their exponentials
+        scores = 3 * shape.heads * rows * _FLOAT_BYTES
+    size = model.dtype.itemsize
+    layer: int = chunk * max(mlp * size, attention * size + scores)
+    return layer + shape.vocabulary * _FLOAT_BYTES
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory ran out.
+
+    Recording a CUDA graph turns that into an error of its own, which has the first one behind it.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    if isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS):
+        return True
+    behind = error.__context__
+    return "captur" in text and behind is not None and is_out_of_memory(behind)
+
+
+def with_room(
+    allocate: Callable[[], T],
+    make_room: Callable[[BaseException], None],
+    explain: Callable[[BaseException], ResourceError],
+) -> T:
+    """``allocate()``; where memory is short, once more after ``make_room``.
+
+    Raises what ``explain`` says if that fails too. Other errors pass through.
+    """
+    try:
+        return allocate()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        make_room(error)
+    try:
+        return allocate()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise explain(error) from error
+
+
+def release(error: BaseException, device: "torch.device") -> None:
+    """Let go of what the frames behind ``error`` hold, and give free memory back to ``device``.
+
+    A traceback keeps the variables of its frames, and so the tensors of the failed request.
+    """
+    known: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in known:
+            known.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            waiting += [each.__cause__, each.__context__]
+    gc.collect()  # also requests that were given up half-way
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def room_on(device: "torch.device") -> Room:
+    """Memory of ``device`` that a request may still take."""
+    if device.type != "cuda":
+        return host_room()
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device)
+    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    unused = held - torch.cuda.memory_allocated(device)
+    free = max(0, min(free, allowed - held)) + unused
+    return Room(free, total, torch.cuda.get_device_name(device))
+
+
+def host_room() -> Room:
+    """Memory of this machine, where its system tells (Linux)."""
+    place = "this machine"
+    try:
+        lines = _MEMINFO.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return Room(None, _physical_bytes(), place)
+    found = {line.partition(":")[0]: line.partition(":")[2].split() for line in lines}
+    free, total = (
+        int(words[0]) * 1024 if (words := found.get(name)) and words[0].isdecimal() else None
+        for name in ("MemAvailable", "MemTotal")
+    )
+    return Room(free, total, place)
+
+
+def _physical_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return None
+
+
+def _words(cause: BaseException) -> str:
+    """The allocator's first sentences: what it was asked for."""
+    lines = str(cause).splitlines()
+    if not lines:
+        return ""
+    asked = re.search(r"^.*?tried to allocate [\d.,]+ ?\w*", lines[0], re.IGNORECASE)
+    return (asked[0] if asked else lines[0])[:160]
+
+
+def _size(size: int) -> str:
+    return f"{size / _GIB:,.1f} GiB" if size >= _GIB else f"{size / _MIB:,.1f} MiB"
