@@ -123,6 +123,8 @@ class Measurement(_Frozen):
     prompt_tokens: int = Field(ge=1)
     tokens_per_step: float = Field(ge=0)
     speedup: float = Field(ge=0)
+    stand_in: bool = False  # weights of pocket's behaviour: acceptance is not this pair's
+    raw: str | None = None  # the bench's JSON, beside the preset file
 
 
 class Preset(_Frozen):
