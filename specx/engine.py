@@ -16,7 +16,7 @@ from specx.core.attention import Kernels, SdpaKernels
 from specx.core.config import MODES, Parts, SamplingConfig, parts_for
 from specx.core.decode import Decoder, Request
 from specx.core.drafts import Drafter, NoDraft
-from specx.core.drafts.lm import LMDrafter
+from specx.core.drafts.lm import DraftSettings, LMDrafter
 from specx.core.drafts.lookup import LookupDrafter
 from specx.core.growth import Governor, StepCosts
 from specx.core.kernels import is_available
@@ -303,8 +303,8 @@ class Engine:
         target = Target(self.target, workspace.capacity, parts, kernels, workspace.buffers)
         costs = LazyCosts(self._costs, parts, target)
         if parts.drafter == "lm":
-            settings = self._draft_settings(kernels)
-            drafter: Drafter = workspace.drafter(parts, request.sampler, costs, **settings)
+            settings = self._draft_settings(parts, workspace.capacity, kernels)
+            drafter: Drafter = workspace.drafter(settings, request.sampler, costs)
         else:
             drafter = self._drafter(request, capacity, kernels, costs)
         return target, drafter, partial(self._workspaces.give_back, workspace)
@@ -319,26 +319,23 @@ class Engine:
             # A tree that the host makes goes to its place on the device later.
             device = torch.device("cpu") if kernels.is_static else self.target.device
             return LookupDrafter(self.preset.tree, device, costs)
-        return LMDrafter(
-            capacity=capacity,
-            parts=parts,
-            sampler=request.sampler,
-            costs=costs,
-            **self._draft_settings(kernels),
-        )
+        settings = self._draft_settings(parts, capacity, kernels)
+        return LMDrafter(settings, request.sampler, costs)
 
-    def _draft_settings(self, kernels: Kernels) -> dict[str, Any]:
+    def _draft_settings(self, parts: Parts, capacity: int, kernels: Kernels) -> DraftSettings:
         preset = self.preset
         if self.draft is None:
             raise UsageError(f"preset {preset.name} has no draft model", hints=["--mode plain"])
-        return {
-            "model": self.draft,
-            "vocabulary": self.target.shape.vocabulary,
-            "trained_tokens": preset.draft.trained_context_tokens,
-            "tree": preset.tree,
-            "retrieval": preset.retrieval,
-            "kernels": kernels,
-        }
+        return DraftSettings(
+            model=self.draft,
+            capacity=capacity,
+            vocabulary=self.target.shape.vocabulary,
+            trained_tokens=preset.draft.trained_context_tokens,
+            parts=parts,
+            tree=preset.tree,
+            retrieval=preset.retrieval,
+            kernels=kernels,
+        )
 
     def _make_room(self, error: BaseException) -> None:
         """Free what the failed request held, and what earlier ones left for the next."""

@@ -24,7 +24,7 @@ from specx.core.attention import Kernels
 from specx.core.cache import KVCache
 from specx.core.config import Parts, SamplingConfig, parts_for
 from specx.core.drafts.device import DeviceLMDrafter
-from specx.core.drafts.lm import LMDrafter
+from specx.core.drafts.lm import DraftSettings, LMDrafter
 from specx.core.graphs import Graphs
 from specx.core.kernels.cuda import choose_kernels
 from specx.core.retrieval import Retriever, Selection
@@ -320,23 +320,24 @@ class Rig:
         if levels in self._drafters:
             self._drafters[levels].begin(self._sampler, None)
             return self._drafters[levels]
-        settings: dict[str, Any] = {
-            "capacity": self._capacity,
-            "model": draft,
-            "vocabulary": self._engine.target.shape.vocabulary,
-            "trained_tokens": preset.draft.trained_context_tokens,
-            "parts": self.parts,
-            "tree": replace(preset.tree, depth=levels, threshold=0.0),
-            "retrieval": preset.retrieval,
-            "sampler": self._sampler,
-            "kernels": self.kernels,
-            "full": self._full,
-        }
+        settings = DraftSettings(
+            model=draft,
+            capacity=self._capacity,
+            vocabulary=self._engine.target.shape.vocabulary,
+            trained_tokens=preset.draft.trained_context_tokens,
+            parts=self.parts,
+            tree=replace(preset.tree, depth=levels, threshold=0.0),
+            retrieval=preset.retrieval,
+            kernels=self.kernels,
+        )
         if not self.is_static:
-            return LMDrafter(**settings)
+            return LMDrafter(settings, self._sampler, full=self._full)
         # Two drafters of the same parts would take each other's recordings.
         graphs = self.target.buffers.graphs if levels == self.levels else Graphs(self._device)
-        self._drafters[levels] = DeviceLMDrafter(self.target.progress, graphs, **settings)
+        progress = self.target.progress
+        self._drafters[levels] = DeviceLMDrafter(
+            progress, graphs, settings, self._sampler, full=self._full
+        )
         return self._drafters[levels]
 
     @property

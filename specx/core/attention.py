@@ -44,6 +44,10 @@ class Kernels(Protocol):
         cache [Hkv, capacity, D], and the m staged rows behind them under ``mask`` [n, m]."""
         ...
 
+    def merge(self, first: "Partial", second: "Partial") -> Tensor:
+        """See ``attention.merge``."""
+        ...
+
     def chunk_scores(
         self, query: Tensor, keys: Tensor, length: Tensor, scale: float, chunk_tokens: int
     ) -> Tensor:
@@ -96,6 +100,10 @@ class SdpaKernels:
         end = prefix + mask.shape[1]
         keys, values = keys[:, :end], values[:, :end]
         return tree_attention(query, keys, values, mask, scale, self, self._tree_kind)
+
+    def merge(self, first: Partial, second: Partial) -> Tensor:
+        """See ``Kernels``."""
+        return merge(first, second)
 
     def chunk_scores(
         self, query: Tensor, keys: Tensor, length: Tensor, scale: float, chunk_tokens: int
@@ -188,7 +196,7 @@ def prefill_attention(
     own = kernels.causal(query, key[:, prefix:], value[:, prefix:], scale)
     if prefix == 0:
         return own[0]
-    return merge(kernels.prefix(query, key[:, :prefix], value[:, :prefix], scale), own)
+    return kernels.merge(kernels.prefix(query, key[:, :prefix], value[:, :prefix], scale), own)
 
 
 def tree_attention(

@@ -5,10 +5,11 @@ does not know requests' contents.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 from specx.core.config import Parts
 from specx.core.drafts.device import DeviceLMDrafter
+from specx.core.drafts.lm import DraftSettings
 from specx.core.growth import StepCosts
 from specx.core.model import Model
 from specx.core.sampling import Sampler
@@ -28,23 +29,19 @@ class Workspace:
 
     def drafter(
         self,
-        parts: Parts,
+        settings: DraftSettings,
         sampler: Sampler,
         costs: Callable[[], StepCosts] | None,
-        **settings: Any,
     ) -> DeviceLMDrafter:
-        """The drafter for ``parts``, at the start of a request; ``settings`` as for ``LMDrafter``
-        but for its capacity, which is the workspace's."""
+        """The drafter for the parts of ``settings``, at the start of a request; its capacity is
+        the workspace's."""
+        parts = settings.parts
         if parts not in self._drafters:
             shared = next((each.full_cache for each in self._drafters.values()), None)
+            progress, graphs = self.buffers.progress, self.buffers.graphs
+            settings = replace(settings, capacity=self.capacity)
             self._drafters[parts] = DeviceLMDrafter(
-                self.buffers.progress,
-                self.buffers.graphs,
-                capacity=self.capacity,
-                parts=parts,
-                sampler=sampler,
-                full=shared,
-                **settings,
+                progress, graphs, settings, sampler, costs, shared
             )
         drafter = self._drafters[parts]
         drafter.begin(sampler, costs)

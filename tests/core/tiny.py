@@ -7,7 +7,6 @@ two tokens tie within a rounding error, and an exact comparison would test the r
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from specx.core.config import MODES, Parts, RetrievalConfig, SamplingConfig, Tre
 from specx.core.decode import Decoder, Emitted, Request
 from specx.core.drafts import Drafter, NoDraft
 from specx.core.drafts.device import DeviceLMDrafter
-from specx.core.drafts.lm import LMDrafter
+from specx.core.drafts.lm import DraftSettings, LMDrafter
 from specx.core.drafts.lookup import LookupDrafter
 from specx.core.growth import Governor, StepCosts
 from specx.core.kernels.reference import StaticKernels
@@ -262,12 +261,7 @@ class Job:
             costs = lambda: known  # noqa: E731
         if self.parts.drafter == "lookup":
             return LookupDrafter(self.tree, target.model.device, costs)
-        make = (
-            partial(DeviceLMDrafter, target.progress, target.buffers.graphs)
-            if self.is_static
-            else LMDrafter
-        )
-        return make(
+        settings_ = DraftSettings(
             model=self.pair.draft,
             capacity=capacity,
             vocabulary=self.pair.target.shape.vocabulary,
@@ -275,10 +269,12 @@ class Job:
             parts=self.parts,
             tree=self.tree,
             retrieval=self.retrieval,
-            sampler=request.sampler,
             kernels=self._kernels(),
-            costs=costs,
         )
+        if self.is_static:
+            progress, graphs = target.progress, target.buffers.graphs
+            return DeviceLMDrafter(progress, graphs, settings_, request.sampler, costs)
+        return LMDrafter(settings_, request.sampler, costs)
 
 
 def interleave(*decoders: Decoder) -> list[Run]:

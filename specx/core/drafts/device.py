@@ -11,15 +11,13 @@ upper bounds of them, to know when the cache must be refilled.
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from specx.core.beam import CHILDREN, Beam
 from specx.core.cache import KVCache
-from specx.core.config import TreeConfig
-from specx.core.drafts.lm import LMDrafter
+from specx.core.drafts.lm import DraftSettings, LMDrafter
 from specx.core.graphs import Graphs
 from specx.core.growth import WIDTH, ForecastGrowth, StepCosts
 from specx.core.passes import StagedPass, UnreadPass
@@ -33,16 +31,24 @@ from specx.core.tree import TokenTree
 class DeviceLMDrafter(LMDrafter):
     """``LMDrafter`` for static kernels: same caches, same prefill, its growth on the device."""
 
-    def __init__(self, progress: Progress, graphs: Graphs, **settings: Any) -> None:
-        """``progress``, ``graphs``: those of the target's buffers; ``settings`` as for
-        ``LMDrafter``. Serves one request after the other (``begin``)."""
-        tree: TreeConfig = settings["tree"]
+    def __init__(
+        self,
+        progress: Progress,
+        graphs: Graphs,
+        settings: DraftSettings,
+        sampler: Sampler,
+        costs: Callable[[], StepCosts] | None = None,
+        full: KVCache | None = None,
+    ) -> None:
+        """``progress``, ``graphs``: those of the target's buffers; ``full``: the cache of another
+        drafter of the same capacity. Serves one request after the other (``begin``)."""
+        tree = settings.tree
         self._unread_rows = tree.depth + 1  # most tokens that a step commits
         # A step may be launched beyond the end of the output, reads are padded, and a static
         # selection has its full size however short the context is.
-        budget: int = settings["retrieval"].budget_tokens
-        missing = max(0, budget - settings["capacity"])
-        super().__init__(**settings, spare_rows=missing + 4 * self._unread_rows)
+        budget = settings.retrieval.budget_tokens
+        spare = max(0, budget - settings.capacity) + 4 * self._unread_rows
+        super().__init__(settings, sampler, costs, full, spare)
         self._progress = progress
         records = self._parts.launch == "graph"
         self._graphs = graphs if records else Graphs(self._model.device, enabled=False)

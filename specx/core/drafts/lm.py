@@ -10,6 +10,7 @@ position beyond its training length however long the document is.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -28,32 +29,39 @@ from specx.core.tree import TokenTree, TreeBuilder
 _CHILDREN = 10  # guesses under each expanded node, as in OPT-Tree
 
 
+@dataclass(frozen=True, slots=True)
+class DraftSettings:
+    """What a small model drafts with."""
+
+    model: Model
+    capacity: int  # most tokens of a request
+    vocabulary: int  # the target's: guesses beyond it are not made
+    trained_tokens: int  # no later position is used, but for a full cache
+    parts: Parts
+    tree: TreeConfig
+    retrieval: RetrievalConfig
+    kernels: Kernels
+
+
 class LMDrafter:
     """One request's draft state around a shared small ``Model``."""
 
     def __init__(
         self,
-        model: Model,
-        *,
-        capacity: int,
-        vocabulary: int,
-        trained_tokens: int,
-        parts: Parts,
-        tree: TreeConfig,
-        retrieval: RetrievalConfig,
+        settings: DraftSettings,
         sampler: Sampler,
-        kernels: Kernels,
         costs: Callable[[], StepCosts] | None = None,
         full: KVCache | None = None,
         spare_rows: int = 0,
     ) -> None:
-        """``capacity``: most tokens of the request; ``vocabulary``: the target's, guesses beyond
-        it are not made. ``costs`` is asked once, at the first draft; needed for
-        ``tree.size == "measured"``. ``full``: a cache to use for the whole context;
-        ``spare_rows``: further rows in both caches."""
+        """``costs`` is asked once, at the first draft; needed for ``tree.size == "measured"``.
+        ``full``: a cache to use for the whole context; ``spare_rows``: further rows in both."""
+        model, parts, tree = settings.model, settings.parts, settings.tree
+        capacity, trained_tokens = settings.capacity, settings.trained_tokens
+        retrieval = settings.retrieval
         self._model, self._parts, self._tree = model, parts, tree
-        self._retrieval, self._sampler, self._kernels = retrieval, sampler, kernels
-        self._vocabulary = vocabulary
+        self._retrieval, self._kernels = retrieval, settings.kernels
+        self._vocabulary, self._sampler = settings.vocabulary, sampler
         self._costs_of = costs
         self._costs: StepCosts | None = None
         budget = retrieval.budget_tokens

@@ -92,6 +92,11 @@ class TritonKernels(_HalfPrefill):
         out = self._tree.tree_attention(query, keys, values, prefix, mask, scale)
         return out.transpose(0, 1)
 
+    def merge(self, first: Partial, second: Partial) -> Tensor:
+        """See ``Kernels``."""
+        merged: Tensor = self._rows.merge(*first, *second)
+        return merged
+
     def chunk_scores(
         self, query: Tensor, keys: Tensor, length: Tensor, scale: float, chunk_tokens: int
     ) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _ROWS_A_STORE = 16  # rows of one cache head that a program copies
+_ROWS_A_MERGE = 16
 _HEADS_A_ROTATION = 8
 _ROWS_A_TABLE = 8
 _COLUMNS_A_PRODUCT = 1024
@@ -122,6 +123,34 @@ def swiglu(gate_up: Tensor) -> Tensor:
         **launch_options(gate_up.device),
     )
     return out
+
+
+def merge(first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor) -> Tensor:
+    """Attention over the union of two disjoint key sets from their outputs [H, n, D], any strides
+    with a contiguous last dimension, and log-sum-exps [H, n] float32; as ``attention.merge``.
+
+    [H, n, D], laid out as [n, H, D]: what follows reads it row by row.
+    """
+    heads, rows, width = first.shape
+    out = torch.empty((rows, heads, width), dtype=first.dtype, device=first.device)
+    _merge[(triton.cdiv(rows, _ROWS_A_MERGE), heads)](
+        first,
+        first_lse,
+        second,
+        second_lse,
+        out,
+        rows,
+        *(first.stride(0), first.stride(1), second.stride(0), second.stride(1)),
+        *(first_lse.stride(0), first_lse.stride(1)),
+        *(second_lse.stride(0), second_lse.stride(1)),
+        heads * width,
+        WIDTH=width,
+        WIDTH_BLOCK=triton.next_power_of_2(width),
+        ROW_BLOCK=_ROWS_A_MERGE,
+        num_warps=4,
+        **launch_options(first.device),
+    )
+    return out.transpose(0, 1)
 
 
 def rotary_tables(
@@ -304,3 +333,43 @@ def _rotary_tables(
         target = place + table * rows.to(tl.int64) * (2 * HALF)
         tl.store(target, value, mask=inside)
         tl.store(target + HALF, value, mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _merge(
+    first,
+    first_lse,
+    second,
+    second_lse,
+    out,
+    rows,
+    first_head,
+    first_row,
+    second_head,
+    second_row,
+    first_lse_head,
+    first_lse_row,
+    second_lse_head,
+    second_lse_row,
+    out_row,
+    WIDTH: tl.constexpr,
+    WIDTH_BLOCK: tl.constexpr,
+    ROW_BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    head = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * ROW_BLOCK + tl.arange(0, ROW_BLOCK)
+    column = tl.arange(0, WIDTH_BLOCK)[None, :]
+    here = row < rows
+    inside = here[:, None] & (column < WIDTH)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    one = tl.load(first_lse + head * first_lse_head + row * first_lse_row, mask=here, other=0.0)
+    two = tl.load(second_lse + head * second_lse_head + row * second_lse_row, mask=here, other=0.0)
+    share = (1.0 / (1.0 + tl.exp(two - one)))[:, None]
+    a = tl.load(first + head * first_head + row[:, None] * first_row + column, mask=inside)
+    b = tl.load(second + head * second_head + row[:, None] * second_row + column, mask=inside)
+    a, b = a.to(tl.float32), b.to(tl.float32)
+    result = (b + (a - b) * share).to(out.dtype.element_ty)
+    tl.store(out + row[:, None] * out_row + head * WIDTH + column, result, mask=inside)

@@ -1,6 +1,7 @@
 """The small-model drafter: un-rotated keys, compact positions, the rows it is told to keep."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 
 from specx.core.attention import SdpaKernels
 from specx.core.config import Parts, RetrievalConfig, SamplingConfig, TreeConfig
-from specx.core.drafts.lm import LMDrafter
+from specx.core.drafts.lm import DraftSettings, LMDrafter
 from specx.core.growth import StepCosts
 from specx.core.model import AttentionPass, Model, Output
 from specx.core.passes import Rotary, WorkingPass
@@ -91,16 +92,24 @@ class SpyModel(Model):
         return max(index for index, call in enumerate(self.calls) if call.mask is None)
 
 
-def _drafter(model: Model, parts: Parts = FULL, **changes: Any) -> LMDrafter:
-    settings: dict[str, Any] = {
-        "capacity": 600,
-        "vocabulary": model.shape.vocabulary,
-        "trained_tokens": TRAINED_TOKENS,
-        "tree": _BUSHY,
-        "retrieval": RETRIEVAL,
-        "sampler": Sampler(SamplingConfig()),
-    }
-    return LMDrafter(model, parts=parts, kernels=SdpaKernels(), **(settings | changes))
+def _drafter(
+    model: Model,
+    parts: Parts = FULL,
+    *,
+    costs: Callable[[], StepCosts] | None = None,
+    **changes: Any,
+) -> LMDrafter:
+    settings = DraftSettings(
+        model=model,
+        capacity=600,
+        vocabulary=model.shape.vocabulary,
+        trained_tokens=TRAINED_TOKENS,
+        parts=parts,
+        tree=_BUSHY,
+        retrieval=RETRIEVAL,
+        kernels=SdpaKernels(),
+    )
+    return LMDrafter(replace(settings, **changes), Sampler(SamplingConfig()), costs)
 
 
 def _only(rows: Tensor) -> Selection:

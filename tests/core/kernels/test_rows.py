@@ -192,3 +192,34 @@ def test_rotary_tables_hold_the_cosines_and_sines_of_float32_angles(
     angles = torch.cat([angles, angles], dim=-1)
     _assert_close(cos, angles.cos() * 1.5)
     _assert_close(sin, angles.sin() * 1.5)
+
+
+def _check_merge(heads: int, count: int, width: int, dtype: torch.dtype) -> None:
+    first, second = (_random(heads, count, width, dtype=dtype, seed=seed) for seed in (3, 4))
+    one, two = (_random(heads, count, seed=seed) * 4 for seed in (5, 6))
+    one[:, 0], two[:, -1] = float("-inf"), float("-inf")  # rows with nothing in one of the sets
+    if count == 1:
+        two = torch.zeros_like(two)
+    share = torch.sigmoid(one.double() - two.double())[..., None]
+    expected = first.double() * share + second.double() * (1.0 - share)
+    # Strides of a kernel that lays rows out before heads.
+    strided = second.transpose(0, 1).contiguous().transpose(0, 1)
+    merged = rows.merge(first, one, strided, two)
+    assert merged.shape == first.shape
+    assert merged.transpose(0, 1).is_contiguous()
+    _assert_close(merged, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "count", "width"), [(1, 1, 8), (3, 17, 64), (2, 33, 96)])
+def test_merging_is_attention_over_both_sets(
+    heads: int, count: int, width: int, dtype: torch.dtype
+) -> None:
+    _check_merge(heads, count, width, dtype)
+
+
+@pytest.mark.gpu
+@ON_GPU
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_merging_a_prompt_chunk(dtype: torch.dtype) -> None:
+    _check_merge(32, 4096, 128, dtype)
