@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from typer import Context
 
 from specx.cli.bench.exports import Exports, write_whole
+from specx.cli.bench.view import fitting, print_lines
 from specx.cli.failures import SOME_FAILED
 from specx.cli.options import sources_of
 from specx.cli.output import dumps
@@ -21,9 +22,6 @@ from specx.cli.sink import Sink
 from specx.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from specx.bench.views.tables import TableModel
     from specx.cli.bench.command import BenchRequest
 
 _KINDS = ("json", "md")
@@ -106,42 +104,15 @@ def _as_text(found: dict[str, Any], kind: str) -> str:
 
 
 def _render(found: dict[str, Any], color: str) -> None:
-    from rich.text import Text
-
     from specx.bench.views.micro import floor_lines, memory_table, notes, pieces_table, settings
     from specx.bench.views.wording import stand_in_lines
 
     console = out_console(color)
-    for line in stand_in_lines(found):
-        console.print(Text(f"{line}.", style="bold"))
-    console.print(*map(Text, floor_lines(found)), sep="\n")
+    print_lines(console, [f"{line}." for line in stand_in_lines(found)], "bold")
+    print_lines(console, floor_lines(found))
     for model in (pieces_table(found), memory_table(found)):
-        if model.rows:
-            console.print()
-            _table(console, model)
+        fitting(console, [model])
     console.print()
-    console.print(*(Text(line, style="dim") for line in notes(found)), sep="\n")
+    print_lines(console, notes(found), "dim")
     console.print()
-    console.print(*map(Text, settings(found)), sep="\n")
-
-
-def _table(console: "Console", model: "TableModel") -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(
-        title=Text(model.title, style="bold"),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        pad_edge=False,
-    )
-    for title, align in zip(model.header, model.align, strict=True):
-        grid.add_column(Text(title), justify=align, overflow="fold")
-    for number, row in enumerate(model.rows):
-        if number in model.group_breaks:
-            grid.add_section()
-        grid.add_row(*map(Text, row))
-    console.print(grid)
+    print_lines(console, settings(found))

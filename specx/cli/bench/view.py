@@ -34,22 +34,22 @@ def render(bench: dict[str, Any], color: str, *, profile: bool, plot: bool) -> N
     )
 
     console = out_console(color)
-    _lines(console, [f"{line}." for line in stand_in_lines(bench)], "bold")
-    _lines(console, floor_lines(bench))
-    _fitting(console, [main_table(bench, layout) for layout in ("full", "wide", "narrow")])
-    _fitting(console, [memory_table(bench)])
+    print_lines(console, [f"{line}." for line in stand_in_lines(bench)], "bold")
+    print_lines(console, floor_lines(bench))
+    fitting(console, [main_table(bench, layout) for layout in ("full", "wide", "narrow")])
+    fitting(console, [memory_table(bench)])
     if profile:
-        _fitting(console, [profile_table(bench), profile_table(bench, narrow=True)])
+        fitting(console, [profile_table(bench), profile_table(bench, narrow=True)])
         _bars(console, bench)
     if plot and bench["cells"]:
         _plot(console, bench)
     console.print()
-    _lines(console, definitions(bench), "dim")
+    print_lines(console, definitions(bench), "dim")
     console.print()
-    _lines(console, footer(bench))
+    print_lines(console, footer(bench))
 
 
-def _fitting(console: "Console", models: list["TableModel"]) -> None:
+def fitting(console: "Console", models: list["TableModel"]) -> None:
     """The first of the same table's layouts, widest first, for which there is room."""
     model = next((each for each in models if each.width(_GAP) <= console.width), models[-1])
     if model.rows:
@@ -139,7 +139,8 @@ def _plot(console: "Console", bench: dict[str, Any]) -> None:
     console.print(Text.from_ansi(drawn))
 
 
-def _lines(console: "Console", lines: list[str], style: str = "") -> None:
+def print_lines(console: "Console", lines: list[str], style: str = "") -> None:
+    """Each as it stands: nothing in a line is markup."""
     from rich.text import Text
 
     for line in lines:
