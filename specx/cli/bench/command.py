@@ -244,6 +244,8 @@ def _measure(
                 progress.show(event)
         except SpecxError as error:
             kept = len(journal.finished.samples)
+            if not kept:
+                raise
             hint = f"{kept} finished runs are kept: --resume {journal.path}"
             raise type(error)(
                 error.message, reason=error.reason, hints=[*error.hints[:2], hint]
