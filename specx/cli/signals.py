@@ -24,6 +24,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.signum: int | None = None
         self._cancel: Callable[[], None] | None = None
+        self._has_stopped = False
         self._previous: dict[int, Any] = {}
 
     @property
@@ -49,6 +50,9 @@ class Interrupts:
     ) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
+        # A library in mid-import may swallow ``Stopped`` and fail later over what is then missing.
+        if self._has_stopped and self.signum is not None and isinstance(error, Exception):
+            raise Stopped(self.signum) from error
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         first = self.signum is None
@@ -56,4 +60,5 @@ class Interrupts:
         if first and self._cancel is not None:
             self._cancel()
             return
+        self._has_stopped = True
         raise Stopped(signum)

@@ -1,5 +1,6 @@
 """The first signal asks, the second stops; in a run of several documents none follows."""
 
+import contextlib
 import json
 import signal
 
@@ -90,3 +91,18 @@ def test_a_signal_during_the_check_keeps_the_answer(cli, workplace, monkeypatch)
     assert done.code == 130
     assert done.out.strip()
     assert "equal to plain: not checked" in done.err
+
+
+def test_a_stop_that_an_import_swallowed_is_still_a_stop():
+    """Regression: one Ctrl-C in twenty, in the midst of importing torch, vanished there; the next
+    import then failed, and the user read of a bug in specx."""
+
+    def importing():
+        with Interrupts():
+            with contextlib.suppress(BaseException):
+                signal.raise_signal(signal.SIGINT)
+            raise ModuleNotFoundError("Could not import module")
+
+    with pytest.raises(Stopped) as stopped:
+        importing()
+    assert stopped.value.exit_code == 130
