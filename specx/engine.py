@@ -268,10 +268,9 @@ class Engine:
         parts, preset = request.parts, self.preset
         reset_peak(self.target.device)
         explain = partial(self._no_memory, parts, len(request.prompt), request.max_tokens)
-        target, drafter, on_end = with_room(
+        target, drafter, costs, on_end = with_room(
             partial(self._state, request, kernels), self._make_room, explain
         )
-        costs = LazyCosts(self._costs, parts, target)
         drafts, retrieves = parts.drafter != "none", parts.draft_cache == "retrieval"
         needs_costs = drafts and (mode == "auto" or preset.tree.size == "measured")
         return Decoder(
@@ -287,8 +286,8 @@ class Engine:
 
     def _state(
         self, request: Request, kernels: Kernels
-    ) -> tuple[Target, Drafter, Callable[[], None] | None]:
-        """Target and drafter of a request, and what to call at its end."""
+    ) -> tuple[Target, Drafter, "LazyCosts", Callable[[], None] | None]:
+        """Target and drafter of a request, its step costs, and what to call at its end."""
         parts, tree = request.parts, self.preset.tree
         capacity = len(request.prompt) + request.max_tokens
         if not kernels.is_static:
@@ -296,7 +295,7 @@ class Engine:
             rows = capacity + max(tree.nodes + 1, *MEASURED_ROWS)
             target = Target(self.target, rows, parts, kernels)
             costs = LazyCosts(self._costs, parts, target)
-            return target, self._drafter(request, capacity, kernels, costs), None
+            return target, self._drafter(request, capacity, kernels, costs), costs, None
         # Two steps may be under way when the output ends.
         rows = capacity + static_rows(tree.nodes + 1) + 2 * (tree.depth + 1)
         workspace = self._workspaces.take(max(rows, self.preset.retrieval.budget_tokens))
@@ -307,7 +306,7 @@ class Engine:
             drafter: Drafter = workspace.drafter(settings, request.sampler, costs)
         else:
             drafter = self._drafter(request, capacity, kernels, costs)
-        return target, drafter, partial(self._workspaces.give_back, workspace)
+        return target, drafter, costs, partial(self._workspaces.give_back, workspace)
 
     def _drafter(
         self, request: Request, capacity: int, kernels: Kernels, costs: "LazyCosts"

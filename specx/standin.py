@@ -12,10 +12,10 @@ import copy
 from typing import TYPE_CHECKING, Any, Literal
 
 from specx import hub
-from specx.bench.floor import free_bytes
 from specx.checkpoint import quiet, read_config
 from specx.errors import ResourceError, UsageError
 from specx.implant import Implant, epsilon, misfit
+from specx.needs import room_on
 from specx.preset import DraftSpec, Preset, TargetSpec, load_preset
 
 if TYPE_CHECKING:
@@ -177,8 +177,8 @@ def _check_room(outlines: "list[PreTrainedModel]", device: str, preset: Preset) 
     import torch
 
     need = sum(part.nbytes for outline in outlines for part in outline.parameters())
-    have = free_bytes(torch.device(device))
-    if need > have:
+    have = room_on(torch.device(device)).free_bytes
+    if have is not None and need > have:
         raise ResourceError(
             f"no memory on {device} for stand-in weights of {preset.name}",
             reason=f"they need {need / 2**30:.1f} GiB, and {have / 2**30:.1f} GiB are free",

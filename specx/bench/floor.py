@@ -23,7 +23,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -32,6 +31,7 @@ from torch import nn
 from specx.bench.record import Floor
 from specx.core.linear import PackedLinear, pack_linears
 from specx.core.model import Shape
+from specx.needs import room_on
 from specx.preset import Preset
 
 _LEAST_BYTES = 64 << 20
@@ -160,14 +160,8 @@ def rounded(count: int) -> int:
 
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on ``device``; as much as is needed here where nobody says."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return _system_free_bytes()
-    kib = [line.split()[1] for line in text.splitlines() if line.startswith("MemAvailable:")]
-    return int(kib[0]) * 1024 if kib else _system_free_bytes()
+    free = room_on(device).free_bytes
+    return _system_free_bytes() if free is None else free
 
 
 def _system_free_bytes() -> int:

@@ -296,7 +296,7 @@ class Rig:
 
     def _start(self, target: Target) -> None:
         """As after the prefill and its first token, for plain steps."""
-        target.cache.staged, target.cache.length = 0, self.length
+        target.cache.reach(self.length)
         target.progress.begin(self.length, self._first)
         self._drafter, self._steps = None, 0
 
@@ -305,7 +305,7 @@ class Rig:
         assert self._full is not None
         self._start(self.target)
         drafter = self._drafter = self._new_drafter(levels)
-        self._full.staged, self._full.length = 0, self.length
+        self._full.reach(self.length)
         if self._selection is not None:
             drafter.refocus(self._selection)
         if not self.is_static:

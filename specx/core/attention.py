@@ -52,7 +52,7 @@ class Kernels(Protocol):
         self, query: Tensor, keys: Tensor, length: Tensor, scale: float, chunk_tokens: int
     ) -> Tensor:
         """``retrieval.chunk_scores`` over the first ``length`` rows of a whole cache; [chunks of
-        the cache] float32. Only asked of a static backend."""
+        the cache] float32."""
         ...
 
     def prefix(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> "Partial":
@@ -108,8 +108,18 @@ class SdpaKernels:
     def chunk_scores(
         self, query: Tensor, keys: Tensor, length: Tensor, scale: float, chunk_tokens: int
     ) -> Tensor:
-        """See ``Kernels``; not for a backend whose lengths are the host's."""
-        raise NotImplementedError
+        """See ``Kernels``."""
+        heads, width = query.shape
+        kv_heads, capacity, _ = keys.shape
+        rows = torch.arange(capacity, device=keys.device)
+        grouped = query.reshape(kv_heads, heads // kv_heads, width).float()
+        scores = torch.matmul(grouped, keys.float().transpose(1, 2)) * scale
+        chances = scores.masked_fill(rows >= length, float("-inf")).softmax(dim=-1).mean((0, 1))
+        chunks = -(-capacity // chunk_tokens)
+        padded = torch.nn.functional.pad(chances, (0, chunks * chunk_tokens - capacity))
+        firsts = torch.arange(chunks, device=keys.device) * chunk_tokens
+        counts = (length - firsts).clamp(1, chunk_tokens)
+        return padded.view(chunks, chunk_tokens).sum(dim=1) / counts
 
     def prefix(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Partial:
         """See ``Kernels.prefix``."""

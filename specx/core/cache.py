@@ -88,6 +88,13 @@ class KVCache:
         """Forget every staged row."""
         self.staged = 0
 
+    def reach(self, length: int) -> None:
+        """The first ``length`` rows are committed: they were written at places that a device
+        scalar named. Raises ``ValueError`` beyond the capacity."""
+        if length > self.capacity:
+            raise ValueError(f"{length} rows exceed the cache's {self.capacity}")
+        self.length, self.staged = length, 0
+
     def truncate(self, length: int) -> None:
         """Shorten to ``length`` committed rows; staged rows are forgotten."""
         if length > self.length:

@@ -198,7 +198,7 @@ class Target:
     def settle(self, count: int) -> None:
         """The host learns how many rows ``commit`` committed."""
         if self.is_static:
-            self.cache.length += count
+            self.cache.reach(self.cache.length + count)
         else:
             self.cache.commit(count)
 

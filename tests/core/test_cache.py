@@ -165,3 +165,11 @@ def test_row_bytes_counts_keys_and_values_of_all_layers() -> None:
     assert _cache().row_bytes == 2 * _LAYERS * _HEADS * _WIDTH * 4
     half = KVCache(1, 1, 4, 8, dtype=torch.float16, device="cpu")
     assert half.row_bytes == 2 * 8 * 2
+
+
+def test_rows_that_the_device_wrote_are_told_afterwards() -> None:
+    cache = _cache(capacity=4)
+    cache.reach(3)
+    assert (cache.length, cache.staged) == (3, 0)
+    with pytest.raises(ValueError, match="5 rows exceed the cache's 4"):
+        cache.reach(5)

@@ -110,9 +110,7 @@ class DeviceLMDrafter(LMDrafter):
 
     def refocus(self, selection: Selection) -> None:
         """See ``Drafter``. Rows that the draft has not read yet follow by themselves."""
-        assert selection.count is not None
-        self._chosen.copy_(selection.rows)
-        self._chosen_count.copy_(selection.count)
+        self._choose(selection)
         self._graphs.run(("refill", self._key), self._refill)
         self._most_held = self._budget
 
@@ -157,7 +155,7 @@ class DeviceLMDrafter(LMDrafter):
         """The first draft: the full cache holds the prompt and nothing of the output."""
         self._prompt, self._is_behind = self._full.length, False
         if self._most_held == 0:  # no retrieval came first
-            super()._make_room()
+            self._choose_rows(0)
             self._hold(self._working.length)
 
     def _catch_up(self) -> None:
@@ -165,19 +163,22 @@ class DeviceLMDrafter(LMDrafter):
         read = int(self._read)  # rare: only after plain steps
         unread = self._progress.output[read : self._produced - 1]
         if unread.numel() >= self._unread_rows:
-            self._full.length = self._prompt + read  # the recordings wrote behind its back
+            self._full.reach(self._prompt + read)  # the recordings wrote behind its back
             self.prefill(unread, torch.empty(0))
             self._read.fill_(self._produced - 1)
             self._working.truncate(0)
-            self._pending = [0]  # the newest token, read by the recording
-            super()._make_room()
-            self._pending = []
+            self._choose_rows(1)  # the newest token is left to the recording
             self._hold(self._working.length)
         self._is_behind = False
 
     def _hold(self, rows: int) -> None:
         self._held.fill_(rows)
         self._most_held = rows
+
+    def _choose(self, selection: Selection) -> None:
+        assert selection.count is not None, "a static selection"
+        self._chosen.copy_(selection.rows)
+        self._chosen_count.copy_(selection.count)
 
     def _refill(self) -> None:
         """Fill the working cache with the chosen rows of the full one."""
@@ -197,9 +198,7 @@ class DeviceLMDrafter(LMDrafter):
         chunks = -(-self._full.capacity // self._retrieval.chunk_tokens)
         newest = torch.arange(chunks, dtype=torch.float32, device=self._held.device)
         selection = best_chunks(self._retrieval, newest, self._full_length)
-        assert selection.count is not None
-        self._chosen.copy_(selection.rows)
-        self._chosen_count.copy_(selection.count)
+        self._choose(selection)
         self._refill()
 
     @property

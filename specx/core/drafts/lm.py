@@ -166,7 +166,7 @@ class LMDrafter:
         return MeasuredGrowth(self._costs)
 
     def _make_room(self) -> None:
-        """Select rows where nobody did, and read a long backlog without the working cache."""
+        """Read a long backlog without the working cache, and see that there is room in it."""
         backlog = len(self._pending)
         if backlog > max(1, self._slack):
             device = self._model.device
@@ -174,6 +174,10 @@ class LMDrafter:
             self._pending = self._pending[-1:]
             self._working.truncate(0)
             backlog = 1
+        self._choose_rows(backlog)
+
+    def _choose_rows(self, backlog: int) -> None:
+        """Fill the working cache where nobody did, or where ``backlog`` more rows do not fit."""
         full = self._parts.draft_cache == "full"
         unread = self._working.length == 0 and self._full.length > 0
         crowded = self._working.length + backlog > self._rows

@@ -47,19 +47,3 @@ class StaticKernels(SdpaKernels):
         # What is not seen may be uninitialised memory, and 0 · NaN is NaN.
         values = torch.where(sees.any(dim=0)[:, None], values, 0.0)
         return masked(query, keys, values, sees, scale)[0]
-
-    def chunk_scores(
-        self, query: Tensor, keys: Tensor, length: Tensor, scale: float, chunk_tokens: int
-    ) -> Tensor:
-        """See ``Kernels``."""
-        heads, width = query.shape
-        kv_heads, capacity, _ = keys.shape
-        rows = torch.arange(capacity, device=keys.device)
-        grouped = query.reshape(kv_heads, heads // kv_heads, width).float()
-        scores = torch.matmul(grouped, keys.float().transpose(1, 2)) * scale
-        chances = scores.masked_fill(rows >= length, float("-inf")).softmax(dim=-1).mean((0, 1))
-        chunks = -(-capacity // chunk_tokens)
-        padded = torch.nn.functional.pad(chances, (0, chunks * chunk_tokens - capacity))
-        firsts = torch.arange(chunks, device=keys.device) * chunk_tokens
-        counts = (length - firsts).clamp(1, chunk_tokens)
-        return padded.view(chunks, chunk_tokens).sum(dim=1) / counts
