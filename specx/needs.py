@@ -288,6 +288,10 @@ def room_on(device: "torch.device") -> Room:
         return host_room()
     import torch
 
+    # Some of these questions want an index, and "cuda" has none.
+    device = torch.device(
+        "cuda", torch.cuda.current_device() if device.index is None else device.index
+    )
     free, total = torch.cuda.mem_get_info(device)
     held = torch.cuda.memory_reserved(device)
     allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)

@@ -11,6 +11,7 @@ from specx import Engine
 from specx.core.clock import Readout
 from specx.core.config import SamplingConfig
 from specx.errors import ResourceError
+from specx.needs import room_on
 
 pytestmark = [
     pytest.mark.gpu,
@@ -161,3 +162,10 @@ def test_out_of_memory_is_an_error_that_says_what_to_do(free_mib: int) -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert engine.generate(prompt, mode="specx", max_tokens=8).tokens == wanted
+
+
+def test_room_on_a_device_without_an_index() -> None:
+    """``--device cuda`` names no index, and some of CUDA's questions refuse that."""
+    room = room_on(torch.device("cuda"))
+    assert room.free_bytes is not None
+    assert 0 < room.free_bytes <= torch.cuda.mem_get_info()[1]

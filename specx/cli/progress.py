@@ -55,6 +55,10 @@ class LogProgress(Progress):
         self._clock = clock
         self._last_s = clock()
 
+    def busy(self, what: str) -> None:
+        """What begins now, if it is time for a line."""
+        self._say(lambda: f"{what} …")
+
     def prefill(self, event: Prefill) -> None:
         """Tokens read so far, if it is time for a line."""
         self._say(lambda: prefill_line(event))

@@ -164,6 +164,11 @@ def test_a_log_gets_a_line_every_ten_seconds():
     now[0] = 60.0
     log.step(some_stats())
     assert "accepted" in lines[-1]
+    log.busy("checking against plain decoding")  # the line before is not old yet
+    assert "accepted" in lines[-1]
+    now[0] = 90.0
+    log.busy("checking against plain decoding")
+    assert lines[-1] == "checking against plain decoding …"
 
 
 def test_the_closing_line():
