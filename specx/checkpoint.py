@@ -9,8 +9,6 @@ import contextlib
 import copy
 import json
 import logging
-import math
-import operator
 import sys
 import warnings
 from collections.abc import Iterator
@@ -54,10 +52,8 @@ _SIZES = {  # config field → upper bound that keeps a tampered file from exhau
     "head_dim": 1 << 10,
     "max_position_embeddings": 1 << 26,
 }
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _NO_REMOTE_CODE = "auto_map names Python files, and specx runs no code that comes with a model"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_MAX_HEADER_BYTES = 100 << 20
 
 #: What transformers, tokenizers and json raise for a damaged file; each is a builtin.
 DAMAGE = (
@@ -101,7 +97,7 @@ def read_config(directory: Path) -> "PreTrainedConfig":
     ``check_architecture`` refuses.
     """
     path = directory / "config.json"
-    raw = _read_json(path)
+    raw = read_json(path)
     if "auto_map" in raw:
         raise ModelError(f"{path} asks for code of its own", reason=_NO_REMOTE_CODE)
     family = raw.get("model_type")
@@ -127,7 +123,7 @@ def read_config(directory: Path) -> "PreTrainedConfig":
 
 def _check_end_tokens(path: Path) -> None:
     """transformers skips a damaged generation_config.json; then no text would ever end."""
-    ends = _read_json(path).get("eos_token_id") if path.is_file() else None
+    ends = read_json(path).get("eos_token_id") if path.is_file() else None
     ids = ends if isinstance(ends, list) else [ends]
     if not all(i is None or (isinstance(i, int) and i >= 0) for i in ids):
         raise ModelError(f"{path} is damaged", reason=f"eos_token_id is {ends!r}")
@@ -234,34 +230,11 @@ def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
         ) from error
 
 
-def check_weights(directory: Path, config: "PreTrainedConfig") -> None:
-    """Compare the safetensors headers with ``config``: names, shapes, sizes, all files present.
+def expected_shapes(config: "PreTrainedConfig", directory: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor name → shape of the model that ``config`` describes.
 
-    Reads headers alone. Raises ``ModelError`` naming the file and the tensor at fault.
+    Raises ``ModelError``, naming config.json in ``directory``, when there is no such model.
     """
-    found = _tensors(directory)
-    expected = _expected_shapes(config, directory)
-    for name, (shape, file) in found.items():
-        wanted = expected.get(name)
-        if wanted is None and not name.endswith("rotary_emb.inv_freq"):  # old files store it
-            raise ModelError(
-                f"{file} does not fit config.json", reason=f"the tensor {name} has no place in it"
-            )
-        if wanted is not None and shape != wanted:
-            raise ModelError(
-                f"{file} does not fit config.json",
-                reason=f"{name} has the shape {_by(shape)}, and the config asks for {_by(wanted)}",
-            )
-    optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    missing = sorted(expected.keys() - found.keys() - optional)
-    if missing:
-        raise ModelError(
-            f"weights are missing in {directory}",
-            reason=f"{len(missing)} tensors are not there, the first is {missing[0]}",
-        )
-
-
-def _expected_shapes(config: "PreTrainedConfig", directory: Path) -> dict[str, tuple[int, ...]]:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -274,69 +247,8 @@ def _expected_shapes(config: "PreTrainedConfig", directory: Path) -> dict[str, t
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _tensors(directory: Path) -> dict[str, tuple[tuple[int, ...], Path]]:
-    """Tensor name → shape and file, over one file or all shards of the index."""
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.is_file():
-        return {name: (shape, single) for name, shape in _read_header(single).items()}
-    if not index.is_file():
-        is_pickled = any(directory.glob("*.bin"))
-        raise ModelError(
-            f"{directory} has no model.safetensors",
-            reason="its .bin weights are pickles, which specx does not read" if is_pickled else "",
-            hints=["convert it: model.save_pretrained(directory)"] if is_pickled else [],
-        )
-    shards = _read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise ModelError(f"{index} is damaged", reason="it has no weight_map")
-    tensors: dict[str, tuple[tuple[int, ...], Path]] = {}
-    for name in sorted({str(shard) for shard in shards.values()}):
-        if Path(name).name != name or not (directory / name).is_file():
-            raise ModelError(f"{directory} is incomplete", reason=f"the shard {name} is missing")
-        header = _read_header(directory / name)
-        tensors |= {key: (shape, directory / name) for key, shape in header.items()}
-    return tensors
-
-
-def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name → shape; raises ``ModelError`` unless header and file size agree."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if start == b"version ":
-            hint = "fetch the file itself: git lfs pull"
-            raise ModelError(f"{path} is a Git LFS pointer, not weights", hints=[hint])
-        if len(start) < 8 or not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
-            raise ModelError(f"{path} is damaged", reason="it is cut off or no safetensors file")
-        raw = file.read(length)
-    try:
-        header = json.loads(raw)
-        header.pop("__metadata__", None)
-        entries = {name: _entry(entry) for name, entry in header.items()}
-    except DAMAGE as error:
-        raise ModelError(f"{path} is damaged", reason="its header is unreadable") from error
-    described = 8 + length + max((end for _, _, _, end in entries.values()), default=0)
-    if described != size:
-        raise ModelError(
-            f"{path} is damaged",
-            reason=f"its header describes {described:,} bytes, the file has {size:,}",
-        )
-    for name, (shape, kind, begin, end) in entries.items():
-        if kind not in _ITEM_BYTES:
-            raise ModelError(f"{path} is not supported", reason=f"{name} is of type {kind}")
-        if begin < 0 or end - begin != math.prod(shape) * _ITEM_BYTES[kind]:
-            raise ModelError(f"{path} is damaged", reason=f"{name} has a wrong number of bytes")
-    return {name: entry[0] for name, entry in entries.items()}
-
-
-def _entry(entry: Any) -> tuple[tuple[int, ...], str, int, int]:
-    """Shape, type, first byte and end of one tensor; raises one of ``DAMAGE``."""
-    begin, end = entry["data_offsets"]
-    return tuple(map(operator.index, entry["shape"])), str(entry["dtype"]), int(begin), int(end)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises ``ModelError`` when the file is missing or holds anything else."""
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -359,7 +271,3 @@ def _unsupported_family(family: str, path: Path | None = None) -> ModelError:
 def summary(error: BaseException) -> str:
     """A foreign error as one line of bounded length."""
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(str(n) for n in shape) or "none"

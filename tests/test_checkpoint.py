@@ -1,10 +1,8 @@
 """Checkpoints: what specx runs, and that a damaged file is named, never a traceback."""
 
-import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,13 @@ from transformers import AutoConfig, PreTrainedConfig
 from specx.checkpoint import (
     check_architecture,
     check_template,
-    check_weights,
     quiet,
     read_config,
     read_tokenizer,
 )
 from specx.errors import ModelError
-from tests.helpers import PairDirs, edit_json, save_pair, tiny_config, tiny_tokenizer
+from specx.weights import check_weights
+from tests.helpers import PairDirs, edit_json, tiny_config, tiny_tokenizer
 
 
 @pytest.fixture
@@ -158,77 +156,6 @@ class TestDamage:
             check_template(read_tokenizer(damaged))
         assert "prompt.template=raw" in caught.value.hints[0]
         check_template(tiny_tokenizer())
-
-
-class TestWeights:
-    @pytest.mark.parametrize(
-        ("change", "said"),
-        [
-            (lambda raw: raw[:-1], "its header describes"),
-            (lambda raw: raw + b"\0", "its header describes"),
-            (lambda raw: raw[:200], "cut off"),
-            (lambda raw: raw[:5], "cut off"),
-            (lambda raw: b"", "cut off"),
-            (lambda raw: b"\xff" * len(raw), "cut off or no safetensors file"),
-            (lambda raw: raw[:8] + b"{" * 300 + raw[308:], "its header is unreadable"),
-            (lambda raw: b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-        ],
-    )
-    def test_damaged_files(
-        self, damaged: Path, change: Callable[[bytes], bytes], said: str
-    ) -> None:
-        path = damaged / "model.safetensors"
-        path.write_bytes(change(path.read_bytes()))
-        with pytest.raises(ModelError, match=said) as caught:
-            examine(damaged)
-        assert "model.safetensors" in str(caught.value)
-
-    @pytest.mark.parametrize(
-        ("change", "said"),
-        [
-            ({"dtype": "F8_E4M3"}, "is of type F8_E4M3"),
-            ({"dtype": "F16"}, "wrong number of bytes"),
-            ({"shape": [-512, -64]}, "has the shape|wrong number"),
-            ({"shape": [512.5, 64]}, "its header is unreadable"),
-            ({"data_offsets": [0]}, "its header is unreadable"),
-            ({"data_offsets": [0, 10**15]}, "its header describes"),
-        ],
-    )
-    def test_tampered_headers(self, damaged: Path, change: dict[str, Any], said: str) -> None:
-        path = damaged / "model.safetensors"
-        raw = path.read_bytes()
-        length = int.from_bytes(raw[:8], "little")
-        header = json.loads(raw[8 : 8 + length])
-        header["model.embed_tokens.weight"] |= change
-        new = json.dumps(header).encode()
-        path.write_bytes(len(new).to_bytes(8, "little") + new + raw[8 + length :])
-        with pytest.raises(ModelError, match=said):
-            examine(damaged)
-
-    def test_shards(self, tmp_path: Path) -> None:
-        """Half a download must not load as half a model."""
-        pair = save_pair(tmp_path, shard_size="100KB")
-        index = pair.target / "model.safetensors.index.json"
-        examine(pair.target)
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        assert len(shards) > 1
-        (pair.target / shards[1]).unlink()
-        with pytest.raises(ModelError, match=f"the shard {shards[1]} is missing"):
-            examine(pair.target)
-        wrong: list[Any] = [{"a": "../draft/model.safetensors"}, {}, [], {"a": 1}]
-        for weight_map in wrong:
-            edit_json(index, weight_map=weight_map)
-            with pytest.raises(ModelError):
-                examine(pair.target)
-
-    def test_pickled_weights_are_not_opened(self, damaged: Path) -> None:
-        (damaged / "model.safetensors").rename(damaged / "pytorch_model.bin")
-        with pytest.raises(ModelError, match="pickles, which specx does not read"):
-            examine(damaged)
-
-    def test_tied_models_need_no_output_weights(self, tmp_path: Path) -> None:
-        pair = save_pair(tmp_path, "qwen2", target_changes={"tie_word_embeddings": True})
-        examine(pair.target)
 
 
 def test_quiet_restores_what_it_changes() -> None:

@@ -1,13 +1,9 @@
-"""From a preset to a loaded pair: finding, refusing, loading. A local server plays the Hub."""
+"""From a preset to a loaded pair: finding, refusing, loading, all from directories."""
 
 import json
-import shutil
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -19,13 +15,10 @@ from specx.errors import (
     ModelUnavailableError,
     PairError,
     ResourceError,
-    SpecxError,
     UsageError,
 )
-from specx.preset import Preset, load_preset
+from specx.preset import Preset
 from tests.helpers import PairDirs, edit_json, preset_for, save_pair, tiny_config, tiny_tokenizer
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def load(preset: Preset, device: str = "cpu", dtype: str = "auto") -> hub.ModelPair:
@@ -201,148 +194,6 @@ class TestDirectories:
     def test_a_path_that_is_none_never_reaches_the_hub(self, repo: str) -> None:
         with pytest.raises(ModelUnavailableError, match="there is no such directory"):
             hub.resolve(repo, None, offline=False)
-
-
-class FakeHub(BaseHTTPRequestHandler):
-    """Enough of the Hub's API for snapshot_download; repositories by name decide the answer."""
-
-    folders: dict[str, Path]
-    fetched: list[str]
-
-    def do_GET(self) -> None:
-        self._answer(send_body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(send_body=False)
-
-    def _answer(self, send_body: bool) -> None:
-        path = self.path.partition("?")[0].strip("/").removeprefix("api/models/")
-        repo, rest = "/".join(path.split("/")[:2]), path.split("/")[2:]
-        folder = self.folders.get(repo)
-        if folder is None:
-            refusals = {
-                "owner/gated": (403, "GatedRepo"),
-                "owner/norev": (404, "RevisionNotFound"),
-                "owner/down": (503, ""),
-            }
-            status, code = refusals.get(repo, (404, "RepoNotFound"))
-            self._send(status, b"", {"X-Error-Code": code} if code else {}, send_body)
-        elif rest[:1] == ["resolve"]:
-            self.fetched.append(f"{repo}/{rest[-1]}")
-            raw = (folder / rest[-1]).read_bytes()
-            self._send(200, raw, {"ETag": f'"{rest[-1]}"'}, send_body)
-        else:
-            names = [path.name for path in folder.iterdir()]
-            sizes = {name: (folder / name).stat().st_size for name in names}
-            tree = [{"type": "file", "path": n, "size": sizes[n], "oid": n} for n in names]
-            info = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
-            body = json.dumps(tree if rest[:1] == ["tree"] else info).encode()
-            self._send(200, body, {"Content-Type": "application/json"}, send_body)
-
-    def _send(self, status: int, raw: bytes, headers: dict[str, str], send_body: bool) -> None:
-        self.send_response(status)
-        extra = {"X-Repo-Commit": COMMIT, "Content-Length": str(len(raw))}
-        for name, value in (headers | extra).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if send_body:
-            self.wfile.write(raw)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep the test's output clean."""
-
-
-@pytest.fixture
-def fake_hub(
-    tiny_pair: PairDirs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[type[FakeHub]]:
-    handler = type(
-        "Handler",
-        (FakeHub,),
-        {"folders": {"owner/big": tiny_pair.target, "owner/small": tiny_pair.draft}, "fetched": []},
-    )
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{")[2]
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{url}/{{{template}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    huggingface_hub.close_session()
-    yield handler
-    server.shutdown()
-    server.server_close()
-    huggingface_hub.close_session()
-
-
-class TestHub:
-    def preset(self, target: str = "owner/big") -> Preset:
-        return load_preset(
-            "pocket",
-            {"target.repo": target, "draft.repo": "owner/small", "context_tokens": 4096},
-        )
-
-    def test_downloads_loads_and_then_needs_no_network(self, fake_hub: type[FakeHub]) -> None:
-        """Also that only the files which are needed travel."""
-        pair = hub.load_pair(self.preset(), device="cpu", dtype="auto", offline=False)
-        assert pair.draft is not None
-        assert pair.target.config.vocab_size == 512
-        assert "owner/big/model.safetensors" in fake_hub.fetched
-        fake_hub.folders.clear()
-        fake_hub.fetched.clear()
-        assert load(self.preset()).draft is not None
-        assert fake_hub.fetched == []
-
-    def test_a_wrong_pair_is_refused_before_its_weights_travel(
-        self, fake_hub: type[FakeHub], tmp_path: Path
-    ) -> None:
-        other = save_pair(tmp_path / "other", draft_changes={"vocab_size": 300})
-        fake_hub.folders["owner/small"] = other.draft
-        with pytest.raises(PairError):
-            hub.load_pair(self.preset(), device="cpu", dtype="auto", offline=False)
-        assert not [name for name in fake_hub.fetched if name.endswith(".safetensors")]
-
-    @pytest.mark.parametrize(
-        ("repo", "said", "hint"),
-        [
-            ("owner/gated", "owner/gated is gated", "hf auth login"),
-            ("owner/nothing", "is not on the Hub", "https://huggingface.co/owner/nothing"),
-            ("owner/norev", "has no revision None", "commits/main"),
-            ("owner/down", "is not in the local cache", "-m pocket"),
-            ("owner/--bad--", "neither a directory nor a Hub", ""),
-            ("bad name", "neither a directory nor a Hub", ""),
-        ],
-    )
-    @pytest.mark.usefixtures("fake_hub")
-    def test_refusals(self, repo: str, said: str, hint: str) -> None:
-        with pytest.raises(ModelUnavailableError, match=said) as caught:
-            hub.resolve(repo, None, offline=False)
-        assert caught.value.exit_code == 4
-        assert hint in " ".join(caught.value.hints)
-
-    @pytest.mark.usefixtures("fake_hub")
-    def test_offline_and_not_cached(self) -> None:
-        with pytest.raises(ModelUnavailableError, match="is not in the local cache"):
-            hub.resolve("owner/big", None, offline=True)
-
-    def test_a_download_that_was_cut_off(self, fake_hub: type[FakeHub], tmp_path: Path) -> None:
-        """Offline with half a snapshot in the cache: say so, do not trip over it."""
-        hub.find_pair(self.preset(), offline=False)
-        with pytest.raises(SpecxError) as caught:
-            load(self.preset())
-        assert caught.value.exit_code == 4
-        shutil.rmtree(tmp_path / "cache")
-
-    def test_a_full_disk(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def full(*_: object, **__: object) -> str:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
-        with pytest.raises(ResourceError, match="the disk is full"):
-            hub.resolve("owner/big", None, offline=False)
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,14 @@ In: a data set's name. Out: the path of one of its files, from the cache where t
 It does not know what is in the file.
 """
 
-import errno
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from specx.checkpoint import summary
-from specx.errors import ModelUnavailableError, ResourceError, SpecxError, UsageError
+from specx.errors import UsageError
+from specx.hub_errors import NOT_OUR_JSON, failures, refusal
 
 #: Parts of a file's name, the most wanted first: what a model was not trained on.
 _SPLITS = (r"test", r"validation|valid|val|dev")
@@ -28,22 +27,18 @@ def find_file(repo: str, suffixes: tuple[str, ...], *, offline: bool) -> Path:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the Hub's client is imported
     from huggingface_hub import HfApi, errors, hf_hub_download
 
-    failures: tuple[type[Exception], ...] = (
-        errors.HFValidationError,
-        errors.EntryNotFoundError,
-        *errors.HfHubHTTPError.__bases__,  # the HTTP client's base class, whichever, and OSError
-    )  # type: ignore[assignment]
+    refused: tuple[type[Exception], ...] = (*failures(), *NOT_OUR_JSON)
     try:
         if offline:
             raise errors.OfflineModeIsEnabled
         names = HfApi().list_repo_files(repo, repo_type="dataset")
         name = _choose(repo, names, suffixes)
         return Path(hf_hub_download(repo, name, repo_type="dataset"))
-    except failures as error:
+    except refused as error:
         refusals = (errors.HFValidationError, errors.RepositoryNotFoundError)  # gated ones too
         cached = None if isinstance(error, refusals) else _cached(repo, suffixes)
         if cached is None:
-            raise _unavailable(repo, error) from error
+            raise refusal(error, repo, is_data=True) from error
         return cached
 
 
@@ -77,34 +72,3 @@ def _cached(repo: str, suffixes: tuple[str, ...]) -> Path | None:
         return snapshot / _choose(repo, names, suffixes)
     except (OSError, UsageError):
         return None
-
-
-def _unavailable(repo: str, error: BaseException) -> SpecxError:
-    from huggingface_hub import errors
-
-    page = f"https://huggingface.co/datasets/{repo}"
-    if isinstance(error, errors.GatedRepoError):
-        return ModelUnavailableError(
-            f"data set {repo} is gated",
-            reason="its owner wants you to accept terms first",
-            hints=[f"accept them on {page}, then run: hf auth login"],
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return ModelUnavailableError(
-            f"there is neither a file {repo} nor a data set of that name on the Hub",
-            hints=[f"check the spelling: {page}", "if it is private, run: hf auth login"],
-        )
-    if isinstance(error, errors.HFValidationError):
-        return ModelUnavailableError(f"{repo} is neither a file nor a data set's name")
-    if isinstance(error, errors.EntryNotFoundError | errors.OfflineModeIsEnabled):
-        return ModelUnavailableError(
-            f"data set {repo} is not in the local cache, and the Hub was not reached",
-            hints=[
-                "run once with a network and without --offline to fetch it",
-                "the texts that come with specx need no network: --data sample",
-            ],
-        )
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        hints = ["point HF_HOME to a larger disk"]
-        return ResourceError(f"the disk is full while fetching {repo}", hints=hints)
-    return ModelUnavailableError(f"data set {repo} cannot be fetched", reason=summary(error))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from specx.cli.answer import Ask, Job, answer
 from specx.cli.failures import SOME_FAILED, error_object
+from specx.cli.fetching import downloads_shown
 from specx.cli.inputs import choose_inputs, read_input
 from specx.cli.options import Request, Sources
 from specx.cli.output import dumps
@@ -38,7 +39,7 @@ def execute(
 ) -> int:
     """Run the command over all its documents; the exit code. Raises ``SpecxError``."""
     screen = Screen(color=request.color, quiet=request.quiet, verbose=request.verbose)
-    settings = resolve(request)
+    settings = resolve(request, sources)
     if request.show_settings:
         return _show_settings(request, settings, sources)
     names = choose_inputs(request.files, sys.stdin, command=command, needed=needs_document)
@@ -130,12 +131,13 @@ def _load(settings: Settings, screen: Screen) -> "Engine":
     try:
         from specx.engine import load
 
-        return load(
-            settings.preset,
-            device=settings.device,
-            dtype=settings.dtype,
-            offline=settings.offline,
-        )
+        with downloads_shown(screen, progress):
+            return load(
+                settings.preset,
+                device=settings.device,
+                dtype=settings.dtype,
+                offline=settings.offline,
+            )
     finally:
         progress.close()
 

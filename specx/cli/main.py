@@ -31,6 +31,7 @@ from specx.cli.generate import generate
 from specx.cli.options import VerifyCommand
 from specx.cli.output import dumps
 from specx.cli.presets import presets
+from specx.cli.pull import pull
 from specx.cli.screen import Screen
 from specx.cli.show.replay import trace
 from specx.cli.signals import Stopped
@@ -41,7 +42,7 @@ from specx.cli.topics import help_topic
 from specx.environment import keep_compiled
 from specx.errors import SpecxError, UsageError
 
-COMMANDS = ("generate", "summarize", "bench", "compare", "trace", "presets", "help")
+COMMANDS = ("generate", "summarize", "bench", "compare", "trace", "presets", "pull", "help")
 
 app = Typer(
     name="specx",
@@ -53,6 +54,7 @@ app.command("summarize", cls=VerifyCommand)(summarize)
 app.command("bench")(bench)
 app.command("compare")(compare)
 app.add_typer(presets, name="presets")
+app.command("pull")(pull)
 app.command("trace")(trace)
 app.command("help")(help_topic)
 

@@ -54,6 +54,14 @@ CompileChoice = Annotated[
     Compile,
     option("--compile", metavar="WHEN", help="on: TorchInductor, slow to start [auto]."),
 ]
+TargetRepo = Annotated[
+    str | None,
+    option("--target", metavar="REPO", help="Model of no preset: Hub id or directory."),
+]
+DraftRepo = Annotated[
+    str | None,
+    option("--draft", metavar="REPO", help="Its draft, or the preset's: REPO, none, lookup."),
+]
 Offline = Annotated[bool, option("--offline", env="SPECX_OFFLINE", help="Never use the network.")]
 Encoding = Annotated[
     str | None, option("--encoding", metavar="NAME", help="Encoding of the documents [utf-8].")
@@ -99,6 +107,8 @@ class Request:
             help="Model pair: preset or YAML file [pocket].",
         ),
     ] = "pocket"
+    target: TargetRepo = None
+    draft: DraftRepo = None
     mode: Annotated[
         Mode | None,
         option(

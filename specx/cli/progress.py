@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from specx.cli.terminal import column_after, printable
-from specx.cli.view import prefill_line, status_line
+from specx.cli.view import download_line, prefill_line, status_line
 from specx.core.stats import GenerationStats, Prefill
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
     from rich.status import Status
     from rich.text import Text
+
+    from specx.download import Download
 
 REDRAW_S = 0.1
 LOG_S = 10.0
@@ -30,6 +32,9 @@ class Progress:
 
     def busy(self, what: str) -> None:
         """Something without a measure goes on (loading, verifying)."""
+
+    def download(self, event: "Download") -> None:
+        """So many bytes are here; the first event of a download comes before its first byte."""
 
     def prefill(self, event: Prefill) -> None:
         """The prompt has been read this far."""
@@ -45,7 +50,10 @@ class Progress:
 
 
 class LogProgress(Progress):
-    """For a log: one plain line at most every ten seconds, and none for a short run."""
+    """For a log: one plain line at most every ten seconds, and none for a short run.
+
+    A download, which may take an hour, has a line for each tenth instead.
+    """
 
     def __init__(
         self, write: Callable[[str], None], mode: str, clock: Callable[[], float] = time.monotonic
@@ -54,10 +62,18 @@ class LogProgress(Progress):
         self._mode = mode
         self._clock = clock
         self._last_s = clock()
+        self._tenths = -1
 
     def busy(self, what: str) -> None:
         """What begins now, if it is time for a line."""
         self._say(lambda: f"{what} …")
+
+    def download(self, event: "Download") -> None:
+        """A line at the start and for each tenth."""
+        tenths = 10 * event.done_bytes // max(event.total_bytes, 1)
+        if tenths != self._tenths:
+            self._tenths = tenths
+            self._write(download_line(event.repo, 10 * tenths, event.total_bytes))
 
     def prefill(self, event: Prefill) -> None:
         """Tokens read so far, if it is time for a line."""
@@ -80,6 +96,7 @@ class TerminalProgress(Progress):
     def __init__(self, console: "Console", mode: str) -> None:
         self._console = console
         self._mode = mode
+        self._busy_with = ""
         self._status: Status | None = None
         self._bar: Bar | None = None
         self._task: TaskID | None = None
@@ -89,8 +106,24 @@ class TerminalProgress(Progress):
     def busy(self, what: str) -> None:
         """A spinner beside ``what``."""
         self.close()
+        self._busy_with = what
         self._status = self._console.status(what, spinner="dots")
         self._status.start()
+
+    def download(self, event: "Download") -> None:
+        """A bar over all files of a download; at its end what it interrupted goes on."""
+        if self._bar is None:
+            self.close()
+            self._bar = _download_bar(self._console)
+            self._bar.start()
+        if self._task is None:
+            self._task = self._bar.add_task("", total=event.total_bytes)
+        what = f"downloading {event.repo}"
+        self._bar.update(self._task, completed=event.done_bytes, description=what)
+        if event.done_bytes == event.total_bytes:
+            self._close_bars()
+            if self._busy_with:
+                self.busy(self._busy_with)
 
     def prefill(self, event: Prefill) -> None:
         """A bar over the prompt, which target and draft read chunk by chunk."""
@@ -215,6 +248,27 @@ def _prefill_bar(console: "Console") -> "Bar":
         BarColumn(bar_width=24),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} tok", markup=False),
         TextColumn("{task.fields[rate]:,.0f} tok/s", markup=False),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+    )
+
+
+def _download_bar(console: "Console") -> "Bar":
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
         TimeRemainingColumn(compact=True),
         console=console,
         transient=True,

@@ -7,6 +7,7 @@ gaps, and rows for ``--show-settings``. It does not know models, documents or th
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 from typing import Any
 
 from specx.cli.options import Compile, Mode, Request, Sources
@@ -19,6 +20,8 @@ _LISTED_AS_OPTIONS = ("mode", "max_new_tokens", "sampling")
 _NOT_LISTED = (*_LISTED_AS_OPTIONS, "schema", "name", "about", "requires", "measured", "extends")
 
 _LAYERS = "parts.layers"
+#: Sources of a request that came from no command line.
+NOTHING_GIVEN: Sources = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,18 @@ class Settings:
     check: Check
 
 
-def resolve(request: Request) -> Settings:
-    """Load the preset and fill every gap of the request. Raises ``UsageError``."""
-    preset = load_preset(request.preset, preset_changes(request.set_, request.compile))
+def resolve(
+    request: Request, sources: Sources = NOTHING_GIVEN, preset: Preset | None = None
+) -> Settings:
+    """Load the preset, unless it is there, and fill every gap of the request.
+
+    Raises ``UsageError``, and what looking at a pair of ``--target`` and ``--draft`` raises.
+    """
+    if preset is None:
+        named = chosen_preset(
+            request.preset, request.target, request.draft, sources, offline=request.offline
+        )
+        preset = load_preset(named, preset_changes(request.set_, request.compile))
     max_tokens = preset.max_new_tokens if request.max_tokens is None else request.max_tokens
     if max_tokens < 1:
         raise UsageError(f"--max-tokens must be ≥ 1, not {max_tokens}")
@@ -73,6 +85,41 @@ def resolve(request: Request) -> Settings:
         dtype=request.dtype,
         offline=request.offline,
         check=parse_check(request.verify),
+    )
+
+
+def chosen_preset(
+    preset: str, target: str | None, draft: str | None, sources: Sources, *, offline: bool
+) -> str | Preset:
+    """What ``-m``, ``--target`` and ``--draft`` name together: a preset's name, or a preset.
+
+    Raises ``UsageError`` for a preset and a target at once, and what reading configs raises.
+    """
+    if target is None and draft is None:
+        return preset
+    if "" in (target, draft):
+        raise UsageError("--target and --draft must not be empty")
+    from specx.adhoc import adhoc_preset, with_draft
+
+    if target is None:
+        return with_draft(load_preset(preset), str(draft), offline=offline)
+    if sources.get("preset", "").startswith("--"):  # a variable gives way
+        raise UsageError(
+            "-m and --target name two targets",
+            hints=["give one of them", f"another draft for the preset: -m {preset} --draft REPO"],
+        )
+    return adhoc_preset(target, draft, offline=offline)
+
+
+def chosen_presets(
+    names: Sequence[str], target: str | None, draft: str | None, *, offline: bool
+) -> tuple[str | Preset, ...]:
+    """As ``chosen_preset`` where ``-m`` is repeatable and may be absent."""
+    if draft is not None and len(names) > 1:
+        raise UsageError("--draft replaces the draft of one preset", hints=["give -m once"])
+    given = {"preset": "--preset"} if names else NOTHING_GIVEN
+    return tuple(
+        chosen_preset(name, target, draft, given, offline=offline) for name in names or ["pocket"]
     )
 
 
@@ -118,10 +165,15 @@ def setting_rows(request: Request, settings: Settings, sources: Sources) -> list
     def from_preset(key: str) -> str:
         if key == _LAYERS and request.compile == "on":
             return "--compile"
-        return "--set" if key in assigned else f"preset {preset.name}"
+        if key in assigned:
+            return "--set"
+        group = key.split(".")[0]
+        if request.draft is not None and group in ("draft", "retrieval"):
+            return "--draft"
+        return "--target" if request.target is not None else f"preset {preset.name}"
 
     rows = [
-        own("preset", request.preset, "preset", "default"),
+        Setting("preset", *_named(request, preset, sources)),
         own("mode", settings.mode, "mode", from_preset("mode")),
         own("max_tokens", settings.max_tokens, "max_tokens", from_preset("max_new_tokens")),
     ]
@@ -136,6 +188,13 @@ def setting_rows(request: Request, settings: Settings, sources: Sources) -> list
         if key.split(".")[0] not in _NOT_LISTED:
             rows.append(Setting(key, value, from_preset(key)))
     return rows
+
+
+def _named(request: Request, preset: Preset, sources: Sources) -> tuple[str, str]:
+    """What the preset is called, and who says so."""
+    if request.target is not None:
+        return preset.name, "--target"
+    return request.preset, sources.get("preset", "default")
 
 
 def _sampling(request: Request, preset: Preset) -> SamplingConfig:

@@ -48,6 +48,11 @@ def prefill_line(event: Prefill) -> str:
     return f"prefill {event.done_tokens:,} of {event.total_tokens:,} tokens{_rate(rate)}"
 
 
+def download_line(repo: str, percent: int, total_bytes: int) -> str:
+    """Progress of a download in words, for a log."""
+    return f"download {percent} % of {size(total_bytes)}{_SEPARATOR}{repo}"
+
+
 def phases_line(stats: GenerationStats) -> str:
     """Where the decode time went, in seconds (``-v``)."""
     phases = (

@@ -14,16 +14,20 @@ from typer import Context
 
 from specx.cli.bench.exports import Exports, as_text
 from specx.cli.bench.micro import run_micro
+from specx.cli.bench.paper import check_paper, presets_of, with_paper
 from specx.cli.bench.progress import BenchProgress
 from specx.cli.bench.view import render
 from specx.cli.failures import CONDITION_HELD, DIFFERENCE, SOME_FAILED
+from specx.cli.fetching import downloads_shown
 from specx.cli.options import (
     Assignments,
     ColorChoice,
     CompileChoice,
     Device,
+    DraftRepo,
     DType,
     Offline,
+    TargetRepo,
     Temperature,
     counter,
     option,
@@ -31,7 +35,7 @@ from specx.cli.options import (
 )
 from specx.cli.output import dumps
 from specx.cli.screen import Screen
-from specx.cli.settings import preset_changes
+from specx.cli.settings import chosen_presets, preset_changes
 from specx.cli.signals import Interrupts
 from specx.cli.sink import Sink
 from specx.errors import SpecxError, UsageError
@@ -64,6 +68,11 @@ class BenchRequest:
         list[str],
         option("-m", "--preset", metavar="NAME", help="Model pair (repeatable) [pocket]."),
     ] = field(default_factory=list)
+    target: TargetRepo = None
+    draft: DraftRepo = None
+    paper: Annotated[
+        bool, option("--paper", help="The paper's numbers of the same pair beside ours.")
+    ] = False
     stand_in: Annotated[
         bool,
         option("--stand-in", help="Build the preset's shapes; download nothing."),
@@ -158,14 +167,20 @@ def bench(context: Context, request: BenchRequest) -> int:
     if request.saved is not None:
         from specx.bench.saved import read_bench
 
-        return _show(request, screen, exports, conditions, read_bench(request.saved))
+        saved = read_bench(request.saved)
+        saved = with_paper(saved, presets_of(saved)) if request.paper else saved
+        return _show(request, screen, exports, conditions, saved)
     options = _options(request)
+    if request.paper:
+        check_paper(options)
     budget_s = _seconds(request.budget)
     _settle_libraries(screen, offline=options.offline)
     setup = _prepare(options, screen)
     if request.dry_run:
         return _dry_run(request, setup)
     found, stopped = _measure(request, screen, setup, budget_s)
+    if request.paper:
+        found = with_paper(found, setup.presets)
     code = _show(request, screen, exports, [] if stopped else conditions, found)
     return stopped or code
 
@@ -187,7 +202,9 @@ def _options(request: BenchRequest) -> "Options":
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} must be ≥ {least}, not {getattr(request, name)}")
     return Options(
-        presets=tuple(request.preset or ["pocket"]),
+        presets=chosen_presets(
+            request.preset, request.target, request.draft, offline=request.offline
+        ),
         overrides=preset_changes(request.set_, request.compile),
         lengths=parse_lengths(request.lengths),
         modes=tuple(request.modes or ["default"]),
@@ -240,8 +257,9 @@ def _measure(
         interrupts.on_first(runner.cancel)
         progress = BenchProgress(screen, setup.plan.size)
         try:
-            for event in runner.run():
-                progress.show(event)
+            with downloads_shown(screen):
+                for event in runner.run():
+                    progress.show(event)
         except SpecxError as error:
             kept = len(journal.finished.samples)
             if not kept:

@@ -14,10 +14,11 @@ from typer import Context
 from specx.cli.bench.exports import Exports, write_whole
 from specx.cli.bench.view import fitting, print_lines
 from specx.cli.failures import SOME_FAILED
+from specx.cli.fetching import downloads_shown
 from specx.cli.options import sources_of
 from specx.cli.output import dumps
 from specx.cli.screen import Screen, out_console
-from specx.cli.settings import preset_changes
+from specx.cli.settings import chosen_presets, preset_changes
 from specx.cli.sink import Sink
 from specx.errors import UsageError
 
@@ -28,7 +29,19 @@ _KINDS = ("json", "md")
 #: Fields of the request that mean something here; every other option that is given is a mistake.
 _TAKEN = frozenset(
     (
-        *("micro", "lengths", "preset", "stand_in", "export", "force", "set_", "device", "dtype"),
+        *(
+            "micro",
+            "lengths",
+            "preset",
+            "target",
+            "draft",
+            "stand_in",
+            "export",
+            "force",
+            "set_",
+            "device",
+            "dtype",
+        ),
         *("compile", "offline", "output", "quiet", "verbose", "color"),
     )
 )
@@ -73,21 +86,23 @@ def _measure(request: "BenchRequest", screen: Screen) -> dict[str, Any]:
 
     lengths = parse_lengths(request.lengths)
     overrides = preset_changes(request.set_, request.compile)
+    chosen = chosen_presets(request.preset, request.target, request.draft, offline=request.offline)
     began = time.perf_counter()
     progress = screen.progress("bench", shows_text=False)
     progress.busy("loading")
     try:
         from specx.bench import micro
 
-        name, stand_in = (request.preset or ["pocket"])[0], request.stand_in
+        (name, *_), stand_in = chosen, request.stand_in
         preset = micro.prepare(name, overrides, lengths, stand_in=stand_in)
-        engine = micro.load_engine(
-            preset,
-            device=request.device,
-            dtype=request.dtype,
-            offline=request.offline,
-            stand_in=stand_in,
-        )
+        with downloads_shown(screen, progress):
+            engine = micro.load_engine(
+                preset,
+                device=request.device,
+                dtype=request.dtype,
+                offline=request.offline,
+                stand_in=stand_in,
+            )
         measured = micro.measure(engine, lengths, tell=progress.busy)
     finally:
         progress.close()

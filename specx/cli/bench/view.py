@@ -23,6 +23,7 @@ _PHASE_MARKS = "█▓▒░▚▞▄▀▌"
 
 def render(bench: dict[str, Any], color: str, *, profile: bool, plot: bool) -> None:
     """Floor, tables, warnings, definitions and settings, as one report."""
+    from specx.bench.views.paper import paper_lines, paper_table
     from specx.bench.views.tables import (
         definitions,
         floor_lines,
@@ -37,6 +38,7 @@ def render(bench: dict[str, Any], color: str, *, profile: bool, plot: bool) -> N
     print_lines(console, [f"{line}." for line in stand_in_lines(bench)], "bold")
     print_lines(console, floor_lines(bench))
     fitting(console, [main_table(bench, layout) for layout in ("full", "wide", "narrow")])
+    fitting(console, [paper_table(bench)])
     fitting(console, [memory_table(bench)])
     if profile:
         fitting(console, [profile_table(bench), profile_table(bench, narrow=True)])
@@ -44,7 +46,7 @@ def render(bench: dict[str, Any], color: str, *, profile: bool, plot: bool) -> N
     if plot and bench["cells"]:
         _plot(console, bench)
     console.print()
-    print_lines(console, definitions(bench), "dim")
+    print_lines(console, [*definitions(bench), *paper_lines(bench)], "dim")
     console.print()
     print_lines(console, footer(bench))
 

@@ -16,6 +16,7 @@ from specx.cli.options import (
     ColorChoice,
     CompileChoice,
     Device,
+    DraftRepo,
     DType,
     Encoding,
     Format,
@@ -23,6 +24,7 @@ from specx.cli.options import (
     Offline,
     Request,
     Sources,
+    TargetRepo,
     Temperature,
     counter,
     option,
@@ -34,8 +36,8 @@ from specx.errors import UsageError
 
 _SAVED_ONLY = ("metric", "fail_if")
 _LIVE_ONLY = (
-    *("with_", "text", "prompt", "preset", "max_tokens", "temperature", "seed", "set_"),
-    *("device", "dtype", "compile", "offline", "encoding"),
+    *("with_", "text", "prompt", "preset", "target", "draft", "max_tokens", "temperature"),
+    *("seed", "set_", "device", "dtype", "compile", "offline", "encoding"),
 )
 
 
@@ -69,6 +71,8 @@ class CompareRequest:
             help="Preset of a --with that names none [pocket].",
         ),
     ] = "pocket"
+    target: TargetRepo = None
+    draft: DraftRepo = None
     max_tokens: MaxTokens = None
     temperature: Temperature = None
     seed: Annotated[
@@ -111,7 +115,8 @@ def compare(context: Context, request: CompareRequest) -> int:
     Runs take turns, each warmed up; --with is repeatable, the first one is compared against.
     """
     screen = Screen(color=request.color, quiet=request.quiet, verbose=request.verbose)
-    _check(request, sources_of(context))
+    sources = sources_of(context)
+    _check(request, sources)
     if request.saved:
         from specx.cli.compare.saved import Saved, run_saved
 
@@ -132,6 +137,7 @@ def compare(context: Context, request: CompareRequest) -> int:
         screen,
         request.with_,
         request.prompt,
+        sources=sources,
         shows_text=request.text,
     )
 
@@ -140,6 +146,8 @@ def _as_request(request: CompareRequest) -> Request:
     """What a live comparison has in common with ``generate`` and ``summarize``."""
     return Request(
         preset=request.preset,
+        target=request.target,
+        draft=request.draft,
         max_tokens=request.max_tokens,
         temperature=request.temperature,
         seed=request.seed,

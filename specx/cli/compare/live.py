@@ -6,16 +6,16 @@ a table or a JSON object in the sink, an exit code. It does not know how a run i
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 
 from specx.cli.compare.versus import FEWEST_ROWS, Columns, Display, OneByOne
 from specx.cli.compare.words import difference_line, runs_report
 from specx.cli.failures import DIFFERENCE
+from specx.cli.fetching import downloads_shown
 from specx.cli.inputs import read_input
-from specx.cli.options import Request
+from specx.cli.options import Request, Sources
 from specx.cli.output import dumps
 from specx.cli.screen import Screen
-from specx.cli.settings import Settings, preset_changes, resolve
+from specx.cli.settings import Settings, chosen_preset, preset_changes, resolve
 from specx.cli.signals import Interrupts, Stopped
 from specx.cli.sink import Sink, open_sink
 from specx.cli.terminal import one_line
@@ -43,13 +43,17 @@ def run_live(
     words: Sequence[str],
     instruction: str | None,
     *,
+    sources: Sources,
     shows_text: bool,
 ) -> int:
     """Run the comparison; its exit code. Raises ``SpecxError`` when nothing was finished."""
     changes = preset_changes(request.set_, request.compile)
-    contestants = parse_contestants(words, request.preset, changes)
+    base = chosen_preset(
+        request.preset, request.target, request.draft, sources, offline=request.offline
+    )
+    contestants = parse_contestants(words, base, changes)
     # All runs sample alike; what was not given is decided by the preset that is compared against.
-    settings = resolve(replace(request, preset=contestants[0].source))
+    settings = resolve(request, preset=contestants[0].preset)
     with open_sink(request.out, force=request.force, inputs=[name]) as sink:
         document = read_input(name, request.encoding)
         task = Task(
@@ -64,7 +68,7 @@ def run_live(
         _announce(contestants, settings, screen)
         race = Race(contestants, task)
         display = _display(race, document, screen, sink, request)
-        with Interrupts() as interrupts:
+        with downloads_shown(screen), Interrupts() as interrupts:
             failure = _run(race, display, interrupts)
             if not race.runs:
                 return _nothing(failure, interrupts)
