@@ -101,17 +101,21 @@ Event = Began | Progressed | Ended
 
 
 def parse_contestants(
-    words: Sequence[str], preset: str, overrides: Mapping[str, object] | None = None
+    words: Sequence[str], preset: str | Preset, overrides: Mapping[str, object] | None = None
 ) -> list[Contestant]:
     """``MODE``, ``PRESET:MODE`` or ``PRESET:`` (its own mode) as contestants, in order.
 
     A preset's path may hold colons: the last one counts. No words mean plain and specx of
     ``preset``, and before a single one goes plain decoding of its preset. Raises ``UsageError``.
     """
-    pairs = [_split(word, preset) for word in words] or [(preset, "plain"), (preset, "specx")]
+    own = preset if isinstance(preset, str) else preset.name
+    pairs = [_split(word, own) for word in words] or [(own, "plain"), (own, "specx")]
     if len(pairs) == 1 and pairs[0][1] != "plain":
         pairs.insert(0, (pairs[0][0], "plain"))
-    presets = {source: load_preset(source, overrides or {}) for source, _ in pairs}
+    presets = {
+        source: load_preset(preset if source == own else source, overrides or {})
+        for source, _ in pairs
+    }
     found = [(source, presets[source], _variant(mode, presets[source])) for source, mode in pairs]
     titles = [variant.name for _, _, variant in found]
     if len(presets) > 1:

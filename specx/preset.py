@@ -7,127 +7,73 @@ repository exists or a pair fits together is found out by ``specx.hub``.
 """
 
 import dataclasses
-import datetime
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from typing_extensions import TypedDict, is_typeddict
+from pydantic import BaseModel, Field, model_validator
+from typing_extensions import is_typeddict
 
-from specx.core.config import (
-    DraftCache,
-    DrafterKind,
-    DraftPrefill,
-    Launch,
-    LayerForm,
-    PrefillAttention,
-    RetrievalConfig,
-    SamplingConfig,
-    TreeAttention,
-    TreeConfig,
-)
+from specx.core.config import RetrievalConfig, SamplingConfig, TreeConfig
 from specx.errors import UsageError
-from specx.shape import ShapeSpec
+from specx.preset_parts import (
+    WITH_WEIGHTS,
+    DraftSpec,
+    DType,
+    Frozen,
+    HeadSpec,
+    Measurement,
+    Mode,
+    PaperRow,
+    PartsOverrides,
+    PromptSpec,
+    Requirements,
+    RopeScaling,
+    TargetSpec,
+    Text,
+)
 from specx.strict_yaml import Lines, did_you_mean, parse_mapping, parse_scalar, validate
 
-DType = Literal["auto", "float32", "float16", "bfloat16"]
-Mode = Literal["plain", "spec", "specx", "auto"]
+__all__ = [
+    "MAX_PRESET_BYTES",
+    "DType",
+    "DraftSpec",
+    "HeadSpec",
+    "Measurement",
+    "Mode",
+    "PaperRow",
+    "PartsOverrides",
+    "Preset",
+    "PresetEntry",
+    "PromptSpec",
+    "Requirements",
+    "RopeScaling",
+    "TargetSpec",
+    "available_presets",
+    "find_preset",
+    "load_preset",
+    "preset_from",
+    "preset_json_schema",
+    "preset_keys",
+    "user_preset_dir",
+]
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9._-]+$")]
-Text = Annotated[str, Field(min_length=1)]
 
 MAX_PRESET_BYTES = 1 << 20
 _IDENTITY = ("schema", "name", "extends")  # belong to the file, so no override may change them
+_DOCUMENTATION = ("about", "requires", "measured", "paper")  # change nothing that is computed
+_NOT_INHERITED = ("name", "measured", "paper")  # numbers of another preset
 _NONE_SET: Mapping[str, object] = MappingProxyType({})
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TargetSpec(_Frozen):
-    """The model whose text is produced. ``repo``: ``pocket/target``, a directory or a Hub id."""
-
-    repo: Text
-    revision: str | None = None
-    dtype: DType = "auto"
-    shape: ShapeSpec | None = None
-
-
-class DraftSpec(_Frozen):
-    """What guesses tokens. ``kind="lm"`` needs ``repo``; the other kinds have no weights."""
-
-    kind: DrafterKind = "lm"
-    repo: Text | None = None
-    revision: str | None = None
-    dtype: DType = "auto"
-    trained_context_tokens: int = Field(default=2048, ge=64)  # the draft sees no later position
-    shape: ShapeSpec | None = None
-
-    @model_validator(mode="after")
-    def _has_repo(self) -> "DraftSpec":
-        if self.kind == "lm" and self.repo is None:
-            raise ValueError("draft.repo is missing: a draft of kind lm needs one")
-        return self
-
-
-class PromptSpec(_Frozen):
-    """How a document becomes a prompt. ``template="auto"`` is the target's chat template."""
-
-    template: Literal["auto", "raw"] = "auto"
-    summarize: Text = "Summarize the text above."
-    ask: str = "{document}\n\n{instruction}"
-
-    @field_validator("ask")
-    @classmethod
-    def _has_both_places(cls, ask: str) -> str:
-        for place in ("{document}", "{instruction}"):
-            if ask.count(place) != 1:
-                raise ValueError(f"prompt.ask must contain {place} exactly once")
-        return ask
-
-
-class PartsOverrides(TypedDict, total=False):
-    """Single parts of the mode replaced, for ablations; an absent key keeps the mode's part."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-
-    drafter: DrafterKind
-    draft_cache: DraftCache
-    draft_prefill: DraftPrefill
-    prefill_attention: PrefillAttention
-    tree_attention: TreeAttention
-    layers: LayerForm
-    launch: Launch
-
-
-class Requirements(_Frozen):
-    """What a user should know before a download."""
-
-    memory_gib: float = Field(default=0.0, ge=0)  # weights and caches at full context; 0 = unknown
-    gated: bool = False
-    license: str | None = None
-
-
-class Measurement(_Frozen):
-    """A result on a named device, kept beside the settings that gave it."""
-
-    device: Text
-    date: datetime.date
-    prompt_tokens: int = Field(ge=1)
-    tokens_per_step: float = Field(ge=0)
-    speedup: float = Field(ge=0)
-    stand_in: bool = False  # weights of pocket's behaviour: acceptance is not this pair's
-    raw: str | None = None  # the bench's JSON, beside the preset file
-
-
-class Preset(_Frozen):
+class Preset(Frozen):
     """All settings of a model pair, checked; change some with ``with_overrides``."""
 
     schema_version: Literal[1] = Field(alias="schema")
@@ -146,6 +92,7 @@ class Preset(_Frozen):
     parts: PartsOverrides = Field(default_factory=PartsOverrides)
     requires: Requirements = Requirements()
     measured: tuple[Measurement, ...] = ()
+    paper: tuple[PaperRow, ...] = ()
     extends: Name | None = None
 
     @model_validator(mode="after")
@@ -155,10 +102,11 @@ class Preset(_Frozen):
                 f"max_new_tokens ({self.max_new_tokens}) must be less than context_tokens "
                 f"({self.context_tokens})"
             )
-        if self.parts.get("drafter") == "lm" and self.draft.kind != "lm":
-            raise ValueError(f"parts.drafter is lm, but draft.kind is {self.draft.kind}")
+        drafter = self.parts.get("drafter")
+        if drafter in WITH_WEIGHTS and drafter != self.draft.kind:
+            raise ValueError(f"parts.drafter is {drafter}, but draft.kind is {self.draft.kind}")
         budget, trained = self.retrieval.budget_tokens, self.draft.trained_context_tokens
-        if self.draft.kind == "lm" and budget > trained:
+        if self.draft.has_weights and budget > trained:
             raise ValueError(
                 f"retrieval keeps up to {budget} tokens for a draft trained on {trained} "
                 "(draft.trained_context_tokens); lower retrieval.top_chunks"
@@ -186,27 +134,39 @@ class Preset(_Frozen):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all settings, overrides included: equal presets have equal fingerprints."""
-        canonical = json.dumps(self.as_mapping(), sort_keys=True)
+        """SHA-256 of all settings, overrides included: what computes the same, has the same one."""
+        data = {k: v for k, v in self.as_mapping().items() if k not in _DOCUMENTATION}
+        canonical = json.dumps(data, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PresetEntry:
-    """A preset file as found: ``problem`` is set, and ``about`` empty, when it does not load."""
+    """A preset file as found: ``problem`` is set, and the rest empty, when it does not load."""
 
     name: str
     path: Path
     origin: Literal["user", "shipped", "file"]
     about: str = ""
+    target: str = ""
+    draft_kind: str = ""
+    license: str | None = None
+    gated: bool = False
+    download_gib: float | None = None
+    memory_at_16k_gib: float | None = None
     problem: str = ""
 
 
-def load_preset(name_or_path: str, overrides: Mapping[str, object] = _NONE_SET) -> Preset:
+def load_preset(
+    name_or_path: "str | Preset", overrides: Mapping[str, object] = _NONE_SET
+) -> Preset:
     """Find, read and check a preset, then apply ``overrides`` (see ``Preset.with_overrides``).
 
-    Raises ``UsageError`` when there is no such preset or anything in it is wrong.
+    A ``Preset`` is taken as it is. Raises ``UsageError`` when there is no such preset or anything
+    in it is wrong.
     """
+    if isinstance(name_or_path, Preset):
+        return name_or_path.with_overrides(overrides) if overrides else name_or_path
     entry = find_preset(name_or_path)
     data, lines = _read(entry.path)
     if data.get("extends") is not None:
@@ -219,6 +179,14 @@ def load_preset(name_or_path: str, overrides: Mapping[str, object] = _NONE_SET) 
             hints=[f"write name: {entry.name}, or rename the file to {preset.name}.yaml"],
         )
     return preset.with_overrides(overrides) if overrides else preset
+
+
+def preset_from(data: dict[str, Any], source: str) -> Preset:
+    """A preset of plain values under the keys of a file; ``source`` names it in messages.
+
+    Raises ``UsageError``.
+    """
+    return _validate(data, source)
 
 
 def find_preset(name_or_path: str) -> PresetEntry:
@@ -251,8 +219,12 @@ def preset_keys() -> tuple[str, ...]:
 
 
 def preset_json_schema() -> dict[str, Any]:
-    """The JSON Schema of a preset file."""
-    return Preset.model_json_schema(by_alias=True)
+    """The JSON Schema of a preset file; one that extends another may leave most keys out."""
+    schema = Preset.model_json_schema(by_alias=True)
+    extends = {"required": ["extends"], "properties": {"extends": {"type": "string"}}}
+    schema |= {"if": extends, "else": {"required": schema["required"]}}
+    schema["required"] = ["schema", "name"]
+    return schema
 
 
 def _named(name: str) -> PresetEntry:
@@ -288,9 +260,20 @@ def _entries() -> Iterator[PresetEntry]:
 
 def _described(entry: PresetEntry) -> PresetEntry:
     try:
-        return dataclasses.replace(entry, about=load_preset(str(entry.path)).about)
+        preset = load_preset(str(entry.path))
     except UsageError as error:
         return dataclasses.replace(entry, problem=str(error))
+    requires = preset.requires
+    return dataclasses.replace(
+        entry,
+        about=preset.about,
+        target=preset.target.repo,
+        draft_kind=preset.draft.kind,
+        license=requires.license,
+        gated=requires.gated,
+        download_gib=requires.download_gib,
+        memory_at_16k_gib=requires.memory_at_16k_gib,
+    )
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Lines]:
@@ -319,7 +302,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Lines]:
 
 
 def _extended(data: dict[str, Any], entry: PresetEntry) -> dict[str, Any]:
-    """``data`` laid over the preset that it extends; measurements are not inherited."""
+    """``data`` laid over the preset that it extends; measured numbers are not inherited."""
     base_name = data["extends"]
     if not isinstance(base_name, str):
         raise UsageError(f"preset file {entry.path} is not valid", reason="extends must be a name")
@@ -329,7 +312,7 @@ def _extended(data: dict[str, Any], entry: PresetEntry) -> dict[str, Any]:
             f"preset {entry.name} extends {base_name}, which extends {base_data['extends']}",
             reason="a preset that is extended must stand alone",
         )
-    inherited = {key: base_data[key] for key in base_data if key not in ("name", "measured")}
+    inherited = {key: base_data[key] for key in base_data if key not in _NOT_INHERITED}
     return _merged(inherited, data)
 
 
@@ -346,8 +329,9 @@ def _assign(data: dict[str, Any], key: str, value: object) -> None:
     leaves = dict(_leaves(Preset))
     if key in _IDENTITY:
         raise UsageError(f"{key} cannot be overridden", reason="it belongs to the preset file")
-    if key not in leaves:
-        inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
+    inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
+    is_left_out = bool(inside) and value in (None, "null")  # an optional group; else refused below
+    if key not in leaves and not is_left_out:
         hints = [f"set one of {', '.join(inside)}"] if inside else did_you_mean(key, leaves)
         what = "is a group of settings" if inside else "is not a setting of a preset"
         raise UsageError(f"{key} {what}", hints=hints or [f"settings: {', '.join(leaves)}"])
@@ -356,7 +340,10 @@ def _assign(data: dict[str, Any], key: str, value: object) -> None:
         if data.get(group) is None:  # an optional group that the file leaves out
             data[group] = {}
         data = data[group]
-    data[last] = _scalar(value, leaves[key]) if isinstance(value, str) else value
+    if is_left_out:
+        data[last] = None
+    else:
+        data[last] = _scalar(value, leaves[key]) if isinstance(value, str) else value
 
 
 def _scalar(text: str, annotation: Any) -> object:
@@ -364,6 +351,9 @@ def _scalar(text: str, annotation: Any) -> object:
     if annotation is str:
         return text
     value = parse_scalar(text)
+    is_list = any(get_origin(part) is tuple for part in (annotation, *get_args(annotation)))
+    if is_list and value is not None:
+        return [parse_scalar(part.strip()) for part in text.strip("[]").split(",")]
     is_optional_text = annotation in (str | None, Text | None)
     return text if is_optional_text and value is not None else value
 
@@ -395,5 +385,7 @@ def _opened(kind: Any) -> Any:
     """Of an optional group of settings, the group."""
     inner = [part for part in get_args(kind) if part is not type(None)]
     is_optional = len(inner) == 1 and len(get_args(kind)) == 2
-    is_model = is_optional and isinstance(inner[0], type) and issubclass(inner[0], BaseModel)
-    return inner[0] if is_model else kind
+    if not is_optional:
+        return kind
+    is_model = isinstance(inner[0], type) and issubclass(inner[0], BaseModel)
+    return inner[0] if is_model or is_typeddict(inner[0]) else kind

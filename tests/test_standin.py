@@ -230,7 +230,7 @@ class TestSettings:
         assert adapted.prompt == pocket.prompt
         assert (adapted.tree.nodes, adapted.tree.depth) == (50, 10)
 
-    @pytest.mark.parametrize(("name", "least"), [("vicuna-7b", 16384), ("llama-3.1-8b", 131072)])
+    @pytest.mark.parametrize(("name", "least"), [("vicuna-7b", 16384), ("llama3.1-8b", 131072)])
     def test_a_prompt_may_fill_the_context_with_an_output_behind(
         self, name: str, least: int
     ) -> None:
@@ -243,7 +243,7 @@ class TestSettings:
         assert big.tokenizer.get_vocab() == pocket.tokenizer.get_vocab()
 
     def test_the_shipped_shapes_have_the_size_of_their_names(self) -> None:
-        for name, billions in (("vicuna-7b", 6.74), ("llama-3.1-8b", 8.03)):
+        for name, billions in (("vicuna-7b", 6.74), ("llama3.1-8b", 8.03)):
             config = standin.find_pair(standin.adapted(load_preset(name))).target_config
             with torch.device("meta"):
                 from transformers import AutoModelForCausalLM

@@ -136,7 +136,7 @@ class Measured:
 
 
 def prepare(
-    name: str, overrides: dict[str, str], lengths: Sequence[int], *, stand_in: bool
+    name: str | Preset, overrides: dict[str, str], lengths: Sequence[int], *, stand_in: bool
 ) -> Preset:
     """The preset as it will be measured. Raises ``UsageError`` and ``ContextError``."""
     preset = load_preset(name, overrides)

@@ -86,7 +86,7 @@ class Rig:
         self._first = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._drafters: dict[int, DeviceLMDrafter] = {}  # by levels
         self._full: KVCache | None = None  # the draft's keys of the whole context
-        if engine.draft is not None and self.parts.drafter == "lm":
+        if engine.draft is not None and self.parts.has_draft_model:
             spare = 4 * (self.levels + 1)
             self._full = engine.draft.new_cache(max(capacity, budget) + spare)
         self._retriever = Retriever(engine.preset.retrieval)
@@ -297,7 +297,7 @@ class Rig:
     def _start(self, target: Target) -> None:
         """As after the prefill and its first token, for plain steps."""
         target.cache.reach(self.length)
-        target.progress.begin(self.length, self._first)
+        target.progress.begin(self.tokens(), self._first)
         self._drafter, self._steps = None, 0
 
     def _ready(self, levels: int, first: Callable[[], object]) -> None:
@@ -333,10 +333,9 @@ class Rig:
         if not self.is_static:
             return LMDrafter(settings, self._sampler, full=self._full)
         # Two drafters of the same parts would take each other's recordings.
-        graphs = self.target.buffers.graphs if levels == self.levels else Graphs(self._device)
-        progress = self.target.progress
+        graphs = None if levels == self.levels else Graphs(self._device)
         self._drafters[levels] = DeviceLMDrafter(
-            progress, graphs, settings, self._sampler, full=self._full
+            self.target.buffers, settings, self._sampler, full=self._full, graphs=graphs
         )
         return self._drafters[levels]
 

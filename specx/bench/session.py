@@ -29,7 +29,7 @@ from specx.prompter import Prompter
 class Options:
     """What was asked for; lengths and modes are already read."""
 
-    presets: tuple[str, ...] = ("pocket",)
+    presets: tuple[str | Preset, ...] = ("pocket",)
     overrides: Mapping[str, str] = field(default_factory=dict)
     lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)
     modes: tuple[str, ...] = ("default",)

@@ -33,6 +33,7 @@ from specx.bench.variants import Witness
 from specx.checkpoint import quiet, summary
 from specx.core.model import shape_of
 from specx.errors import ModelError, PairError, ResourceError, UsageError
+from specx.heads import LoadedHead
 from specx.memory import peak_bytes, reset_peak
 from specx.preset import Preset
 
@@ -73,7 +74,9 @@ class Witnesses:
         """Take ``pair`` or load the preset's once more. Raises what ``hub.load_pair`` raises."""
         if pair is None:
             pair = hub.load_pair(preset, device=device, dtype=dtype, offline=offline)
-        self._preset, self._target, self._draft = preset, pair.target, pair.draft
+        self._preset, self._target = preset, pair.target
+        # transformers has no way to run a head.
+        self._draft = None if isinstance(pair.draft, LoadedHead) else pair.draft
         self._end_tokens = tuple(sorted(hub.end_tokens(pair)))
         self._static: StaticCache | None = None
         self._chosen: dict[int, CacheKind] = {}

@@ -16,6 +16,7 @@ from typing import Any
 
 from specx.bench.record import Object
 from specx.bench.views.page_figures import figure, stacks
+from specx.bench.views.paper import paper_lines, paper_table
 from specx.bench.views.tables import TableModel, main_table, memory_table, profile_table
 from specx.bench.views.wording import (
     NOTHING,
@@ -110,6 +111,7 @@ def _content(bench: Object) -> dict[str, Any]:
         "floor": _cells(_floor(bench)),
         "figure": figure(bench),
         "main": _cells(main_table(bench)),
+        "paper": _cells(paper_table(bench)),
         "memory": _cells(memory_table(bench)),
         "profile": _cells(profile_table(bench)),
         "stacks": stacks(bench),
@@ -119,7 +121,7 @@ def _content(bench: Object) -> dict[str, Any]:
         "documents": _cells(documents),
         "documents_label": count(len(documents.rows), "document"),
         "environment": _environment(bench),
-        "definitions": definitions(bench),
+        "definitions": [*definitions(bench), *paper_lines(bench)],
         "version": plain_text(bench["specx"]["version"]),
     }
 

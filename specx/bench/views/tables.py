@@ -13,6 +13,8 @@ from typing import Literal
 from specx.bench.record import PHASES, Object
 from specx.bench.views.flat import to_csv, to_jsonl
 from specx.bench.views.markdown import escaped, pipe_table
+from specx.bench.views.model import Align, TableModel
+from specx.bench.views.paper import paper_lines, paper_table
 from specx.bench.views.wording import (
     NOTHING,
     baseline_name,
@@ -46,35 +48,12 @@ __all__ = [
     "to_markdown",
 ]
 
-Align = Literal["left", "right"]
 #: full: as many columns as it takes; wide: for 100 columns of a terminal; narrow: for 80.
 Layout = Literal["full", "wide", "narrow"]
 
 #: Levels of the draft's tree that get a column of their own; deeper ones share one.
 _OWN_LEVELS = 2
 _HOST_PHASES = {"draft_tree": "tree"}
-
-
-@dataclass(frozen=True, slots=True)
-class TableModel:
-    """Strings to be laid out. A header may hold line breaks, and so may a cell if narrow.
-
-    ``group_breaks``: rows that begin another preset or length. ``alarms``: cells (row, column)
-    that tell of a fault and must stand out.
-    """
-
-    title: str
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    align: tuple[Align, ...]
-    group_breaks: frozenset[int] = frozenset()
-    alarms: frozenset[tuple[int, int]] = frozenset()
-
-    def width(self, gap: int = 2) -> int:
-        """Cells of a terminal that the widest row takes, with ``gap`` between columns."""
-        columns = zip(self.header, *self.rows, strict=True)
-        widths = [max(len(line) for cell in c for line in cell.split("\n")) for c in columns]
-        return sum(widths) + gap * (len(widths) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +173,7 @@ def _shares(values: Sequence[float], scale: float) -> list[int]:
 
 def to_markdown(bench: Object, *, profile: bool) -> str:
     """The whole report as GitHub Markdown; ``profile`` adds the milliseconds of a step."""
-    tables = [main_table(bench), memory_table(bench)]
+    tables = [main_table(bench), paper_table(bench), memory_table(bench)]
     if profile:
         tables.append(profile_table(bench))
     names = ", ".join(escaped(plain_text(name)) for name in preset_names(bench))
@@ -207,7 +186,7 @@ def to_markdown(bench: Object, *, profile: bool) -> str:
     warnings = warning_lines(bench)
     if warnings:
         blocks += ["## Warnings", _bullets(warnings)]
-    blocks += ["## Definitions", _bullets(definitions(bench))]
+    blocks += ["## Definitions", _bullets([*definitions(bench), *paper_lines(bench)])]
     blocks += ["## Settings", _bullets(settings(bench))]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
