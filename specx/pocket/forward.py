@@ -104,11 +104,10 @@ def weights_of(model: LlamaForCausalLM) -> Weights:
     return Weights(shape, theta, model.model.embed_tokens.weight, blocks, model.model.norm.weight)
 
 
-def rope(weights: Weights, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each [T, head_dim] float32, of positions 0 to T - 1."""
-    width = weights.shape.head_dim
+def rope(width: int, theta: float, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each [T, width] float32, of positions 0 to T - 1 with base `theta`."""
     power = torch.arange(0, width, 2, device=device, dtype=torch.float32) / width
-    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] / weights.theta**power
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] / theta**power
     angle = torch.cat([angle, angle], 1)
     return angle.cos(), angle.sin()
 
@@ -206,16 +205,22 @@ class Forward:
 
     def hidden_states(self, weights: Weights, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(what enters the last layer, what leaves it), each [B, T, D]."""
-        cos, sin = rope(weights, tokens.shape[1], tokens.device)
-        hidden = entering = F.embedding(tokens, weights.embedding)
+        states = self.states(weights, tokens)
+        return states[-2], states[-1]
+
+    def states(self, weights: Weights, tokens: Tensor) -> list[Tensor]:
+        """What enters each layer, and last what leaves the last one (un-normed), each [B, T, D]."""
+        shape = weights.shape
+        cos, sin = rope(shape.head_dim, weights.theta, tokens.shape[1], tokens.device)
+        states = [F.embedding(tokens, weights.embedding)]
         for layer in weights.blocks:
-            entering = hidden
-            hidden = self.block(hidden, cos, sin, layer, weights.shape)
-        return entering, hidden
+            states.append(self.block(states[-1], cos, sin, layer, shape))
+        return states
 
     def point(
         self, weights: Weights, entering: Tensor, rows: Tensor, sources: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`pointer_losses` of the last layer."""
-        cos, sin = rope(weights, entering.shape[1], entering.device)
-        return self.pointer(entering, cos, sin, weights.blocks[-1], weights.shape, rows, sources)
+        shape = weights.shape
+        cos, sin = rope(shape.head_dim, weights.theta, entering.shape[1], entering.device)
+        return self.pointer(entering, cos, sin, weights.blocks[-1], shape, rows, sources)

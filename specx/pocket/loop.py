@@ -1,8 +1,8 @@
 """The training loop: phases of wall-clock length, on one CPU, one GPU or several.
 
-In: an objective, a model, a plan. Out: a trained model, a log. Every rank computes the same update:
-gradients are averaged in one flat buffer, and rank 0's clock decides for all. Knows no task and no
-file format; saving is a callback.
+In: an objective, an optimizer, a plan. Out: a trained model, a log. Every rank computes the same
+update: gradients are averaged in one flat buffer, and rank 0's clock decides for all. Knows no task
+and no file format; saving is a callback.
 """
 
 import json
@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from specx.pocket.attention import fastest_attention
 from specx.pocket.batches import Batch, Recipe, Source, batches
@@ -119,12 +118,12 @@ class Trainer:
     """Runs a plan. `save` and `probe` are called by rank 0 from time to time."""
 
     def __init__(
-        self, model: LlamaForCausalLM, objective: Objective, source: Source, plan: Plan,
+        self, optimizer: Optimizer, objective: Objective, source: Source, plan: Plan,
         place: Place, log: Log, save: Callable[[], None], probe: Callable[[], dict[str, float]],
     ) -> None:  # fmt: skip
         self.objective, self.source, self.plan, self.place = objective, source, plan, place
         self.log, self._save, self._probe = log, save, probe
-        self.optimizer = Optimizer(model)
+        self.optimizer = optimizer
         self.steps = 0
         self._saved_at = self._probed_at = time.monotonic()
 

@@ -77,22 +77,14 @@ def orthogonal(matrices: Tensor, *, steps: int = 5) -> Tensor:
 
 
 class Optimizer:
-    """Both update rules over the parameters of a model."""
+    """Both update rules over `parameters`; an `embedding` among them is AdamW's."""
 
-    def __init__(self, model: nn.Module, *, decay: float = 0.05) -> None:
-        parameters = list(model.parameters())
-        embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+    def __init__(self, parameters: list[nn.Parameter], embedding: nn.Parameter | None) -> None:
         others = [p for p in parameters if p.ndim < 2 or p is embedding]
         self.gradients = FlatGradients(parameters)
         self._muon = Muon([p for p in parameters if p.ndim == 2 and p is not embedding])
         self._adam = torch.optim.AdamW(
-            [
-                {"params": [embedding], "weight_decay": 0.0},
-                {"params": [p for p in others if p is not embedding], "weight_decay": 0.0},
-            ],
-            betas=(0.9, 0.95),
-            eps=1e-10,
-            fused=embedding.is_cuda,
+            others, weight_decay=0.0, betas=(0.9, 0.95), eps=1e-10, fused=others[0].is_cuda
         )
 
     def step(self, rate: float, adam_rate: float) -> None:

@@ -1,6 +1,7 @@
-"""Train the pocket pair: `python -m specx.pocket.train target …`, then `… draft …`.
+"""Train the pocket pair: `python -m specx.pocket.train target …`, then `… draft …`; and EAGLE
+heads for the target: `… eagle …`, `… eagle3 …`.
 
-In: the corpus folder. Out: a folder each for target and draft, with weights, tokenizer and log.
+In: the corpus folder. Out: a folder each, with weights, configuration and log.
 Runs on every GPU of the machine (one process each, or under torchrun), or slowly on the CPU.
 """
 
@@ -8,6 +9,7 @@ import argparse
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,8 +21,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from specx.pocket import checkpoint
 from specx.pocket.batches import Source
 from specx.pocket.forward import make_config, make_model, weights_of
+from specx.pocket.head_training import HEADS, Job, add_options, head_job
 from specx.pocket.loop import Log, Phase, Place, Plan, Trainer
 from specx.pocket.objectives import DistilObjective, Objective, TargetObjective
+from specx.pocket.optim import Optimizer
 from specx.pocket.probe import Probe
 from specx.pocket.tasks import Mixture
 
@@ -34,14 +38,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="specx.pocket.train", description=__doc__)
     parser.add_argument(
-        "model", choices=("target", "draft", "corpus"), help="corpus: only the cache"
+        "model", choices=("target", "draft", *HEADS, "corpus"), help="corpus: only the cache"
     )
     add = parser.add_argument
     add("--corpus", type=Path, required=True, help="folder with the *.jsonl.zst files")
     add("--work", type=Path, required=True, help="folder for the token cache and the log")
     add("--out", type=Path, help="folder for the trained model")
     add("--tokenizer", type=Path, default=TOKENIZER, help="folder with tokenizer.json")
-    add("--target", type=Path, help="trained target, teacher of the draft")
+    add("--target", type=Path, help="trained target, teacher of draft and heads")
     add("--resume", type=Path, help="start from these weights")
     add("--seconds", type=float, default=450.0, help="training time, without compilation")
     add("--limit", type=float, help="seconds for the whole run, start and compilation included")
@@ -65,6 +69,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--probe-lengths", help="tokens; default 1024,4096,8192,16384, and 1024 for a draft")
     add("--probe-count", type=int, default=6)
     add("--micro", action="store_true", help="a toy model, to try the program out")
+    add_options(parser)
     return parser.parse_args(argv)
 
 
@@ -97,18 +102,16 @@ def work(rank: int, world: int, options: argparse.Namespace) -> None:
     """Everything that one process does."""
     place = start(rank, world)
     torch.manual_seed(options.seed)
-    model = initial(options).to(place.device)
     log = Log(options.work / f"{options.model}.log.jsonl", place, options.began)
-    objective = make_objective(options, model, place)
+    data = source(options)
+    job = head_job(options, place, data) if options.model in HEADS else pair_job(options, place)
 
     def save() -> None:
-        checkpoint.save(model, options.out, options.tokenizer, summary(options, log))
+        job.save(summary(options, log))
 
-    probe = LazyProbe(options, model, place)
-    trainer = Trainer(
-        model, objective, source(options), plan(options, world), place, log, save, probe
-    )
-    trainer.run()
+    optimizer = Optimizer(job.parameters, job.embedding)
+    what = plan(options, world)
+    Trainer(optimizer, job.objective, data, what, place, log, save, job.score).run()
     log.write(saved=str(options.out))
     if world > 1:
         dist.destroy_process_group()
@@ -133,6 +136,19 @@ def source(options: argparse.Namespace) -> Source:
     return Source(options.corpus, options.work / "cache", options.tokenizer / "tokenizer.json")
 
 
+def pair_job(options: argparse.Namespace, place: Place) -> Job:
+    """The job of the target or the draft."""
+    model = initial(options).to(place.device)
+
+    def save(summary: Mapping[str, object]) -> None:
+        checkpoint.save(model, options.out, options.tokenizer, summary)
+
+    return Job(
+        list(model.parameters()), model.get_input_embeddings().weight,
+        make_objective(options, model, place), save, LazyProbe(options, model),
+    )  # fmt: skip
+
+
 def config(options: argparse.Namespace) -> LlamaConfig:
     """The architecture to train."""
     if options.model == "target":
@@ -142,7 +158,8 @@ def config(options: argparse.Namespace) -> LlamaConfig:
         size = {"hidden": 256, "layers": 2, "heads": 4, "kv_heads": 4, "mlp": 768}
         theta, positions = 1e4, 1024
     if options.micro:
-        size = size | {"hidden": 64, "layers": 2, "mlp": 128}
+        layers = 8 if options.model == "target" else 2  # EAGLE-3 reads layers 2, 4 and 5
+        size = size | {"hidden": 64, "layers": layers, "mlp": 128}
     return make_config(**size, theta=theta, positions=positions)
 
 
@@ -197,8 +214,8 @@ def phases(options: argparse.Namespace) -> tuple[Phase, ...]:
 class LazyProbe:
     """Scores the model on held-out conversations, which are written at the first call."""
 
-    def __init__(self, options: argparse.Namespace, model: LlamaForCausalLM, place: Place) -> None:
-        self._options, self._model, self._place = options, model, place
+    def __init__(self, options: argparse.Namespace, model: LlamaForCausalLM) -> None:
+        self._options, self._model = options, model
         self._probe: Probe | None = None
 
     def __call__(self) -> dict[str, float]:
