@@ -18,6 +18,7 @@ from specx.core.decode import Decoder, Request
 from specx.core.drafts import Drafter, NoDraft
 from specx.core.drafts.lm import DraftSettings, LMDrafter
 from specx.core.drafts.lookup import LookupDrafter
+from specx.core.eagle import EagleHead
 from specx.core.growth import Governor, StepCosts
 from specx.core.kernels import is_available
 from specx.core.kernels.cuda import choose_kernels
@@ -27,6 +28,7 @@ from specx.core.sampling import Sampler
 from specx.core.target import MEASURED_ROWS, Target, static_rows
 from specx.core.workspace import Workspaces
 from specx.errors import ContextError, ResourceError, UsageError
+from specx.heads import LoadedHead
 from specx.memory import reset_peak
 from specx.needs import Shortage, needs_of, release, room_on, with_room
 from specx.preset import Preset, load_preset
@@ -67,7 +69,7 @@ def load(
 class Engine:
     """A target, its draft and their tokenizer. Requests are independent; one at a time.
 
-    ``target`` and ``draft`` (None without one) are the models as the core runs them.
+    ``target`` and ``draft`` (None without weights of its own) are as the core runs them.
     """
 
     def __init__(self, preset: Preset, pair: hub.ModelPair, load_s: float = 0.0) -> None:
@@ -76,7 +78,11 @@ class Engine:
         self._prompter = Prompter(pair.tokenizer, preset.prompt)
         self._end_tokens = hub.end_tokens(pair)
         self.target = Model(pair.target)
-        self.draft = None if pair.draft is None else Model(pair.draft)
+        self.draft: Model | EagleHead | None = None
+        if isinstance(pair.draft, LoadedHead):
+            self.draft = EagleHead(pair.draft.config, pair.draft.tensors, self.target)
+        elif pair.draft is not None:
+            self.draft = Model(pair.draft)
         self._costs: dict[tuple[Parts, int], StepCosts] = {}
         self._workspaces = Workspaces(self.target)
         #: Which attention kernels run, and what could not ("" = nothing).
@@ -258,7 +264,7 @@ class Engine:
         own = self.preset.parts.items()
         kept = {name: value for name, value in own if mode != "plain" or name in _PLAIN_PARTS}
         overrides: dict[str, Any] = {**kept, **changes}
-        if mode != "plain" and self.draft is None:
+        if mode != "plain":
             overrides.setdefault("drafter", self.preset.draft.kind)
         return parts_for(mode, overrides)
 
@@ -277,7 +283,7 @@ class Engine:
             target,
             drafter,
             request,
-            retriever=Retriever(preset.retrieval) if parts.drafter == "lm" and retrieves else None,
+            retriever=Retriever(preset.retrieval) if parts.has_draft_model and retrieves else None,
             governor=Governor(costs) if drafts and mode == "auto" else None,
             tune=costs if needs_costs else None,
             on_end=on_end,
@@ -301,7 +307,7 @@ class Engine:
         workspace = self._workspaces.take(max(rows, self.preset.retrieval.budget_tokens))
         target = Target(self.target, workspace.capacity, parts, kernels, workspace.buffers)
         costs = LazyCosts(self._costs, parts, target)
-        if parts.drafter == "lm":
+        if parts.has_draft_model:
             settings = self._draft_settings(parts, workspace.capacity, kernels)
             drafter: Drafter = workspace.drafter(settings, request.sampler, costs)
         else:

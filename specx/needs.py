@@ -12,14 +12,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from specx.core.config import Parts
 from specx.errors import ResourceError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from specx.core.model import Shape
 
@@ -35,16 +34,11 @@ _GIB, _MIB = 1 << 30, 1 << 20
 
 
 class Sized(Protocol):
-    """What has to be known of a model; ``core.model.Model`` has it all."""
+    """What has to be known of a model or a head."""
 
     shape: "Shape"
     dtype: "torch.dtype"
     weights_bytes: int
-
-    @property
-    def decoder(self) -> "nn.Module":
-        """The layers; their config names the widths."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +176,7 @@ def needs_of(
     row = _row_bytes(target)
     chunk = _chunk_bytes(target, parts, rows, min(rows, chunk_tokens))
     draft_row = working = 0
-    if draft is not None and parts.drafter == "lm":
+    if draft is not None and parts.has_draft_model:
         draft_row = _row_bytes(draft)
         working = rows if parts.draft_cache == "full" else min(rows, trained_tokens)
         window = rows if parts.draft_prefill == "full" else min(rows, trained_tokens)
@@ -213,10 +207,10 @@ def _chunk_bytes(model: Sized, parts: Parts, rows: int, chunk: int) -> int:
     attention: residual and normed rows, queries, keys and values, and the output over the chunk,
     over what stands before it, and merged.
     """
-    shape, config = model.shape, cast(Any, model.decoder).config
+    shape = model.shape
     heads, keys = shape.heads * shape.head_dim, 2 * shape.kv_heads * shape.head_dim
-    mlp = 2 * config.hidden_size + 3 * config.intermediate_size
-    attention = 2 * config.hidden_size + keys + 4 * heads
+    mlp = 2 * shape.hidden + 3 * shape.mlp
+    attention = 2 * shape.hidden + keys + 4 * heads
     scores = 0
     if parts.prefill_attention == "eager":  # scores, masked scores and their exponentials
         scores = 3 * shape.heads * rows * _FLOAT_BYTES

@@ -142,6 +142,11 @@ class Beam:
         """
         return self._levels.sees[level * WIDTH : (level + 1) * WIDTH]
 
+    def parents(self, level: int) -> Tensor:
+        """Staged rows [WIDTH] int64 of the parents of ``frontier(level)``; level ≥ 1."""
+        chosen = self._levels.chosen[level * WIDTH : (level + 1) * WIDTH]
+        return self._parent_rows.index_select(0, chosen)
+
     def tree(
         self, rows: int, threshold: float | None = None, levels: int | None = None
     ) -> GrownTree:

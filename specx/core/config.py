@@ -9,13 +9,14 @@ from math import inf
 from types import MappingProxyType
 from typing import Any, Literal
 
-DrafterKind = Literal["none", "lookup", "lm"]
+DrafterKind = Literal["none", "lookup", "lm", "eagle", "eagle3"]
 DraftCache = Literal["full", "window", "retrieval"]
 DraftPrefill = Literal["full", "window"]
 PrefillAttention = Literal["fused", "eager"]
 TreeAttention = Literal["hybrid", "triton", "flash", "sdpa", "masked"]
 LayerForm = Literal["fused", "compiled", "original"]
 Launch = Literal["graph", "eager"]
+CopiedGuesses = Literal["tree", "none"]
 TreeSize = Literal["fixed", "measured"]
 
 # pydantic reads this attribute on a plain dataclass: an unknown key in a preset is an error.
@@ -105,13 +106,19 @@ class Parts:
     tree_attention: TreeAttention = "hybrid"  # the best backend there is
     layers: LayerForm = "fused"  # where a GPU with Triton runs them
     launch: Launch = "graph"  # CUDA graphs, where the kernels allow them
+    copies: CopiedGuesses = "tree"  # of the text, beside those of a draft model
+
+    @property
+    def has_draft_model(self) -> bool:
+        """Whether a model with weights and a cache of its own drafts."""
+        return self.drafter not in ("none", "lookup")
 
 
 #: The modes by name. ``auto`` is ``specx`` that falls back to plain steps where drafting loses.
 MODES = MappingProxyType(
     {
         "plain": Parts(drafter="none"),
-        "spec": Parts(draft_cache="full", draft_prefill="full"),
+        "spec": Parts(draft_cache="full", draft_prefill="full", copies="none"),
         "specx": Parts(),
         "auto": Parts(),
     }

@@ -62,6 +62,7 @@ class _Launched:
     is_warm: bool  # its time is that of any later step
     readout: Readout  # the target's report, then chunks and reaches where there are any
     has_chunks: bool
+    has_copies: bool
     clock: Clock
     context_tokens: int
 
@@ -159,7 +160,7 @@ class Decoder:
         self._seen.add(prompt)
         position = torch.zeros(1, dtype=torch.int64, device=device)
         first = self.request.sampler(logits, position, self._seen.rows(None))
-        self.target.progress.begin(prompt.shape[0], first)
+        self.target.begin(prompt, first, hidden[-1:])
         self._seen.add(first)
         chunks = None
         if self.retriever is not None and self.retriever.is_needed(prompt.shape[0]):
@@ -196,6 +197,8 @@ class Decoder:
             told.append(self._refocus(self.retriever, path))
         if tree.reaches is not None:
             told += [tree.reaches, tree.depths[: tree.reaches.shape[0]]]
+        if tree.copied is not None:
+            told.append(tree.copied)
         clock.mark("retrieve_s")
         readout = Readout(*told)
         return _Launched(
@@ -206,6 +209,7 @@ class Decoder:
             is_warm=not target.is_static or target.graphs.cold_runs == cold_runs,
             readout=readout,
             has_chunks=is_due,
+            has_copies=tree.copied is not None,
             clock=clock,
             context_tokens=context_tokens,
         )
@@ -219,6 +223,7 @@ class Decoder:
         tokens = padded[:count]
         self.target.settle(count)
         chunks = _chunk_numbers(told.pop(0)) if step.has_chunks else None
+        copied = _agreeing(told.pop().tolist(), tokens[:-1]) if step.has_copies else 0
         record = _record(step.tree, step.path.tolist(), tokens[-1]) if self._records_trees else None
         phases_s = step.clock.seconds(self._last_clock)
         idle_s = phases_s.pop("gap", None)
@@ -237,6 +242,7 @@ class Decoder:
             depth=depth,
             accepted=count - 1,
             new_tokens=len(new_tokens),
+            copied=copied,
             draft_levels_s=levels_s,
             draft_context_tokens=step.context_tokens,
             host_s=host_s,
@@ -320,6 +326,12 @@ def _record(tree: TokenTree, path: list[int], bonus: int) -> StepTree:
 def _chunk_numbers(chunks: Tensor) -> tuple[int, ...]:
     """On the host, without the padding of a static selection."""
     return tuple(chunk for chunk in chunks.tolist() if chunk >= 0)
+
+
+def _agreeing(first: list[int], second: list[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((count for count, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _hidden_on_path(step: _Launched) -> Tensor:

@@ -251,6 +251,11 @@ class Layers:
         if next(decoder.parameters()).is_cuda:
             torch.cuda.empty_cache()  # the separate matrices, which nothing else can reuse
 
+    @property
+    def forms(self) -> tuple[nn.Module, nn.Module]:
+        """The lists of layers: the decoder's own, and the fused ones."""
+        return self._plain[0], self._fused[0]
+
     def use(self, *, fused: bool) -> None:
         """Let the decoder run its fused layers, or its own."""
         decoder = self._decoder

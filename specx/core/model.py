@@ -8,8 +8,10 @@ model's forward, here ``attention_pass``, which owns the cache and the masks. No
 transformers (the name has no mask function), and no cache object is handed over.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,18 +39,56 @@ class Output:
     """Result of one forward over n rows."""
 
     logits: Tensor  # [m, V], the rows asked for
-    hidden: Tensor  # [n, hidden size], after the final norm
+    features: Tensor  # [n, width]: what a head reads, see ``Model.tap``
+
+
+class DraftModel(Protocol):
+    """What a drafter runs: a small language model, or a head that reads the target's features."""
+
+    reads_features: bool
+    shape: "Shape"
+    device: torch.device
+    dtype: torch.dtype
+    weights_bytes: int
+    inverse_frequencies: Tensor
+    decoder: nn.Module  # its matrices but for the last one
+    head: nn.Module  # that one, which may be the target's
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache of ``capacity`` rows in its shape, dtype and place."""
+        ...
+
+    def fuse(self, features: Tensor) -> Tensor:
+        """Features of the target [n, width] → features that ``hidden`` reads [n, hidden]."""
+        ...
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attention_pass: AttentionPass,
+        form: LayerForm = "fused",
+        features: Tensor | None = None,
+    ) -> Tensor:
+        """States [n, hidden] after tokens [n] at positions [n] int64; see ``Model.forward``."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """States [n, hidden] → logits [n, V]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes a cache and a retriever need."""
+    """A model's sizes."""
 
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
     vocabulary: int
+    hidden: int  # width between the layers
+    mlp: int
 
 
 def shape_of(config: PreTrainedConfig) -> Shape:
@@ -60,6 +100,8 @@ def shape_of(config: PreTrainedConfig) -> Shape:
         kv_heads=config.num_key_value_heads or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         vocabulary=config.vocab_size,
+        hidden=config.hidden_size,
+        mlp=config.intermediate_size,
     )
 
 
@@ -69,6 +111,8 @@ class Model:
     Takes the model over: its attention implementation is replaced, on a CPU in float32 its linear
     layers are packed for few-row products, and on a GPU with Triton its layers get a fused form.
     """
+
+    reads_features = False
 
     def __init__(self, model: PreTrainedModel, *, pack: bool = True) -> None:
         AttentionInterface.register(_ATTENTION, _attention)
@@ -87,6 +131,25 @@ class Model:
         self._products = fastest_products(self.device)
         self._layers = Layers(self.decoder, self._products) if fuses else None
         self._compiled: Any = None
+        self._taps: Taps | None = None
+        self.feature_width = 0  # of the features that are kept; 0: nobody reads them
+
+    @property
+    def embedding(self) -> Tensor:
+        """The input embedding [V, hidden size]."""
+        table: Any = self.decoder.get_input_embeddings()  # type: ignore[operator]
+        return cast(Tensor, table.weight)
+
+    def tap(self, layers: Sequence[int]) -> None:
+        """From now on a forward's features are what enters ``layers``, side by side in that
+        order; with none, the states behind the final norm, as without this call."""
+        width = self.embedding.shape[1]
+        own = cast(nn.Module, self.decoder.layers)
+        forms = (own,) if self._layers is None else self._layers.forms
+        if self._taps is not None:
+            self._taps.remove()
+        self._taps = Taps(forms, layers) if layers else None
+        self.feature_width = width * max(1, len(layers))
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache of ``capacity`` rows in this model's shape, dtype and place."""
@@ -109,13 +172,18 @@ class Model:
         logits_from: int = 0,
         form: LayerForm = "fused",
     ) -> Output:
-        """Tokens [n] and positions [n] int64 → logits of rows ``logits_from`` … n, hidden states.
+        """Tokens [n] and positions [n] int64 → logits of rows ``logits_from`` … n, features.
 
         ``attention_pass`` decides what each row sees and stores the new keys and values. ``form``
         of the layers: "fused" where there is one, transformers' "original", or that "compiled".
         """
         hidden = self.hidden(tokens, positions, attention_pass, form)
-        return Output(logits=self.logits(hidden[logits_from:]), hidden=hidden)
+        features = hidden if self._taps is None else self._taps.take()
+        return Output(logits=self.logits(hidden[logits_from:]), features=features)
+
+    def fuse(self, features: Tensor) -> Tensor:
+        """See ``DraftModel``; a language model reads none."""
+        return features
 
     @torch.inference_mode()
     def hidden(
@@ -124,8 +192,10 @@ class Model:
         positions: Tensor,
         attention_pass: AttentionPass,
         form: LayerForm = "fused",
+        features: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [n, hidden size] after the final norm; see ``forward``."""
+        """Hidden states [n, hidden size] after the final norm; see ``forward``. ``features`` are
+        a head's business, see ``DraftModel``."""
         if self._layers is not None:
             self._layers.use(fused=form == "fused")
         decoder = self._compile() if form == "compiled" else self.decoder
@@ -152,6 +222,37 @@ class Model:
             return self._products.linear(hidden, head.weight, head.bias)
         output: Tensor = head(hidden)
         return output
+
+
+class Taps:
+    """Keeps what enters some decoder layers, whichever of their forms runs."""
+
+    def __init__(self, forms: Sequence[nn.Module], layers: Sequence[int]) -> None:
+        """``forms``: lists of the same layers. Raises ``IndexError`` for a layer there is not."""
+        self._layers = tuple(layers)
+        self._kept: dict[int, Tensor] = {}
+        self._hooks = [
+            form[index].register_forward_pre_hook(partial(self._keep, index), with_kwargs=True)  # type: ignore[index]
+            for form in forms
+            for index in sorted({*layers})
+        ]
+
+    def take(self) -> Tensor:
+        """The inputs [n, layers · hidden size] of the last forward."""
+        features = torch.cat([self._kept[index] for index in self._layers], dim=-1)
+        self._kept.clear()
+        return features
+
+    def remove(self) -> None:
+        """Keep nothing any more."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _keep(
+        self, index: int, layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
+        entering: Tensor = given[0] if given else named["hidden_states"]
+        self._kept[index] = entering[0].clone()  # fused layers go on in the same buffer
 
 
 def _attention(

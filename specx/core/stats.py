@@ -22,6 +22,7 @@ class StepStats:
     depth: int  # deepest guess
     accepted: int  # draft tokens kept, bonus excluded, before the stop rule
     new_tokens: int  # tokens that this step added to the output
+    copied: int = 0  # of the accepted, how many a copy from the text had guessed as well
     draft_s: float = 0.0  # the whole draft: its forwards, and growing the tree
     draft_levels_s: tuple[float, ...] = ()  # of that, the forward of each level
     verify_s: float = 0.0  # the target's forward
@@ -96,6 +97,11 @@ class GenerationStats:
     def accepted(self) -> int:
         """Draft tokens kept, over all steps."""
         return sum(step.accepted for step in self.steps)
+
+    @property
+    def copied(self) -> int:
+        """Accepted tokens that a copy from the text had guessed, alone or beside the draft."""
+        return sum(step.copied for step in self.steps)
 
     @property
     def accepted_per_step(self) -> float:

@@ -9,7 +9,7 @@ and every part of a step is a CUDA graph. Recordings meet only in the places of 
 
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -28,6 +28,8 @@ from specx.core.tree import Path, TokenTree
 
 T = TypeVar("T")
 
+#: Features that wait for a drafter, of the newest output tokens: a ring of so many rows.
+FEATURE_ROWS = 256
 #: Row counts whose verify time is measured before the first draft.
 MEASURED_ROWS = (1, 4, 8, 16, 32)
 #: Sizes that trees are padded to where graphs run; beyond, multiples of the last.
@@ -54,16 +56,22 @@ class TargetBuffers:
         self.progress = Progress(capacity, model.device)
         self.graphs = Graphs(model.device)
         self._heads, self._width = model.shape.heads, model.shape.head_dim
-        self._dtype = model.dtype
+        self._dtype, self._feature_width = model.dtype, model.feature_width
         self._slots: dict[int, _Slot] = {}
+        #: [FEATURE_ROWS, width]: row i mod FEATURE_ROWS is the state that produced output token i.
+        self.features = self._rows_of_features(FEATURE_ROWS)
 
     def slot(self, rows: int) -> "_Slot":
         """The places of trees padded to ``rows``."""
         if rows not in self._slots:
             device = self.cache.keys.device
             query = torch.empty(self._heads, rows, self._width, dtype=self._dtype, device=device)
-            self._slots[rows] = _Slot.empty(rows, query)
+            self._slots[rows] = _Slot.empty(rows, query, self._rows_of_features(rows))
         return self._slots[rows]
+
+    def _rows_of_features(self, rows: int) -> Tensor:
+        shape, device = (rows, self._feature_width), self.cache.keys.device
+        return torch.zeros(shape, dtype=self._dtype, device=device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +87,10 @@ class _Slot:
     nodes: Tensor  # [n] int64: the accepted path
     count: Tensor  # [] int64
     query: Tensor  # [H, n, D]
+    features: Tensor  # [n, width]; a width of 0 where nobody reads them
 
     @classmethod
-    def empty(cls, rows: int, query: Tensor) -> "_Slot":
+    def empty(cls, rows: int, query: Tensor, features: Tensor) -> "_Slot":
         """Padding only."""
         device = query.device
         alone = torch.eye(rows, dtype=torch.bool, device=device)
@@ -90,7 +99,8 @@ class _Slot:
             torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(4)
         )
         count = torch.zeros((), dtype=torch.int64, device=device)
-        return cls(tokens, parents, depths, alone.clone(), alone, sample, nodes, count, query)
+        mask = alone.clone()
+        return cls(tokens, parents, depths, mask, alone, sample, nodes, count, query, features)
 
     def place(self, tree: TokenTree) -> TokenTree:
         """The same tree here, padded."""
@@ -105,8 +115,8 @@ class _Slot:
             self.parents[:size].copy_(tree.parents, non_blocking=True)
             self.depths[:size].copy_(tree.depths, non_blocking=True)
             self.mask[:size, :size].copy_(tree.mask, non_blocking=True)
-        return TokenTree(
-            self.tokens, self.parents, self.depths, self.mask, tree.levels, tree.reaches
+        return replace(
+            tree, tokens=self.tokens, parents=self.parents, depths=self.depths, mask=self.mask
         )
 
 
@@ -140,6 +150,11 @@ class Target:
         """Whether a step needs nothing from the host."""
         return self._kernels.is_static
 
+    @property
+    def _keeps_features(self) -> bool:
+        """Whether a drafter reads features without the host handing them over."""
+        return self.is_static and self.model.feature_width > 0
+
     @torch.inference_mode()
     def read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Commit a prompt chunk [n]; logits [1, V] after it and hidden states [n, hidden]."""
@@ -149,7 +164,15 @@ class Target:
         output = self.model.forward(tokens, positions, attention, count - 1, self._prompt_form)
         self._query, self._scale = attention.query, attention.scale
         self.cache.commit(count)
-        return output.logits, output.hidden
+        return output.logits, output.features
+
+    @torch.inference_mode()
+    def begin(self, prompt: Tensor, first: Tensor, features: Tensor) -> None:
+        """``prompt`` [n] int64 is read and ``first`` [1] follows it, by the state ``features``
+        [1, width]."""
+        self.progress.begin(prompt, first)
+        if self._keeps_features:
+            self.buffers.features[:1] = features
 
     @torch.inference_mode()
     def place(self, tree: TokenTree | None) -> TokenTree:
@@ -248,15 +271,23 @@ class Target:
         assert attention.query is not None
         self._scale = attention.scale
         if self.is_static:
-            self.buffers.slot(tree.size).query.copy_(attention.query)
+            slot = self.buffers.slot(tree.size)
+            slot.query.copy_(attention.query)
+            if self._keeps_features:
+                slot.features.copy_(output.features)
         else:
             self._query = attention.query
-        return output.logits, output.hidden
+        return output.logits, output.features
 
     def _commit(self, tree: TokenTree, sample: Tensor, path: Path) -> None:
         if tree.levels:
             start = self.progress.length if self.is_static else self.cache.length
             self.cache.compact(path.nodes, start)
+        if self._keeps_features:
+            features = self.buffers.slot(tree.size).features.index_select(0, path.nodes)
+            places = torch.arange(path.nodes.shape[0], device=features.device)
+            places = (places + self.progress.produced) % FEATURE_ROWS
+            self.buffers.features.index_copy_(0, places, features)
         self.progress.advance(sample[path.nodes], path.count)
 
     def _select(self, retriever: Retriever, query: Tensor, path: Path) -> Selection:

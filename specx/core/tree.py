@@ -26,6 +26,7 @@ class TokenTree:
     mask: Tensor  # [n, n] bool; row may attend column
     levels: int  # no node is deeper; known to the host without asking the device
     reaches: Tensor | None = None  # [n] float32: the draft's chance of each node, if it tells
+    copied: Tensor | None = None  # [depth] int64: a chain copied from the text, −1 behind its end
 
     @classmethod
     def root_only(cls, token: Tensor) -> "TokenTree":
@@ -152,6 +153,10 @@ class TreeBuilder:
     def token(self, node: int) -> int:
         """Token id of ``node``."""
         return self._tokens[node]
+
+    def parent(self, node: int) -> int:
+        """The node above ``node``; the root's is itself."""
+        return self._parents[node]
 
     def ancestors(self, node: int) -> list[int]:
         """Path from below the root to ``node``, ``node`` included."""

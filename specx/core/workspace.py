@@ -38,11 +38,8 @@ class Workspace:
         parts = settings.parts
         if parts not in self._drafters:
             shared = next((each.full_cache for each in self._drafters.values()), None)
-            progress, graphs = self.buffers.progress, self.buffers.graphs
             settings = replace(settings, capacity=self.capacity)
-            self._drafters[parts] = DeviceLMDrafter(
-                progress, graphs, settings, sampler, costs, shared
-            )
+            self._drafters[parts] = DeviceLMDrafter(self.buffers, settings, sampler, costs, shared)
         drafter = self._drafters[parts]
         drafter.begin(sampler, costs)
         return drafter

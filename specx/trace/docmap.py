@@ -170,7 +170,7 @@ def why_nothing_is_retrieved(preset: "Preset", mode: str, prompt_tokens: int) ->
     if mode == "plain":
         return "mode plain has no draft, so nothing is retrieved"
     parts = parts_for(mode, {"drafter": preset.draft.kind, **preset.parts})
-    if parts.drafter != "lm":
+    if not parts.has_draft_model:
         return f"preset {preset.name} drafts without a model, so nothing is retrieved"
     if parts.draft_cache == "full":
         return f"in mode {mode} the draft keeps the whole text, so nothing is retrieved"

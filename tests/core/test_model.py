@@ -121,7 +121,7 @@ def test_logits_are_computed_for_the_rows_asked_for_only() -> None:
         attention = TargetPass(target.cache, target.cache.stage(12), None, SdpaKernels(), PLAIN)
         outputs.append(model.forward(tokens, torch.arange(12), attention, logits_from=first))
     assert [output.logits.shape[0] for output in outputs] == [12, 3, 1]
-    assert all(output.hidden.shape[0] == 12 for output in outputs)
+    assert all(output.features.shape[0] == 12 for output in outputs)
     _assert_same(outputs[1].logits, outputs[0].logits[9:])
 
 

@@ -229,7 +229,7 @@ class Job:
             self.drafter = reuse.drafter
             reuse.drafter.begin(request.sampler, None)
         drafter = self.drafter or self._drafter(request, capacity, target)
-        uses_retrieval = self.parts.drafter == "lm" and self.parts.draft_cache == "retrieval"
+        uses_retrieval = self.parts.has_draft_model and self.parts.draft_cache == "retrieval"
         retriever = Retriever(self.retrieval) if uses_retrieval else None
         return Decoder(
             target,
@@ -272,8 +272,7 @@ class Job:
             kernels=self._kernels(),
         )
         if self.is_static:
-            progress, graphs = target.progress, target.buffers.graphs
-            return DeviceLMDrafter(progress, graphs, settings_, request.sampler, costs)
+            return DeviceLMDrafter(target.buffers, settings_, request.sampler, costs)
         return LMDrafter(settings_, request.sampler, costs)
 
 

@@ -1,7 +1,8 @@
-"""A small language model whose draft is one recording on the device: no host between its levels.
+"""A draft model whose draft is one recording on the device: no host between its levels.
 
-In: the progress of the request. Out: the tree that ``LMDrafter`` would grow with as many levels
-(OPT-Tree as in SpecExtend §3), at static shapes. It does not know the target.
+In: the progress of the request, and the target's features where the model reads them. Out: the
+tree that ``LMDrafter`` would grow with as many levels (OPT-Tree as in SpecExtend §3), at static
+shapes. It does not know the target.
 
 Everything that changes from step to step is read from device scalars: how many tokens the output
 has, how many of them the draft has read, how many rows its working cache holds. The host keeps
@@ -10,21 +11,22 @@ upper bounds of them, to know when the cache must be refilled.
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from specx.core.beam import CHILDREN, Beam
+from specx.core.beam import CHILDREN, Beam, best_guesses
 from specx.core.cache import KVCache
+from specx.core.copies import Copies
 from specx.core.drafts.lm import DraftSettings, LMDrafter
 from specx.core.graphs import Graphs
 from specx.core.growth import WIDTH, ForecastGrowth, StepCosts
 from specx.core.passes import StagedPass, UnreadPass
-from specx.core.progress import Progress
 from specx.core.retrieval import Selection, best_chunks
 from specx.core.sampling import Sampler
-from specx.core.target import STATIC_ROWS, static_rows
+from specx.core.target import FEATURE_ROWS, STATIC_ROWS, TargetBuffers, static_rows
 from specx.core.tree import TokenTree
 
 
@@ -33,15 +35,15 @@ class DeviceLMDrafter(LMDrafter):
 
     def __init__(
         self,
-        progress: Progress,
-        graphs: Graphs,
+        buffers: TargetBuffers,
         settings: DraftSettings,
         sampler: Sampler,
         costs: Callable[[], StepCosts] | None = None,
         full: KVCache | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
-        """``progress``, ``graphs``: those of the target's buffers; ``full``: the cache of another
-        drafter of the same capacity. Serves one request after the other (``begin``)."""
+        """``buffers``: the target's; ``full``: the cache of another drafter of the same capacity;
+        ``graphs``: others than the buffers'. Serves one request after the other (``begin``)."""
         tree = settings.tree
         self._unread_rows = tree.depth + 1  # most tokens that a step commits
         # A step may be launched beyond the end of the output, reads are padded, and a static
@@ -49,8 +51,11 @@ class DeviceLMDrafter(LMDrafter):
         budget = settings.retrieval.budget_tokens
         spare = max(0, budget - settings.capacity) + 4 * self._unread_rows
         super().__init__(settings, sampler, costs, full, spare)
-        self._progress = progress
+        if self._copies is not None:
+            self._copies = Copies(tree.depth, self._model.device)
+        self._progress, self._ring = buffers.progress, buffers.features
         records = self._parts.launch == "graph"
+        graphs = graphs or buffers.graphs
         self._graphs = graphs if records else Graphs(self._model.device, enabled=False)
         sizes = sorted({*STATIC_ROWS, static_rows(tree.nodes + 1)})
         self._forecast = ForecastGrowth(tree, sizes)
@@ -65,6 +70,8 @@ class DeviceLMDrafter(LMDrafter):
         self._places = torch.arange(budget, device=device)
         ones = torch.ones(self._unread_rows, self._unread_rows, dtype=torch.bool, device=device)
         self._causal = ones.tril()
+        # Rows of the full cache that the prompt's tokens have less: a head reads pairs.
+        self._missing = 1 if self._model.reads_features else 0
         # A budget as long as the draft was trained must not crowd out the selection itself.
         self._most_rows = max(self._rows, self._budget + 2 * self._unread_rows)
         self.begin(self._sampler, self._costs_of)
@@ -73,6 +80,8 @@ class DeviceLMDrafter(LMDrafter):
         """Forget the last request; what was learned about trees stays."""
         self._sampler = sampler
         self._forecast.begin(costs)
+        if self._copies is not None:
+            self._copies.begin()
         self._full.truncate(0)
         self._working.truncate(0)
         self._read.zero_()
@@ -82,6 +91,7 @@ class DeviceLMDrafter(LMDrafter):
         self._most_held = 0  # upper bound of ``_held``, on the host
         self._unsettled = 0  # drafts since the last ``extend``
         self._is_behind = False
+        self._left_out = 0  # tokens of steps without a draft
         # Levels of the drafts that are not settled, and whether their time means anything.
         self._launched: deque[tuple[int, bool]] = deque()
         self._key = (self._kernels.name, self._parts, sampler.config)
@@ -107,6 +117,9 @@ class DeviceLMDrafter(LMDrafter):
         # Steps without a draft in between leave more unread than one recording reads.
         self._is_behind = self._is_behind or self._unsettled == 0
         self._unsettled = 0
+        self._left_out += len(tokens) if self._is_behind else 0
+        if self._model.reads_features and self._left_out >= FEATURE_ROWS // 2:
+            self._catch_up()  # before the ring comes round
 
     def refocus(self, selection: Selection) -> None:
         """See ``Drafter``. Rows that the draft has not read yet follow by themselves."""
@@ -151,9 +164,13 @@ class DeviceLMDrafter(LMDrafter):
             self._graphs.run(("recent", self._key), self._take_recent)
             self._most_held = self._budget
 
+    def _remember(self, tokens: Tensor) -> None:
+        """The progress has the text."""
+
     def _begin(self) -> None:
         """The first draft: the full cache holds the prompt and nothing of the output."""
-        self._prompt, self._is_behind = self._full.length, False
+        self._prompt = self._full.length + self._missing
+        self._is_behind, self._left_out = False, 0
         if self._most_held == 0:  # no retrieval came first
             self._choose_rows(0)
             self._hold(self._working.length)
@@ -161,15 +178,24 @@ class DeviceLMDrafter(LMDrafter):
     def _catch_up(self) -> None:
         """Read all but the newest token of the output outside the recordings."""
         read = int(self._read)  # rare: only after plain steps
-        unread = self._progress.output[read : self._produced - 1]
+        first = self._prompt + read
+        unread = self._progress.text[first : self._prompt + self._produced - 1]
         if unread.numel() >= self._unread_rows:
-            self._full.reach(self._prompt + read)  # the recordings wrote behind its back
-            self.prefill(unread, torch.empty(0))
+            self._full.reach(first - self._missing)  # the recordings wrote behind its back
+            places = torch.arange(read, self._produced - 1, device=self._ring.device)
+            self._read_blocks(unread, self._waiting(places))
             self._read.fill_(self._produced - 1)
             self._working.truncate(0)
             self._choose_rows(1)  # the newest token is left to the recording
             self._hold(self._working.length)
-        self._is_behind = False
+        self._is_behind, self._left_out = False, 0
+
+    def _waiting(self, places: Tensor) -> Tensor | None:
+        """The target's features [n, width] of output tokens ``places`` [n], if the model reads
+        them."""
+        if not self._model.reads_features:
+            return None
+        return self._ring.index_select(0, places % FEATURE_ROWS)
 
     def _hold(self, rows: int) -> None:
         self._held.fill_(rows)
@@ -204,26 +230,41 @@ class DeviceLMDrafter(LMDrafter):
     @property
     def _full_length(self) -> Tensor:
         """Rows of the full cache, [] int64: the prompt and what was read of the output."""
-        return self._progress.prompt + self._read
+        return self._progress.prompt + self._read - self._missing
 
     def _grow(self, levels: int, rows: int) -> TokenTree:
         """Read the new tokens, grow ``levels`` levels, keep the best ``rows`` − 1 guesses."""
-        logits = self._read_new()
-        root = self._progress.root
-        self._beam.read_root(root, self._scores(logits, 0), self._known)
+        progress, beam = self._progress, self._beam
+        newest = self._read_new()
+        is_on_chain = torch.ones(1, dtype=torch.bool, device=newest.device)
+        if self._copies is not None:
+            self._copies.find(progress.text, progress.prompt + progress.produced)
+        beam.add_root(progress.root, *self._guesses(newest, is_on_chain, 0))
+        # Of the parents of what is read next.
+        states, is_on_chain = newest.expand(WIDTH, -1), is_on_chain.expand(WIDTH)
         for level in range(1, levels):
-            logits = self._read_frontier(level)
-            self._beam.read_level(level, self._scores(logits, level), self._known)
+            if level > 1:
+                # They stand one level above, in its WIDTH staged rows.
+                above = beam.parents(level - 1) - (level - 2) * WIDTH
+                states = states.index_select(0, above)
+                is_on_chain = is_on_chain.index_select(0, above)
+            states = self._read_frontier(level, states)
+            if self._copies is not None:
+                tokens = beam.frontier(level - 1)
+                is_on_chain = self._copies.continues(is_on_chain, tokens, level - 1)
+            beam.add_level(level, *self._guesses(states, is_on_chain, level))
         threshold = self._tree.threshold if self._tree.size == "fixed" else None
-        return self._beam.tree(rows, threshold, levels).tree
+        tree = beam.tree(rows, threshold, levels).tree
+        return tree if self._copies is None else replace(tree, copied=self._copies.chain)
 
     def _read_new(self) -> Tensor:
-        """Commit the unread tokens in both caches; logits [1, V] after the newest."""
+        """Commit the unread tokens in both caches; the model's state [1, hidden] at the newest."""
         device, progress = self._held.device, self._progress
         offsets = torch.arange(self._unread_rows, device=device)
         count = progress.produced - self._read
-        places = (self._read + offsets).clamp(max=progress.output.shape[0] - 1)
-        tokens = self._embeddable(progress.output.index_select(0, places))
+        numbers = self._read + offsets  # of output tokens
+        places = (progress.prompt + numbers).clamp(max=progress.text.shape[0] - 1)
+        tokens = self._embeddable(progress.text.index_select(0, places))
         attention = UnreadPass(
             self._working,
             self._held,
@@ -235,13 +276,16 @@ class DeviceLMDrafter(LMDrafter):
             self._kernels,
         )
         nowhere = torch.zeros_like(tokens)  # the pass rotates
-        hidden = self._model.hidden(tokens, nowhere, attention, self._parts.layers)
+        features = self._waiting(numbers)
+        fused = None if features is None else self._model.fuse(features)
+        hidden = self._model.hidden(tokens, nowhere, attention, self._parts.layers, fused)
         self._held += count
         self._read.copy_(progress.produced)
-        return self._model.logits(hidden.index_select(0, (count - 1)[None]))
+        return hidden.index_select(0, (count - 1)[None])
 
-    def _read_frontier(self, level: int) -> Tensor:
-        """Logits [WIDTH, V] after the best nodes of level ``level`` − 1, over all staged rows."""
+    def _read_frontier(self, level: int, features: Tensor) -> Tensor:
+        """States [WIDTH, hidden] after the best nodes of level ``level`` − 1, over all staged
+        rows; ``features`` are those at their parents."""
         staged = level * WIDTH
         mask = self._beam.mask(level - 1)[:, :staged]
         attention = StagedPass(
@@ -249,12 +293,19 @@ class DeviceLMDrafter(LMDrafter):
         )
         tokens = self._embeddable(self._beam.frontier(level - 1))
         positions = (self._held + (level - 1)).expand(WIDTH)
-        hidden = self._model.hidden(tokens, positions, attention, self._parts.layers)
-        return self._model.logits(hidden)
+        return self._model.hidden(tokens, positions, attention, self._parts.layers, features)
 
     def _embeddable(self, tokens: Tensor) -> Tensor:
         """A token that only the target's padded vocabulary knows must not break the draft."""
         return tokens.clamp(0, self._model.shape.vocabulary - 1)
+
+    def _guesses(self, states: Tensor, is_on_chain: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Chances and tokens [n, K] of the best guesses behind ``states`` [n, hidden]."""
+        scores = self._scores(self._model.logits(states), level)
+        chances, tokens = best_guesses(scores, self._known, self._beam.children)
+        if self._copies is None:
+            return chances, tokens
+        return self._copies.joined(chances, tokens, is_on_chain, level)
 
     def _scores(self, logits: Tensor, level: int) -> Tensor:
         """With the noise that the target's sampler will draw there (common random numbers)."""

@@ -1,16 +1,22 @@
-"""A small causal language model as drafter, with a short working cache over a long document.
+"""A draft model as drafter, with a short working cache over a long document.
 
-In: committed tokens and chosen context rows. Out: a dynamic tree (OPT-Tree as in SpecExtend §3).
-It does not know the target, or why rows were chosen.
+In: committed tokens, the target's features where the model reads them (an EAGLE head), and chosen
+context rows. Out: a dynamic tree (OPT-Tree as in SpecExtend §3). It does not know the target, or
+why rows were chosen.
 
 Two caches: ``full`` holds keys of every committed token *without* rotation; ``working`` holds the
 rows that the draft currently sees, rotated to compact positions 0 … m − 1. So the draft meets no
 position beyond its training length however long the document is.
+
+A head's row t holds the pair (feature at t, token t + 1), so it has read one row less than there
+are tokens, and the newest row is again the root's: a guess at depth d stands at position c + d − 1
+behind c committed rows, for a head as for a language model. Further down a tree the feature of a
+node is the head's own state at its parent.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,8 +25,9 @@ from torch import Tensor
 from specx.core.attention import Kernels
 from specx.core.cache import KVCache
 from specx.core.config import Parts, RetrievalConfig, TreeConfig
+from specx.core.copies import Copies
 from specx.core.growth import WIDTH, FixedGrowth, Growth, MeasuredGrowth, StepCosts
-from specx.core.model import Model
+from specx.core.model import DraftModel
 from specx.core.passes import Rotary, WindowPass, WorkingPass
 from specx.core.retrieval import Selection, recent_selection
 from specx.core.sampling import Sampler
@@ -33,7 +40,7 @@ _CHILDREN = 10  # guesses under each expanded node, as in OPT-Tree
 class DraftSettings:
     """What a small model drafts with."""
 
-    model: Model
+    model: DraftModel
     capacity: int  # most tokens of a request
     vocabulary: int  # the target's: guesses beyond it are not made
     trained_tokens: int  # no later position is used, but for a full cache
@@ -44,7 +51,7 @@ class DraftSettings:
 
 
 class LMDrafter:
-    """One request's draft state around a shared small ``Model``."""
+    """One request's draft state around a shared ``DraftModel``."""
 
     def __init__(
         self,
@@ -82,6 +89,12 @@ class LMDrafter:
             self._block = self._window = length = max(length, capacity + spare_rows)
         self._rotary = Rotary(model.inverse_frequencies, length)
         self._pending: list[int] = []
+        self._features: list[Tensor] = []  # of the pending tokens, for a model that reads them
+        self._last_feature: Tensor | None = None  # of the prompt, until its next token is known
+        self._text = torch.zeros(0, dtype=torch.int64)  # what copies are looked for in
+        self._copies = Copies(tree.depth, torch.device("cpu")) if parts.copies == "tree" else None
+        self._on_chain: int | None = None  # the deepest node of the copied chain so far
+        self._states: list[Tensor] = []  # of the rows that this draft has read, root first
         self._produced = 0  # output tokens so far: the noise position of the root's successor
         self._levels_s: list[float] = []
 
@@ -107,24 +120,45 @@ class LMDrafter:
         return tuple(self._levels_s)
 
     def prefill(self, tokens: Tensor, hidden: Tensor) -> None:
-        """See ``Drafter``; ``hidden`` is not used."""
+        """See ``Drafter``; only a model that reads features uses ``hidden``."""
+        self._remember(tokens)
         tokens = tokens.to(self._model.device)
+        if not self._model.reads_features:
+            self._read_blocks(tokens, None)
+            return
+        # A feature belongs to the token behind it, which may be the next chunk's first.
+        last, self._last_feature = self._last_feature, hidden[-1:].clone()
+        before = hidden[:-1] if last is None else torch.cat([last, hidden[:-1]])
+        self._read_blocks(tokens[tokens.shape[0] - before.shape[0] :], before)
+
+    def _remember(self, tokens: Tensor) -> None:
+        if self._copies is not None:
+            self._text = torch.cat([self._text, tokens.cpu()])
+
+    def _read_blocks(self, tokens: Tensor, features: Tensor | None) -> None:
+        """Commit tokens [n] to the full cache, block by block; ``features`` [n, width]."""
         while tokens.shape[0]:
             # Where every block has a whole window before it, they go through a layer together.
             is_uniform = self._full.length >= self._window == self._block
             blocks = max(1, tokens.shape[0] // self._block) if is_uniform else 1
-            rows, tokens = tokens[: blocks * self._block], tokens[blocks * self._block :]
-            start = self._full.stage(rows.shape[0])
+            count = min(blocks * self._block, tokens.shape[0])
+            start = self._full.stage(count)
             window = WindowPass(
                 self._full, start, self._window, self._rotary, self._kernels, self._parts, blocks
             )
-            self._forward(rows, window)
-            self._full.commit(rows.shape[0])
+            of_block = None if features is None else self._model.fuse(features[:count])
+            self._forward(tokens[:count], window, of_block)
+            self._full.commit(count)
+            tokens = tokens[count:]
+            features = None if features is None else features[count:]
 
     def extend(self, tokens: list[int], hidden: Tensor) -> None:
         """See ``Drafter``; the forward is left to the next ``draft``."""
         self._pending += tokens
         self._produced += len(tokens)
+        self._remember(torch.tensor(tokens))
+        if self._model.reads_features:
+            self._features.append(hidden[: len(tokens)].clone())
 
     def refocus(self, selection: Selection) -> None:
         """See ``Drafter``. Rows that the draft has not read yet follow by themselves."""
@@ -146,6 +180,9 @@ class LMDrafter:
         self._levels_s = []
         growth = self._growth()
         builder = TreeBuilder(self._pending[-1], self._tree.nodes)
+        self._on_chain = 0
+        if self._copies is not None:
+            self._copies.find(self._text, torch.tensor(len(self._text)))
         self._expand(builder, [0], self._read_pending, depth=0)
         staged: dict[int, int] = {}
         for depth in range(1, self._tree.depth):
@@ -156,7 +193,8 @@ class LMDrafter:
             read = partial(self._read_level, builder, frontier, staged, depth)
             self._expand(builder, frontier, read, depth)
         self._working.drop()
-        return builder.tree(growth.guesses(builder), self._model.device)
+        tree = builder.tree(growth.guesses(builder), self._model.device)
+        return tree if self._copies is None else replace(tree, copied=self._copies.chain.clone())
 
     def _growth(self) -> Growth:
         if self._tree.size == "fixed" or self._costs_of is None:
@@ -169,9 +207,11 @@ class LMDrafter:
         """Read a long backlog without the working cache, and see that there is room in it."""
         backlog = len(self._pending)
         if backlog > max(1, self._slack):
-            device = self._model.device
-            self.prefill(torch.tensor(self._pending[:-1], device=device), torch.empty(0))
-            self._pending = self._pending[-1:]
+            tokens, features = self._take_pending()
+            older = None if features is None else features[:-1]
+            self._read_blocks(tokens[:-1], older)
+            self._pending = tokens[-1:].tolist()
+            self._features = [] if features is None else [features[-1:]]
             self._working.truncate(0)
             backlog = 1
         self._choose_rows(backlog)
@@ -191,17 +231,26 @@ class LMDrafter:
             rows = recent_selection(self._retrieval, self._full.length).rows
             self._keep(rows.to(self._model.device))
 
+    def _take_pending(self) -> tuple[Tensor, Tensor | None]:
+        """The pending tokens [n] and, for a model that reads them, their features [n, width]."""
+        tokens = torch.tensor(self._pending, device=self._model.device)
+        features = torch.cat(self._features) if self._model.reads_features else None
+        self._pending, self._features = [], []
+        return tokens, features
+
     def _read_pending(self) -> Tensor:
         """Commit the pending tokens in both caches; logits [1, V] after the last one."""
-        tokens = torch.tensor(self._pending, device=self._model.device)
-        count = len(self._pending)
+        tokens, features = self._take_pending()
+        count = tokens.shape[0]
         start, full_start = self._working.stage(count), self._full.stage(count)
         positions = slice(start, start + count)
-        logits = self._forward(tokens, self._working_pass(start, full_start, positions, None))
+        attention = self._working_pass(start, full_start, positions, None)
+        fused = None if features is None else self._model.fuse(features)
+        newest = self._forward(tokens, attention, fused)[-1:]
         self._working.commit(count)
         self._full.commit(count)
-        self._pending = []
-        return logits[-1:]
+        self._states = [newest]
+        return self._model.logits(newest)
 
     def _read_level(
         self, builder: TreeBuilder, nodes: list[int], staged: dict[int, int], depth: int
@@ -216,7 +265,18 @@ class LMDrafter:
         place = self._working.length - 1 + depth  # the root is the last committed row
         positions = torch.full((len(nodes),), place, device=device)
         working = self._working_pass(start, 0, positions, mask.to(device))
-        return self._forward(tokens, working)
+        states = self._forward(tokens, working, self._parent_states(builder, nodes, staged))
+        self._states.append(states)
+        return self._model.logits(states)
+
+    def _parent_states(
+        self, builder: TreeBuilder, nodes: list[int], staged: dict[int, int]
+    ) -> Tensor | None:
+        """The model's states at the parents of ``nodes``, if they are its features."""
+        if not self._model.reads_features:
+            return None
+        rows = [1 + staged.get(builder.parent(node), -1) for node in nodes]
+        return torch.cat(self._states)[rows]
 
     def _working_pass(
         self, start: int, full_start: int, positions: Tensor | slice, mask: Tensor | None
@@ -232,33 +292,44 @@ class LMDrafter:
             self._kernels,
         )
 
-    def _forward(self, tokens: Tensor, attention: WindowPass | WorkingPass) -> Tensor:
+    def _forward(
+        self, tokens: Tensor, attention: WindowPass | WorkingPass, features: Tensor | None
+    ) -> Tensor:
+        """States [n, hidden] after ``tokens`` [n]."""
         # A token that only the target's padded vocabulary knows must not break the draft.
         tokens = tokens.clamp(max=self._model.shape.vocabulary - 1)
         # Position 0 leaves queries and keys unrotated; the pass rotates them itself.
         nowhere = torch.zeros_like(tokens)
-        is_prefill = isinstance(attention, WindowPass) or attention.mask is None
-        rows = tokens.shape[0] - 1 if is_prefill else 0
-        return self._model.forward(tokens, nowhere, attention, logits_from=rows).logits
+        return self._model.hidden(tokens, nowhere, attention, features=features)
 
     def _expand(
         self, builder: TreeBuilder, nodes: list[int], read: Callable[[], Tensor], depth: int
     ) -> None:
         """Add the best guesses after ``nodes`` (all of one depth); ``read`` yields their logits."""
         start = time.perf_counter()
-        chances, tokens = self._best(read(), depth)
+        chances, tokens = self._best(read(), depth, nodes)
         seconds = time.perf_counter() - start
         self._levels_s.append(seconds)
         if self._costs is not None:
             self._costs.observe_level(seconds)
+        copied = -1 if self._copies is None else int(self._copies.chain[depth])
+        chain, self._on_chain = self._on_chain, None
         for node, row, guesses in zip(nodes, chances, tokens, strict=True):
             for chance, token in zip(row, guesses, strict=True):
-                builder.add(node, token, chance)
+                child = builder.add(node, token, chance)
+                if node == chain and token == copied:
+                    self._on_chain = child
 
-    def _best(self, logits: Tensor, depth: int) -> tuple[list[list[float]], list[list[int]]]:
+    def _best(
+        self, logits: Tensor, depth: int, nodes: list[int]
+    ) -> tuple[list[list[float]], list[list[int]]]:
         """Chances and ids of the best guesses a row, scored with the noise that the target's
         sampler will draw there (common random numbers)."""
         positions = torch.full((logits.shape[0],), self._produced + depth, device=logits.device)
         scores = self._sampler.scores(logits[:, : self._vocabulary], positions)
         best = scores.log_softmax(dim=-1).topk(min(_CHILDREN, scores.shape[-1]), dim=-1)
-        return best.values.exp().tolist(), best.indices.tolist()
+        chances, tokens = best.values.exp().cpu(), best.indices.cpu()
+        if self._copies is not None:
+            is_on_chain = torch.tensor([node == self._on_chain for node in nodes])
+            chances, tokens = self._copies.joined(chances, tokens, is_on_chain, depth)
+        return chances.tolist(), tokens.tolist()

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specx.core.attention import SdpaKernels
-from specx.core.config import Parts, RetrievalConfig, SamplingConfig, TreeConfig
+from specx.core.config import LayerForm, Parts, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.core.drafts.lm import DraftSettings, LMDrafter
 from specx.core.growth import StepCosts
-from specx.core.model import AttentionPass, Model, Output
+from specx.core.model import AttentionPass, Model
 from specx.core.passes import Rotary, WorkingPass
 from specx.core.retrieval import Selection, recent_selection
 from specx.core.sampling import Sampler
@@ -57,20 +57,22 @@ class SpyModel(Model):
         super().__init__(model)
         self.calls: list[Call] = []
 
-    def forward(
+    def hidden(
         self,
         tokens: Tensor,
         positions: Tensor,
         attention_pass: AttentionPass,
-        logits_from: int = 0,
-    ) -> Output:
+        form: LayerForm = "fused",
+        features: Tensor | None = None,
+    ) -> Tensor:
         before = attention_pass.working.length if isinstance(attention_pass, WorkingPass) else 0
-        output = super().forward(tokens, positions, attention_pass, logits_from)
+        states = super().hidden(tokens, positions, attention_pass, form, features)
         if isinstance(attention_pass, WorkingPass):
             places = torch.arange(1_000_000)[attention_pass.positions].tolist()
             mask = attention_pass.mask
-            self.calls.append(Call(tokens.tolist(), places, mask, before, output.logits))
-        return output
+            logits = self.logits(states)
+            self.calls.append(Call(tokens.tolist(), places, mask, before, logits))
+        return states
 
     def paths(self) -> list[tuple[list[int], Tensor]]:
         """Since the last commit: the guesses on the path to each staged row, and its logits."""
