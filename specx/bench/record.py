@@ -85,6 +85,7 @@ class Sample(_Record):
     accepted: Count | None  # draft tokens kept, bonus excluded
     draft_forwards: Count | None = None  # levels drafted, over all steps
     histogram: list[Count] = []  # histogram[a] = steps that accepted exactly a draft tokens
+    copied: Count | None = None  # of the accepted, how many a copy from the text had guessed too
     phases: Phases | None = None  # None for a witness, whose steps are not ours
     memory: MemoryBytes
     energy: Joules | None = None

@@ -220,6 +220,7 @@ def _sample(
         accepted=stats.accepted,
         draft_forwards=sum(len(step.draft_levels_s) for step in stats.steps),
         histogram=stats.accepted_histogram,
+        copied=stats.copied,
         phases=phases(stats, last - first),
         memory=MemoryBytes(
             weights=memory.weights_bytes,

@@ -47,6 +47,8 @@ PARTS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "original": ("layers", "original"),
         "compiled": ("layers", "compiled"),
         "no-graphs": ("launch", "eager"),
+        "copies": ("copies", "tree"),
+        "no-copies": ("copies", "none"),
     }
 )
 WITNESSES: Mapping[str, str] = MappingProxyType(

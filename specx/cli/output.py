@@ -158,6 +158,8 @@ def _acceptance(stats: GenerationStats) -> dict[str, Any]:
         "tokens_per_step": stats.tokens_per_step,
         "rate": stats.accepted / stats.drafted if stats.drafted else None,
         "histogram": stats.accepted_histogram,
+        "copied": stats.copied,
+        "by_position": stats.tokens_per_step_by_position,
     }
 
 

@@ -54,7 +54,7 @@ def download_line(repo: str, percent: int, total_bytes: int) -> str:
 
 
 def phases_line(stats: GenerationStats) -> str:
-    """Where the decode time went, in seconds (``-v``)."""
+    """Where the decode time went, in seconds, and how much the text had said before (``-v``)."""
     phases = (
         ("load", stats.load_s),
         ("prefill target", stats.prefill_target_s),
@@ -63,7 +63,10 @@ def phases_line(stats: GenerationStats) -> str:
         ("first token", stats.ttft_s),
         *stats.phases_s.items(),
     )
-    return _SEPARATOR.join(f"{name} {seconds(value)}" for name, value in phases)
+    line = _SEPARATOR.join(f"{name} {seconds(value)}" for name, value in phases)
+    if stats.copied:
+        line += f"{_SEPARATOR}{stats.copied_share:.0%} of the accepted could be copied"
+    return line
 
 
 def acceptance(stats: GenerationStats) -> str:

@@ -10,6 +10,9 @@ Words: ``accepted`` counts draft tokens kept in a step, the bonus token excluded
 from dataclasses import dataclass, field
 from typing import Literal
 
+#: Output tokens that are counted together where something is told along the output.
+POSITION_TOKENS = 1024
+
 FinishReason = Literal["eos", "length", "stop", "interrupted"]
 
 
@@ -112,6 +115,25 @@ class GenerationStats:
     def tokens_per_step(self) -> float:
         """``accepted_per_step`` + 1: what one target forward yields; 1 for plain decoding."""
         return self.accepted_per_step + 1.0 if self.steps else 0.0
+
+    @property
+    def copied_share(self) -> float:
+        """``copied`` over ``accepted``; 0 where nothing was accepted."""
+        return self.copied / self.accepted if self.accepted else 0.0
+
+    @property
+    def tokens_per_step_by_position(self) -> list[float]:
+        """Tokens of a step along the output: the mean over the steps that began in each block of
+        ``POSITION_TOKENS`` tokens. It tells whether a draft keeps up with a long output."""
+        blocks: list[list[int]] = []
+        position = 1  # the prefill yields the first token
+        for step in self.steps:
+            block = position // POSITION_TOKENS
+            while len(blocks) <= block:
+                blocks.append([])
+            blocks[block].append(step.accepted + 1)
+            position += step.accepted + 1
+        return [sum(block) / len(block) for block in blocks if block]
 
     @property
     def accepted_histogram(self) -> list[int]:

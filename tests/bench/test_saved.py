@@ -315,7 +315,7 @@ def test_the_reader_accepts_what_the_schema_accepts(tmp_path_factory, path, valu
 
 
 #: Fields that older files of version 1 do not have.
-ADDED = {"stand_in", "paper"}
+ADDED = {"stand_in", "paper", "copied"}
 
 
 def test_the_schema_uses_only_words_that_the_reader_has_english_for():

@@ -36,6 +36,7 @@ def test_groups_are_made_of_modes_without_repeats(group: str) -> None:
 def test_the_gpus_group_takes_one_thing_away_at_a_time() -> None:
     variants = {variant.name: variant for variant in parse_modes(["gpu"])}
     assert variants["hf"].witness == "hf"
+    assert parse_mode("specx+no-copies").parts == {"copies": "none"}
     assert variants["plain+no-graphs"].parts == {"launch": "eager"}
     ours = [variant for variant in variants.values() if variant.witness is None]
     assert {variant.mode for variant in ours} == {"plain", "specx"}

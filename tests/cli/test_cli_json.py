@@ -43,7 +43,8 @@ def test_a_result_is_valid_and_adds_up(cli, workplace, validator, mode, tokens):
         == (accept["accepted"])
     )
     assert sum(accept["histogram"]) == accept["steps"]
-    assert accept["accepted"] <= accept["drafted"]
+    assert accept["copied"] <= accept["accepted"] <= accept["drafted"]
+    assert all(1 <= each <= 1 + accept["accepted"] for each in accept["by_position"])
     if accept["steps"]:
         assert accept["tokens_per_step"] == pytest.approx(accept["accepted_per_step"] + 1)
     prefill = times["prefill_target"] + times["prefill_draft"]

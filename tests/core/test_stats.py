@@ -39,6 +39,25 @@ def test_accepted_excludes_the_bonus_and_tokens_per_step_includes_it() -> None:
     assert stats.tokens_per_step == pytest.approx(2.5)
 
 
+def test_the_share_of_copies_is_of_what_was_accepted() -> None:
+    steps = [
+        StepStats(nodes=9, depth=4, accepted=3, new_tokens=4, copied=2),
+        StepStats(nodes=9, depth=4, accepted=1, new_tokens=2, copied=0),
+    ]
+    assert GenerationStats(steps=steps).copied == 2
+    assert GenerationStats(steps=steps).copied_share == pytest.approx(0.5)
+    assert GenerationStats().copied_share == 0.0
+
+
+def test_tokens_per_step_along_the_output() -> None:
+    """Position 0 is the prefill's; a step counts where it began."""
+    first = [StepStats(nodes=9, depth=8, accepted=7, new_tokens=8)] * 128  # 1 … 1,025
+    later = [StepStats(nodes=9, depth=8, accepted=1, new_tokens=2)] * 600
+    stats = GenerationStats(steps=first + later)
+    assert stats.tokens_per_step_by_position == [8.0, 2.0, 2.0]
+    assert GenerationStats().tokens_per_step_by_position == []
+
+
 def test_plain_decoding_has_one_token_a_step() -> None:
     stats = GenerationStats(steps=[StepStats(nodes=1, depth=0, accepted=0, new_tokens=1)] * 3)
     assert stats.tokens_per_step == 1.0
