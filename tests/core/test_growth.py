@@ -256,9 +256,10 @@ def test_a_plan_is_not_changed_for_a_hair() -> None:
     of 16 and 51 nodes, one per cent apart, recorded drafts all through a short text."""
     forecast = _forecast(StepCosts({1: 1.0, 64: 1.02}))
     depths = [0, *[1] * 50]
-    plans = set()
+    plans = []
     for step in range(20):
         tail = 0.0002 if step % 2 else 0.0006
         forecast.observe(10, 0.5, [1.0, 0.9, *[tail] * 49], depths)
-        plans.add(forecast.plan())
-    assert len(plans) <= 2
+        plans.append(forecast.plan())
+    changes = sum(before != after for before, after in itertools.pairwise(plans))
+    assert changes <= 1
