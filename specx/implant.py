@@ -28,6 +28,7 @@ Weights that no result depends on are random, never zero, because zeros cost a G
 """
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,10 +39,10 @@ from specx.shape import ShapeSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_SEED = 20776
-_STD = 0.02  # of random weights
-_FINAL_GAIN = 2.0**14  # of the final norm at the dimension that foreign ids read
-_FINAL_RMS = 50.0  # of the small model's last hidden state, about
+SEED = 20776
+STD = 0.02  # of random weights
+FINAL_GAIN = 2.0**14  # of the final norm at the dimension that foreign ids read
+FINAL_RMS = 50.0  # of the small model's last hidden state, about
 _FOREIGN_LOGIT = -4096.0  # there
 _MLP = ("gate_proj", "up_proj")
 
@@ -71,17 +72,51 @@ def misfit(shape: ShapeSpec, small: "PreTrainedConfig") -> str:
     return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """Where a small model ends in a stream of width ``hidden``, and what stands behind it."""
+
+    width: int  # of the small model
+    hidden: int
+    value: float  # c: the margin of every embedding row is ±c
+
+    @classmethod
+    def of(cls, hidden: int, small: "PreTrainedConfig") -> "Margin":
+        """With the largest power of two whose squares, summed, epsilon can make up for."""
+        size = max(1, hidden - small.hidden_size)
+        largest = math.sqrt(small.rms_norm_eps * small.hidden_size / size)
+        return cls(small.hidden_size, hidden, float(2.0 ** math.floor(math.log2(largest))))
+
+    @property
+    def size(self) -> int:
+        """Dimensions in it."""
+        return self.hidden - self.width
+
+    @property
+    def scale(self) -> float:
+        """Of the small model's norm weights."""
+        return math.sqrt(self.width / self.hidden)
+
+    @property
+    def read(self) -> float:
+        """What the final norm makes of c where ``FINAL_GAIN`` stands, about."""
+        return FINAL_GAIN * self.value / (FINAL_RMS * self.scale)
+
+    @property
+    def foreign_weight(self) -> float:
+        """What foreign ids read that with."""
+        return _FOREIGN_LOGIT / self.read
+
+    def epsilon(self, small: float, squares: float) -> float:
+        """What a norm adds here in place of the ``small`` one's epsilon, where the squares behind
+        the small model's width sum up to ``squares``; below 0 where they are more."""
+        return (small * self.width - squares) / self.hidden
+
+
 def epsilon(hidden: int, small: "PreTrainedConfig") -> float:
     """``rms_norm_eps`` of a model of width ``hidden`` that holds the ``small`` one."""
-    share = (hidden - small.hidden_size) * _margin_value(hidden, small) ** 2
-    return max(0.0, float(small.rms_norm_eps * small.hidden_size - share) / hidden)
-
-
-def _margin_value(hidden: int, small: "PreTrainedConfig") -> float:
-    """The largest power of two whose squares, summed over the margin, epsilon can make up for."""
-    margin = max(1, hidden - small.hidden_size)
-    largest = math.sqrt(small.rms_norm_eps * small.hidden_size / margin)
-    return float(2.0 ** math.floor(math.log2(largest)))
+    margin = Margin.of(hidden, small)
+    return max(0.0, margin.epsilon(small.rms_norm_eps, margin.size * margin.value**2))
 
 
 class Implant:
@@ -89,11 +124,10 @@ class Implant:
 
     def __init__(self, large: "PreTrainedModel", small: "PreTrainedModel") -> None:
         self._large, self._small = large, small
-        self._width = small.config.hidden_size
-        self._margin = large.config.hidden_size - self._width
-        self._scale = math.sqrt(self._width / large.config.hidden_size)
-        self._value = _margin_value(large.config.hidden_size, small.config)
-        self._random = torch.Generator(large.device).manual_seed(_SEED)
+        self._margin = Margin.of(large.config.hidden_size, small.config)
+        self._width, self._value = self._margin.width, self._margin.value
+        self._scale = self._margin.scale
+        self._random = torch.Generator(large.device).manual_seed(SEED)
 
     @torch.no_grad()
     def fill(self) -> None:
@@ -107,8 +141,8 @@ class Implant:
         for layer, original in zip(large.layers[before:], small.layers, strict=True):
             self._fill_layer(layer, original)
         self._fill_norm(large.norm, small.norm)
-        if self._margin:
-            large.norm.weight[self._width] = _FINAL_GAIN
+        if self._margin.size:
+            large.norm.weight[self._width] = FINAL_GAIN
 
     def _fill_tables(self) -> None:
         table = self._large.get_input_embeddings().weight
@@ -124,17 +158,12 @@ class Implant:
             head[:known, : self._width] = self._like(
                 head, self._small.get_output_embeddings().weight
             )
-        if self._margin:
+        if self._margin.size:
             # Tied, a known row reads c there: the same shift of all known logits.
             table[:known, self._width] = self._value
             if head is not table:
                 head[:known, self._width] = 0.0
-            head[known:, self._width] = self._foreign_weight()
-
-    def _foreign_weight(self) -> float:
-        """What foreign ids read the margin with; its value there is small after the norm."""
-        normalised = self._value / (_FINAL_RMS * self._scale)
-        return _FOREIGN_LOGIT / (_FINAL_GAIN * normalised)
+            head[known:, self._width] = self._margin.foreign_weight
 
     def _fill_random_layer(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -157,21 +186,13 @@ class Implant:
         for name in ("q_proj", "k_proj", "v_proj"):
             self._draw_linears(attention, (name,))
             weight = getattr(attention, name).weight
-            copies = len(weight) // len(getattr(original, name).weight)
-            heads = self._like(weight, getattr(original, name).weight).view(-1, width, self._width)
-            repeated = heads.repeat_interleave(copies, dim=0)
-            weight[:, : self._width] = repeated.flatten(0, 1)
-        self._fill_output(attention.o_proj, original.o_proj, width)
+            heads = repeated_heads(getattr(original, name).weight, len(weight), width)
+            weight[:, : self._width] = self._like(weight, heads)
+        _blank(attention.o_proj)
+        put_first_copies(attention.o_proj.weight, original.o_proj.weight, width)
         self._fill_mlp(layer.mlp, small.mlp)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             self._fill_norm(getattr(layer, norm), getattr(small, norm))
-
-    def _fill_output(self, output: nn.Linear, original: nn.Linear, width: int) -> None:
-        """Of the copies of a head, the first one counts."""
-        copies = output.in_features // original.in_features
-        _blank(output)
-        heads = output.weight.view(output.out_features, -1, width)[: self._width, ::copies]
-        heads.copy_(original.weight.view(self._width, -1, width))
 
     def _fill_mlp(self, mlp: Any, small: Any) -> None:
         units = small.gate_proj.out_features
@@ -197,11 +218,24 @@ class Implant:
                 linear.bias.zero_()
 
     def _draw(self, weight: Tensor) -> None:
-        weight.normal_(0.0, _STD, generator=self._random)
+        weight.normal_(0.0, STD, generator=self._random)
 
     @staticmethod
     def _like(weight: Tensor, values: Tensor) -> Tensor:
         return values.to(weight.device, weight.dtype)
+
+
+def repeated_heads(weight: Tensor, rows: int, width: int) -> Tensor:
+    """Heads of ``width`` rows each, [n, in] → [``rows``, in], every head equally often."""
+    heads = weight.view(-1, width, weight.shape[1])
+    return heads.repeat_interleave(rows // len(weight), dim=0).flatten(0, 1)
+
+
+def put_first_copies(output: Tensor, small: Tensor, width: int) -> None:
+    """Lets through one copy of each head of ``width``: [out, in of small] into [out, in]."""
+    copies = output.shape[1] // small.shape[1]
+    heads = output.view(len(output), -1, width)[: len(small), ::copies]
+    heads.copy_(small.view(len(small), -1, width))
 
 
 def _blank(linear: nn.Linear) -> None:

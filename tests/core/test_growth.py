@@ -258,7 +258,7 @@ def test_a_plan_is_not_changed_for_a_hair() -> None:
     depths = [0, *[1] * 50]
     plans = []
     for step in range(20):
-        tail = 0.0002 if step % 2 else 0.0006
+        tail = 0.0 if step % 2 else 0.001
         forecast.observe(10, 0.5, [1.0, 0.9, *[tail] * 49], depths)
         plans.append(forecast.plan())
     changes = sum(before != after for before, after in itertools.pairwise(plans))
