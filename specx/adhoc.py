@@ -13,7 +13,7 @@ from specx import hub
 from specx.checkpoint import has_tokenizer, read_json
 from specx.core.config import RetrievalConfig
 from specx.errors import ModelError
-from specx.headconfig import head_kind, position_limit
+from specx.heads.config import head_kind, position_limit
 from specx.preset import DType, Preset, preset_from
 
 NAME = "adhoc"

@@ -18,7 +18,7 @@ from specx.checkpoint import (
     read_tokenizer,
 )
 from specx.errors import ModelError, PairError, SpecxError
-from specx.headconfig import feature_layers, position_limit, read_head
+from specx.heads.config import check_kind, feature_layers, position_limit, read_head
 from specx.preset import DraftSpec, Preset, TargetSpec
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 #: Repository and revision → a directory with its config and tokenizer files.
 Locate = Callable[[str, str | None], Path]
-_KIND_NAMES = {"eagle": "EAGLE-1 or -2", "eagle3": "EAGLE-3"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +182,7 @@ def check_head(
     ``tokenizer`` also whether the head knows each of its tokens.
     """
     head, wanted = read_head(head_config), preset.draft.kind
-    if head.kind is not None and head.kind != wanted:
-        raise PairError(
-            f"{preset.draft.repo} is a head of kind {head.kind} ({_KIND_NAMES[head.kind]})",
-            reason=f"the preset says {wanted}",
-            hints=[f"set draft.kind to {head.kind}"],
-        )
+    check_kind(head.kind, wanted, str(preset.draft.repo))
     width = target_config.hidden_size
     needed = head.target_hidden or head.hidden
     if needed != width:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from specx.headconfig import HeadFacts
+    from specx.heads.config import HeadFacts
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 _Size = Annotated[int, Field(ge=1, le=1 << 22)]

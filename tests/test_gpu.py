@@ -24,6 +24,7 @@ _WAYS = {
     "spec": ("spec", {}),
     "window": ("specx", {"draft_cache": "window"}),
     "lookup": ("specx", {"drafter": "lookup"}),
+    "without copies": ("specx", {"copies": "none"}),
     "auto": ("auto", {}),
     "without graphs": ("specx", {"launch": "eager"}),
     "original layers": ("specx", {"layers": "original"}),
@@ -34,8 +35,8 @@ _SAMPLED = SamplingConfig(temperature=0.8, top_p=0.95, repetition_penalty=1.1, s
 
 
 @functools.cache
-def _engine(dtype: str) -> Engine:
-    return specx.load("pocket", device="cuda", dtype=dtype)
+def _engine(dtype: str, preset: str = "pocket") -> Engine:
+    return specx.load(preset, device="cuda", dtype=dtype)
 
 
 @functools.cache
@@ -67,6 +68,21 @@ def test_the_text_is_that_of_plain_decoding(
         assert result.tokens == plain.tokens
 
 
+@pytest.mark.parametrize("sampling", [SamplingConfig(), _SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("mode", ["spec", "specx"])
+@pytest.mark.parametrize("preset", ["pocket-eagle", "pocket-eagle3"])
+def test_heads_do_not_change_the_text(preset: str, mode: str, sampling: SamplingConfig) -> None:
+    """The target's features reach the recordings of a head."""
+    engine = _engine("float32", preset)
+    prompt = engine.prompt(_document(1500))
+    settings = {"max_tokens": _TOKENS, "sampling": sampling, "ignore_eos": True}
+    plain = engine.generate(prompt, mode="plain", **settings)
+    for _ in range(2):
+        result = engine.generate(prompt, mode=mode, **settings)
+        assert result.tokens == plain.tokens
+    assert mode == "spec" or result.stats.tokens_per_step > 2, "they are trained for this"
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_differs_only_where_two_tokens_tie(dtype: str, document: str) -> None:
     engine = _engine(dtype)
@@ -86,13 +102,20 @@ def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("mode", ["plain", "specx", "spec"])
+@pytest.mark.parametrize(
+    ("preset", "mode"),
+    [("pocket", "plain"), ("pocket", "specx"), ("pocket", "spec"), ("pocket-eagle3", "specx")],
+)
 @pytest.mark.parametrize("sampling", [SamplingConfig(), _SAMPLED], ids=["greedy", "sampled"])
 def test_a_step_waits_for_the_device_once(
-    mode: str, sampling: SamplingConfig, no_waiting: None, monkeypatch: pytest.MonkeyPatch
+    preset: str,
+    mode: str,
+    sampling: SamplingConfig,
+    no_waiting: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And that once is the readout, an event, which the debug mode does not count."""
-    engine = _engine("float16")
+    engine = _engine("float16", preset)
     prompt = engine.prompt(_document(3000))
     waits = []
     wait = Readout.wait

@@ -10,38 +10,83 @@ guesses. So both share one tree and one budget of nodes. What counts is how ofte
 right when the draft thought otherwise: a good draft is hardly disturbed, a lost one is led.
 """
 
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Self
+
 import torch
 from torch import Tensor
 
+from specx.core import kernels
+from specx.core.growth import WIDTH
+
 #: Tokens that must have stood there before; longer matches come first.
 SHORTEST, LONGEST = 2, 5
-_FADING = 0.95  # of what earlier copies were worth, at every new one
+#: Of what earlier copies were worth, at every new one.
+FADING = 0.95
 # Hits and tries before anything was tried, by the length of the match.
 _PRIOR_HITS = (0.4, 0.6, 0.8, 1.0)
 _PRIOR_TRIES = (2.0, 2.0, 2.0, 2.0)
 
 
+@dataclass(frozen=True, slots=True)
+class CopyState:
+    """One request's chain of D tokens and how well chains did, at places that never change."""
+
+    chain: Tensor  # [D] int64; −1 behind its end, and all of it where nothing matches
+    # Levels at which the draft stood on the chain and thought of another token first.
+    doubted: Tensor  # [D] bool
+    start: Tensor  # [] int64: where in the text the chain would stand
+    kind: Tensor  # [] int64: length of its match, less ``SHORTEST``
+    prior: Tensor  # [2, kinds] float32: hits and tries before anything was tried
+    counts: Tensor  # [2, kinds] float32: hits and tries, fading
+    on_chain: Tensor  # [D * WIDTH] bool: rows of a beam whose path is the chain's beginning
+
+    @classmethod
+    def empty(cls, depth: int, device: torch.device) -> Self:
+        """No chain, and nothing tried."""
+        prior = torch.tensor([_PRIOR_HITS, _PRIOR_TRIES], device=device)
+        return cls(
+            chain=torch.full((depth,), -1, dtype=torch.int64, device=device),
+            doubted=torch.zeros(depth, dtype=torch.bool, device=device),
+            start=torch.zeros((), dtype=torch.int64, device=device),
+            kind=torch.zeros((), dtype=torch.int64, device=device),
+            prior=prior,
+            counts=prior.clone(),
+            on_chain=torch.zeros(depth * WIDTH, dtype=torch.bool, device=device),
+        )
+
+
 class Copies:
     """The chain of one request, and how well chains did."""
 
-    def __init__(self, depth: int, device: torch.device) -> None:
-        """``depth``: tokens of a chain."""
+    def __init__(self, depth: int, device: torch.device, fused: bool | None = None) -> None:
+        """``depth``: tokens of a chain. ``fused`` chooses Triton kernels (True) or torch (False);
+        None: kernels where they can run."""
+        self._state = CopyState.empty(depth, device)
+        self._fused = _fused(device, fused)
         self._offsets = torch.arange(depth, device=device)
         self._suffix = torch.arange(LONGEST, device=device)
-        #: The chain [depth] int64; −1 behind its end, and all of it where nothing matches.
-        self.chain = torch.full((depth,), -1, dtype=torch.int64, device=device)
-        # Levels at which the draft stood on the chain and thought of another token first.
-        self._doubted = torch.zeros(depth, dtype=torch.bool, device=device)
-        self._start = torch.zeros((), dtype=torch.int64, device=device)  # where it would stand
-        self._kind = torch.zeros((), dtype=torch.int64, device=device)
-        self._prior = torch.tensor([_PRIOR_HITS, _PRIOR_TRIES], device=device)
-        self._counts = self._prior.clone()  # [2, kinds]: hits and tries, fading
+
+    @property
+    def chain(self) -> Tensor:
+        """The chain [depth] int64; −1 behind its end, and all of it where nothing matches. The
+        same memory for every text."""
+        return self._state.chain
+
+    @property
+    def chance(self) -> Tensor:
+        """That a token of the chain is right though the draft doubts it, [] float32."""
+        hits, tries = self._state.counts.index_select(1, self._state.kind[None])[:, 0]
+        chance: Tensor = hits / tries
+        return chance
 
     def begin(self) -> None:
         """Forget the last request."""
-        self.chain.fill_(-1)
-        self._doubted.zero_()
-        self._counts.copy_(self._prior)
+        self._state.chain.fill_(-1)
+        self._state.doubted.zero_()
+        self._state.counts.copy_(self._state.prior)
 
     def find(self, text: Tensor, length: Tensor) -> None:
         """Judge the last chain by what the text [capacity] int64 became, then look for the next.
@@ -49,6 +94,9 @@ class Copies:
         ``length`` [] int64: tokens of the text. Of all places where its last tokens stood before,
         the one with the longest match is taken, and of those the latest.
         """
+        if self._fused is not None:
+            self._fused.find(self._state, text, length)
+            return
         self._judge(text, length)
         matches = self._matches(text, length)
         numbers = torch.arange(text.shape[0], device=text.device)
@@ -58,23 +106,25 @@ class Copies:
         places = best + 1 + self._offsets
         inside = (places < length) & (kind >= 0)
         tokens = text.index_select(0, places.clamp(max=text.shape[0] - 1))
-        self.chain.copy_(torch.where(inside, tokens, -1))
-        self._doubted.zero_()
-        self._start.copy_(length)
-        self._kind.copy_(kind.clamp(min=0))
+        state = self._state
+        state.chain.copy_(torch.where(inside, tokens, -1))
+        state.doubted.zero_()
+        state.start.copy_(length)
+        state.kind.copy_(kind.clamp(min=0))
 
     def joined(
         self, chances: Tensor, tokens: Tensor, is_on_chain: Tensor, level: int
     ) -> tuple[Tensor, Tensor]:
-        """The best guesses of ``level`` [n, K], best first, with the chain's token among them.
+        """The best guesses of ``level`` with the chain's token among them, [n, K] both.
 
-        ``is_on_chain`` [n] bool: rows whose path is the chain's first ``level`` tokens. There the
-        token has at least the chance that doubted copies proved to have; a row that did not think
-        of it gives up its last guess.
+        ``chances`` [n, K] float32, best first, of ``tokens`` [n, K] int64; ``is_on_chain`` [n]
+        bool: rows whose path is the chain's first ``level`` tokens. There the token has at least
+        the chance that doubted copies proved to have; a row that did not think of it gives up its
+        last guess.
         """
         token = self.chain[level]
         is_doubted = is_on_chain & (tokens[:, 0] != token) & (token >= 0)
-        self._doubted[level] = is_doubted.any()
+        self._state.doubted[level] = is_doubted.any()
         is_there = tokens == token
         is_last = torch.arange(tokens.shape[1], device=tokens.device) == tokens.shape[1] - 1
         place = is_there | (~is_there.any(dim=1, keepdim=True) & is_last)
@@ -83,17 +133,34 @@ class Copies:
         tokens = torch.where(place, token, tokens)
         return torch.where(place, chances.clamp(min=chance), chances), tokens
 
-    @property
-    def chance(self) -> Tensor:
-        """That a token of the chain is right though the draft doubts it, [] float32."""
-        hits, tries = self._counts.index_select(1, self._kind[None])[:, 0]
-        chance: Tensor = hits / tries
-        return chance
+    def joined_in_beam(
+        self,
+        chances: Tensor,
+        tokens: Tensor,
+        level: int,
+        frontier: Tensor | None = None,
+        parents: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """``joined`` for the levels of a ``Beam``, one after the other from 0 on, which finds out
+        by itself what is on the chain.
 
-    def continues(self, is_on_chain: Tensor, tokens: Tensor, level: int) -> Tensor:
-        """Which of ``tokens`` [n] int64 at ``level``, under rows that are on the chain or not
-        [n] bool, are on it themselves."""
-        return is_on_chain & (tokens == self.chain[level]) & (tokens >= 0)
+        Level 0 is the root's: ``chances`` and ``tokens`` [1, K]. On later ones they are [WIDTH, K],
+        under ``frontier`` [WIDTH] int64 tokens; from level 2 on ``parents`` [WIDTH] int64 are the
+        staged rows of the frontier's parents (``Beam.parents``).
+        """
+        if self._fused is not None:
+            guesses: tuple[Tensor, Tensor] = self._fused.joined(
+                self._state, chances, tokens, level, frontier, parents
+            )
+            return guesses
+        is_on_chain = torch.ones(tokens.shape[0], dtype=torch.bool, device=tokens.device)
+        if frontier is not None:
+            on_chain = self._state.on_chain
+            if parents is not None:
+                is_on_chain = on_chain.index_select(0, parents)
+            is_on_chain = is_on_chain & (frontier == self.chain[level - 1]) & (frontier >= 0)
+            on_chain[(level - 1) * WIDTH : level * WIDTH] = is_on_chain
+        return self.joined(chances, tokens, is_on_chain, level)
 
     def _matches(self, text: Tensor, length: Tensor) -> Tensor:
         """How many tokens before and at each place [capacity] equal the last ones; 0 below
@@ -109,15 +176,23 @@ class Copies:
 
     def _judge(self, text: Tensor, length: Tensor) -> None:
         """Count the doubted tokens of the chain that came true, and the first that did not."""
-        places = self._start + self._offsets
-        known = (places < length) & (self.chain >= 0)
-        came = text.index_select(0, places.clamp(max=text.shape[0] - 1)) == self.chain
+        state = self._state
+        places = state.start + self._offsets
+        known = (places < length) & (state.chain >= 0)
+        came = text.index_select(0, places.clamp(max=text.shape[0] - 1)) == state.chain
         is_hit = (came & known).to(torch.int64).cumprod(dim=0)
         is_tried = torch.cat([torch.ones_like(is_hit[:1]), is_hit[:-1]]) * known
-        hits, tries = (is_hit * self._doubted).sum(), (is_tried * self._doubted).sum()
-        counts = self._counts.index_select(1, self._kind[None])
+        hits, tries = (is_hit * state.doubted).sum(), (is_tried * state.doubted).sum()
+        counts = state.counts.index_select(1, state.kind[None])
         news = torch.stack([hits, tries]).to(counts.dtype)[:, None]
-        prior = self._prior.index_select(1, self._kind[None])
+        prior = state.prior.index_select(1, state.kind[None])
         # Towards the prior, so that a chance is never nought or one.
-        faded = torch.where(tries > 0, prior + _FADING * (counts - prior) + news, counts)
-        self._counts.index_copy_(1, self._kind[None], faded)
+        faded = torch.where(tries > 0, prior + FADING * (counts - prior) + news, counts)
+        state.counts.index_copy_(1, state.kind[None], faded)
+
+
+def _fused(device: torch.device, wanted: bool | None) -> ModuleType | None:
+    """The Triton kernels, where they are wanted or, without a wish, can run."""
+    if wanted is None:
+        wanted = device.type == "cuda" and kernels.is_available()
+    return import_module("specx.core.kernels.copies") if wanted else None

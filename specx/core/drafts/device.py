@@ -236,23 +236,17 @@ class DeviceLMDrafter(LMDrafter):
         """Read the new tokens, grow ``levels`` levels, keep the best ``rows`` − 1 guesses."""
         progress, beam = self._progress, self._beam
         newest = self._read_new()
-        is_on_chain = torch.ones(1, dtype=torch.bool, device=newest.device)
         if self._copies is not None:
             self._copies.find(progress.text, progress.prompt + progress.produced)
-        beam.add_root(progress.root, *self._guesses(newest, is_on_chain, 0))
-        # Of the parents of what is read next.
-        states, is_on_chain = newest.expand(WIDTH, -1), is_on_chain.expand(WIDTH)
+        beam.add_root(progress.root, *self._guesses(newest, 0))
+        states = newest.expand(WIDTH, -1)  # of the parents of what is read next
         for level in range(1, levels):
-            if level > 1:
+            if level > 1 and self._model.reads_features:
                 # They stand one level above, in its WIDTH staged rows.
                 above = beam.parents(level - 1) - (level - 2) * WIDTH
                 states = states.index_select(0, above)
-                is_on_chain = is_on_chain.index_select(0, above)
             states = self._read_frontier(level, states)
-            if self._copies is not None:
-                tokens = beam.frontier(level - 1)
-                is_on_chain = self._copies.continues(is_on_chain, tokens, level - 1)
-            beam.add_level(level, *self._guesses(states, is_on_chain, level))
+            beam.add_level(level, *self._guesses(states, level))
         threshold = self._tree.threshold if self._tree.size == "fixed" else None
         tree = beam.tree(rows, threshold, levels).tree
         return tree if self._copies is None else replace(tree, copied=self._copies.chain)
@@ -299,13 +293,15 @@ class DeviceLMDrafter(LMDrafter):
         """A token that only the target's padded vocabulary knows must not break the draft."""
         return tokens.clamp(0, self._model.shape.vocabulary - 1)
 
-    def _guesses(self, states: Tensor, is_on_chain: Tensor, level: int) -> tuple[Tensor, Tensor]:
+    def _guesses(self, states: Tensor, level: int) -> tuple[Tensor, Tensor]:
         """Chances and tokens [n, K] of the best guesses behind ``states`` [n, hidden]."""
         scores = self._scores(self._model.logits(states), level)
         chances, tokens = best_guesses(scores, self._known, self._beam.children)
         if self._copies is None:
             return chances, tokens
-        return self._copies.joined(chances, tokens, is_on_chain, level)
+        frontier = self._beam.frontier(level - 1) if level else None
+        parents = self._beam.parents(level - 1) if level > 1 else None
+        return self._copies.joined_in_beam(chances, tokens, level, frontier, parents)
 
     def _scores(self, logits: Tensor, level: int) -> Tensor:
         """With the noise that the target's sampler will draw there (common random numbers)."""
