@@ -75,6 +75,8 @@ class Engine:
     def __init__(self, preset: Preset, pair: hub.ModelPair, load_s: float = 0.0) -> None:
         self.preset, self.load_s = preset, load_s
         self.tokenizer = pair.tokenizer
+        #: What the user should know about the files; told once, when they were loaded.
+        self.notes = pair.notes
         self._prompter = Prompter(pair.tokenizer, preset.prompt)
         self._end_tokens = hub.end_tokens(pair)
         self.target = Model(pair.target)

@@ -84,6 +84,8 @@ def load_pair(preset: Preset, *, device: str, dtype: str, offline: bool) -> Mode
     if files.head_config is not None and files.draft_dir is not None:
         known = len(files.tokenizer)
         draft = load_head(files.draft_dir, preset.draft, files.target_config, known)
+        for note in draft.notes:
+            tell(Notice(note))
         notes += draft.notes
     elif files.draft_dir is not None and files.draft_config is not None:
         draft = _load_model(files.draft_dir, files.draft_config, draft_dtype, device)

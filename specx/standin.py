@@ -1,22 +1,27 @@
-"""Stand-in weights: a preset's shapes at full size, computing what the bundled pocket pair does.
+"""Stand-in weights: a preset's shapes at full size, computing what a bundled pocket pair does.
 
 In: a preset that names its shapes. Out: a ``hub.ModelPair`` of those shapes, built on the device
-and nowhere else, with pocket's tokenizer. Nothing is downloaded. It does not know requests,
-measurements, the screen, or how one model is put into another (``implant`` does).
+and nowhere else, with pocket's tokenizer; a head stands in for a head of its kind. Nothing is
+downloaded. It does not know requests, measurements, the screen, or how one model or head is put
+into another (``implant`` and ``headimplant`` do).
 
 What a bench measures on such a pair: time, memory and attention of the real shapes, with the text
 and the acceptance of a real, if small, pair.
 """
 
 import copy
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from specx import hub
-from specx.checkpoint import quiet, read_config
+from specx.checkpoint import quiet, read_config, read_json
 from specx.errors import ResourceError, UsageError
+from specx.heads import LoadedHead
+from specx.heads.config import read_head
 from specx.implant import Implant, epsilon, misfit
 from specx.needs import room_on
 from specx.preset import DraftSpec, Preset, TargetSpec, load_preset
+from specx.shape import HeadShapeSpec
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +31,12 @@ if TYPE_CHECKING:
 TRAINED_TOKENS = 17408
 SUFFIX = "-stand-in"
 
+#: Kind of draft → the preset of the bundled pair whose draft is of that kind, and that draft.
+_POCKETS = {
+    "lm": ("pocket", "pocket/draft"),
+    "eagle": ("pocket-eagle", "pocket/eagle"),
+    "eagle3": ("pocket-eagle3", "pocket/eagle3"),
+}
 _ROOM_TOKENS = 4096  # behind a prompt as long as the preset's context
 
 
@@ -38,7 +49,7 @@ def adapted(preset: Preset) -> Preset:
     stand-in. Raises ``UsageError`` for a preset without shapes and for shapes that cannot hold
     pocket.
     """
-    pocket = _pocket()
+    pocket = _pocket(preset)
     _configs(preset)
     changes = {
         "name": f"{preset.name}{SUFFIX}",
@@ -57,10 +68,13 @@ def adapted(preset: Preset) -> Preset:
 
 def about(preset: Preset) -> str:
     """What numbers measured on an ``adapted`` preset are, in a sentence."""
-    draft = f" and {preset.draft.repo}" if preset.draft.kind == "lm" else ""
+    draft = preset.draft
+    head = "of the head " if draft.is_head else ""
+    shapes = f" and {head}{draft.repo}" if draft.has_weights else ""
+    pair = f"pocket target and its {draft.kind} head compute" if head else "pocket pair computes"
     return (
-        f"stand-in weights: {preset.name} has the shapes of {preset.target.repo}{draft} and "
-        "computes what specx's pocket pair computes, so time and memory are those of the shapes, "
+        f"stand-in weights: {preset.name} has the shapes of {preset.target.repo}{shapes} and "
+        f"computes what specx's {pair}, so time and memory are those of the shapes, "
         "text and acceptance are pocket's"
     )
 
@@ -68,8 +82,9 @@ def about(preset: Preset) -> str:
 def find_pair(preset: Preset) -> hub.PairFiles:
     """As ``hub.find_pair``: the configs that ``load_pair`` builds, and pocket's tokenizer."""
     target, draft = _configs(preset)
-    files = hub.find_pair(_pocket(), offline=True)
-    return hub.PairFiles(files.target_dir, target, files.tokenizer, files.draft_dir, draft)
+    files = hub.find_pair(_pocket(preset), offline=True)
+    small = files.target_dir, target, files.tokenizer, files.draft_dir
+    return hub.PairFiles(*small, draft, files.head_config)
 
 
 def load_pair(preset: Preset, *, device: str, dtype: str) -> hub.ModelPair:
@@ -86,10 +101,12 @@ def load_pair(preset: Preset, *, device: str, dtype: str) -> hub.ModelPair:
         if config is not None
     ]
     _check_room(outlines, device, preset)
-    small = hub.load_pair(_pocket(), device="cpu", dtype="float32", offline=True)
+    small = hub.load_pair(_pocket(preset), device="cpu", dtype="float32", offline=True)
     target = _filled(outlines[0], small.target, device)
-    draft = None
-    if len(outlines) > 1 and small.draft is not None:
+    draft: PreTrainedModel | LoadedHead | None = None
+    if isinstance(small.draft, LoadedHead):
+        draft = _filled_head(preset, small.draft, target, small.target)
+    elif len(outlines) > 1 and small.draft is not None:
         draft = _filled(outlines[1], small.draft, device)
     return hub.ModelPair(target, draft, small.tokenizer)
 
@@ -97,23 +114,55 @@ def load_pair(preset: Preset, *, device: str, dtype: str) -> hub.ModelPair:
 def twin(pair: hub.ModelPair) -> hub.ModelPair:
     """The same models once more over the same weights, for a second owner.
 
-    Needs a ``pair`` that nobody has taken over yet.
+    Needs a ``pair`` that nobody has taken over yet. A head is left out: transformers runs none, and
+    keeping its tensors would hold them twice, as the first owner copies them.
     """
-    draft = None if pair.draft is None else _shared(pair.draft)
+    draft = None
+    if pair.draft is not None and not isinstance(pair.draft, LoadedHead):
+        draft = _shared(pair.draft)
     return hub.ModelPair(_shared(pair.target), draft, pair.tokenizer)
 
 
-def _pocket() -> Preset:
-    """The bundled pair's settings, whatever the user calls pocket."""
-    names = {"target.repo": "pocket/target", "draft.kind": "lm", "draft.repo": "pocket/draft"}
-    return load_preset("pocket").with_overrides(names)
+def _pocket(preset: Preset) -> Preset:
+    """The bundled pair with a draft like the ``preset``'s, whatever the user calls pocket."""
+    kind = preset.draft.kind if preset.draft.kind in _POCKETS else "lm"
+    name, draft = _POCKETS[kind]
+    repos = {"target.repo": "pocket/target", "draft.kind": kind, "draft.repo": draft}
+    return load_preset(name).with_overrides(repos)
 
 
 def _configs(preset: Preset) -> "tuple[PreTrainedConfig, PreTrainedConfig | None]":
-    """Configs of the large models, checked: each can hold its small one."""
+    """Configs of the large models, checked: each can hold its small one, and so can a head."""
     target = _config("target", preset.target, preset)
+    if preset.draft.is_head:
+        _check_head(preset)
     draft = _config("draft", preset.draft, preset) if preset.draft.kind == "lm" else None
     return target, draft
+
+
+def _check_head(preset: Preset) -> None:
+    """Raise ``UsageError`` unless the preset's head can hold the bundled one of its kind."""
+    from specx.headimplant import head_misfit
+
+    shape, target = preset.draft.head_shape, preset.target.shape
+    if shape is None or target is None:
+        raise UsageError(
+            f"preset {preset.name} does not say the shape of its head",
+            reason="stand-in weights are built from it",
+            hints=[
+                f"add draft.head_shape to the preset: {', '.join(HeadShapeSpec.model_fields)}",
+                "specx presets show vicuna-7b-eagle has one",
+            ],
+        )
+    directory = hub.resolve(_POCKETS[preset.draft.kind][1], None, offline=True)
+    small = read_head(read_json(directory / "config.json"))
+    reason = head_misfit(shape, target, small, _generation(preset))
+    if reason:
+        raise UsageError(f"no stand-in can be built for preset {preset.name}: head", reason=reason)
+
+
+def _generation(preset: Preset) -> int:
+    return 3 if preset.draft.kind == "eagle3" else 1
 
 
 def _config(
@@ -177,6 +226,8 @@ def _check_room(outlines: "list[PreTrainedModel]", device: str, preset: Preset) 
     import torch
 
     need = sum(part.nbytes for outline in outlines for part in outline.parameters())
+    if preset.draft.is_head:
+        need += _head_bytes(preset, outlines[0].dtype)
     have = room_on(torch.device(device)).free_bytes
     if have is not None and need > have:
         raise ResourceError(
@@ -184,6 +235,32 @@ def _check_room(outlines: "list[PreTrainedModel]", device: str, preset: Preset) 
             reason=f"they need {need / 2**30:.1f} GiB, and {have / 2**30:.1f} GiB are free",
             hints=["--dtype float16 halves float32", "choose another --device", "-m pocket"],
         )
+
+
+def _head_bytes(preset: Preset, dtype: "torch.dtype") -> int:
+    """What a head takes while it is put beside its target, which makes a copy of it."""
+    from specx.headimplant import tensor_shapes
+
+    shape, target = preset.draft.head_shape, preset.target.shape
+    assert shape is not None
+    assert target is not None
+    shapes = tensor_shapes(shape, _generation(preset), target.vocabulary).values()
+    return 2 * dtype.itemsize * sum(map(math.prod, shapes))
+
+
+def _filled_head(
+    preset: Preset, small: LoadedHead, target: "PreTrainedModel", small_target: "PreTrainedModel"
+) -> LoadedHead:
+    """The preset's head beside ``target``, making the guesses of the ``small`` one."""
+    import torch
+
+    from specx.headimplant import HeadImplant
+
+    assert preset.draft.head_shape is not None, "checked with the configs"
+    try:
+        return HeadImplant(small, preset.draft.head_shape, target, small_target).build()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ResourceError(f"no memory on {target.device} for a stand-in head") from error
 
 
 def _filled(model: "PreTrainedModel", small: "PreTrainedModel", device: str) -> "PreTrainedModel":

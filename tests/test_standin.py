@@ -230,6 +230,27 @@ class TestSettings:
         assert adapted.prompt == pocket.prompt
         assert (adapted.tree.nodes, adapted.tree.depth) == (50, 10)
 
+    @pytest.mark.parametrize(
+        ("name", "kind"), [("vicuna-7b-eagle", "eagle"), ("llama3.1-8b-eagle3", "eagle3")]
+    )
+    def test_a_head_stands_in_for_a_head_of_its_kind(self, name: str, kind: str) -> None:
+        pocket, preset = load_preset(f"pocket-{kind}"), load_preset(name)
+        adapted = standin.adapted(preset)
+        assert adapted.draft.kind == kind
+        assert adapted.draft.trained_context_tokens == pocket.draft.trained_context_tokens
+        assert (adapted.retrieval, adapted.prompt) == (pocket.retrieval, pocket.prompt)
+        files = standin.find_pair(adapted)
+        assert files.target_config.hidden_size == 4096
+        assert files.draft_config is None
+        assert files.head_config is not None
+        assert f"of the head {preset.draft.repo}" in standin.about(adapted)
+        assert f"its {kind} head" in standin.about(adapted)
+
+    @pytest.mark.parametrize("kind", ["none", "lookup"])
+    def test_a_draft_without_weights_needs_none(self, kind: str) -> None:
+        preset = load_preset("vicuna-7b", {"draft.kind": kind, "draft.shape": "null"})
+        assert standin.find_pair(standin.adapted(preset)).draft_config is None
+
     @pytest.mark.parametrize(("name", "least"), [("vicuna-7b", 16384), ("llama3.1-8b", 131072)])
     def test_a_prompt_may_fill_the_context_with_an_output_behind(
         self, name: str, least: int
@@ -277,6 +298,13 @@ class TestRefusals:
         with pytest.raises(UsageError, match="does not say the shape of its target") as caught:
             standin.adapted(preset)
         assert "target.shape" in caught.value.hints[0]
+
+    def test_a_preset_without_a_heads_shape_is_told_what_to_add(self) -> None:
+        preset = load_preset("vicuna-7b-eagle", {"draft.head_shape": "null"})
+        with pytest.raises(UsageError, match="does not say the shape of its head") as caught:
+            standin.adapted(preset)
+        assert "draft.head_shape" in caught.value.hints[0]
+        assert "bias" in caught.value.hints[0]
 
     def test_memory_is_asked_before_it_is_touched(self) -> None:
         preset = standin.adapted(load_preset("vicuna-7b", {"target.shape.layers": "1000"}))

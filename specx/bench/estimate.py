@@ -4,6 +4,7 @@ In: a setup. Out: an object and its lines. No weights are read: the models are l
 meta device, and bandwidth and matmul rate are measured with buffers of their own.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,10 @@ from specx.bench.record import Object
 from specx.bench.session import Setup, find_pair
 from specx.bench.views.wording import size
 from specx.core.model import Shape, shape_of
+from specx.headimplant import tensor_shapes
+from specx.heads.config import read_head
+from specx.preset import Preset
+from specx.shape import HeadShapeSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -91,8 +96,31 @@ def _rows(setup: Setup, name: str) -> Iterator[Object]:
             "runs": measured + modes * plan.warmup,
             "prefill_s": floor.prefill_s,
             "decode_s": (plan.max_tokens - 1) * floor.step_s,
-            "memory_bytes": sum(cost.step_bytes(length + plan.max_tokens) for cost in costs),
+            "memory_bytes": sum(cost.step_bytes(length + plan.max_tokens) for cost in costs)
+            + _head_numbers(preset, files, length + plan.max_tokens) * target.dtype.itemsize,
         }
+
+
+def _head_numbers(preset: Preset, files: hub.PairFiles, rows: int) -> int:
+    """How many numbers a head's weights, and its keys and values of ``rows`` tokens, consist of;
+    0 for other drafts."""
+    if files.head_config is None:
+        return 0
+    generation = 3 if preset.draft.kind == "eagle3" else 1
+    shape = preset.draft.head_shape
+    if shape is None:
+        facts = read_head(files.head_config)
+        shape = HeadShapeSpec(
+            hidden=facts.hidden,
+            mlp=facts.mlp,
+            heads=facts.heads,
+            kv_heads=facts.kv_heads,
+            head_dim=facts.head_dim,
+            vocabulary=facts.draft_vocabulary,
+            features=generation,
+        )
+    weights = tensor_shapes(shape, generation, files.target_config.vocab_size).values()
+    return sum(map(math.prod, weights)) + 2 * shape.kv_heads * shape.head_dim * rows
 
 
 def _outline(config: "PreTrainedConfig", dtype: str, setup: Setup, device: torch.device) -> Outline:

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from specx.bench.record import Floor
+from specx.core.eagle import EagleHead
 from specx.core.linear import PackedLinear, pack_linears
 from specx.core.model import Shape
 from specx.needs import room_on
@@ -105,6 +106,15 @@ def cost_of(model: Weighed) -> ModelCost:
     )
 
 
+def level_weights(draft: Weighed) -> int:
+    """Bytes of the weights that one level of a draft reads, behind its first. EAGLE-3 merges the
+    target's features once a draft."""
+    merging = 0
+    if isinstance(draft, EagleHead) and draft.config.generation == 3:
+        merging = _total_bytes(draft.decoder.get_submodule("fc"))
+    return cost_of(draft).weight_bytes - merging
+
+
 def measure_floor(
     preset: Preset, target: Weighed, draft: Weighed | None, length: int, *, again: bool = False
 ) -> Floor:
@@ -118,7 +128,7 @@ def measure_floor(
     if draft is not None:
         # The least that a drafter of this preset keeps in sight; the ``full`` cache reads more.
         rows = min(length, preset.retrieval.budget_tokens)
-        level_bytes = cost_of(draft).step_bytes(rows)
+        level_bytes = level_weights(draft) + cost_of(draft).kv_row_bytes * rows
     step_bytes = cost.step_bytes(length)
     return Floor(
         preset=preset.name,

@@ -3,9 +3,9 @@
 In: a loaded engine and a prompt length. Out: ``Task``s, and the seconds of a real prefill. It does
 not know how often or by which clock a task is timed, or what a good time would be.
 
-Target, drafter and their order within a step are those of ``core.decode``; keys and values are
-random numbers, so a task costs what it costs and the text means nothing. Where lengths are the
-device's (a GPU) nothing in a task waits for it.
+Target, drafter and their order within a step are those of ``core.decode``; keys, values and the
+features that a head reads are random numbers, so a task costs what it costs and the text means
+nothing. Where lengths are the device's (a GPU) nothing in a task waits for it.
 """
 
 import random
@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from specx.bench.floor import cost_of
-from specx.bench.variants import PARTS
+from specx.bench.floor import cost_of, level_weights
+from specx.bench.variants import with_part
 from specx.core.attention import Kernels
 from specx.core.cache import KVCache
 from specx.core.config import Parts, SamplingConfig, parts_for
@@ -86,7 +85,9 @@ class Rig:
         self._first = torch.zeros(1, dtype=torch.int64, device=self._device)
         self._drafters: dict[int, DeviceLMDrafter] = {}  # by levels
         self._full: KVCache | None = None  # the draft's keys of the whole context
+        self._missing = 0  # rows that it has less than there are tokens: a head reads pairs
         if engine.draft is not None and self.parts.has_draft_model:
+            self._missing = int(engine.draft.reads_features)
             spare = 4 * (self.levels + 1)
             self._full = engine.draft.new_cache(max(capacity, budget) + spare)
         self._retriever = Retriever(engine.preset.retrieval)
@@ -143,6 +144,7 @@ class Rig:
         caches = [self.target.cache] if self._full is None else [self.target.cache, self._full]
         for rows in (rows for cache in caches for rows in (*cache.keys, *cache.values)):
             rows.normal_()
+        self.target.buffers.features.normal_()
         self._start(self.target)
         if self._retrieves:
             self._selection = self.target.select(self._retriever, None)
@@ -185,14 +187,14 @@ class Rig:
         changed: list[tuple[str, Parts, Kernels]] = []
         lost: dict[str, str] = {}
         for word, name in _OTHER_KERNELS.items():
-            parts = _with(self.parts, word)
+            parts = with_part(self.parts, word)
             kernels, note = choose_kernels(model, parts)
             if kernels.name == name != self.kernels.name:
                 changed.append((word, parts, kernels))
             elif kernels.name != name and is_gpu:
                 lost[word] = note
         for word in _OTHER_PARTS if is_gpu and self.is_static else ():
-            parts = _with(self.parts, word)
+            parts = with_part(self.parts, word)
             if parts != self.parts:
                 changed.append((word, parts, self.kernels))
         tasks = []
@@ -273,7 +275,7 @@ class Rig:
         if self.is_static:
             self.target.progress.produced.add_(1)
         else:
-            drafter.extend([0], torch.empty(0))
+            drafter.extend([0], self.target.buffers.features[:1])
         drafter.draft()
 
     def _step(self) -> None:
@@ -281,7 +283,7 @@ class Rig:
         drafter, target, progress = self._drafter, self.target, self.target.progress
         tree = TokenTree.root_only(progress.root) if drafter is None else drafter.draft()
         tree = target.place(tree)
-        logits, _ = target.verify(tree)
+        logits, features = target.verify(tree)
         sample = self._sampler(logits, progress.produced + tree.depths)
         path, report = target.accept(tree, sample)
         target.commit(tree, sample, path)
@@ -292,7 +294,7 @@ class Rig:
             count = int(report[0])
             target.settle(count)
             if drafter is not None:
-                drafter.extend(report[3 : 3 + count].tolist(), torch.empty(0))
+                drafter.extend(report[3 : 3 + count].tolist(), features[path.nodes])
 
     def _start(self, target: Target) -> None:
         """As after the prefill and its first token, for plain steps."""
@@ -305,11 +307,11 @@ class Rig:
         assert self._full is not None
         self._start(self.target)
         drafter = self._drafter = self._new_drafter(levels)
-        self._full.reach(self.length)
+        self._full.reach(self.length - self._missing)
         if self._selection is not None:
             drafter.refocus(self._selection)
         if not self.is_static:
-            drafter.extend([0], torch.empty(0))
+            drafter.extend([0], self.target.buffers.features[:1])
         first()
         self._steps = 0
 
@@ -345,7 +347,8 @@ class Rig:
         if (draft := self._engine.draft) is None:
             return 0
         rows = min(self.length, self._engine.preset.retrieval.budget_tokens)
-        return draft.weights_bytes + cost_of(draft).kv_row_bytes * rows
+        weights = level_weights(draft) if draft.reads_features else draft.weights_bytes
+        return weights + cost_of(draft).kv_row_bytes * rows
 
     @property
     def _device(self) -> torch.device:
@@ -364,15 +367,9 @@ def levels_of(engine: Engine) -> int:
 
 def parts_of(engine: Engine) -> Parts:
     """Those of mode ``specx`` as the preset changes them."""
-    parts = parts_for("specx", dict(engine.preset.parts))
+    preset = engine.preset
+    parts = parts_for("specx", {"drafter": preset.draft.kind, **preset.parts})
     return parts if engine.draft is not None else replace(parts, drafter="none")
-
-
-def _with(parts: Parts, word: str) -> Parts:
-    """``parts`` with the one that ``word`` names replaced."""
-    name, value = PARTS[word]
-    changed: dict[str, Any] = {name: value}
-    return replace(parts, **changed)
 
 
 def _is_recorded(target: Target) -> bool:

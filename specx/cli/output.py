@@ -164,9 +164,9 @@ def _acceptance(stats: GenerationStats) -> dict[str, Any]:
 
 
 def _warnings(run: Run) -> list[str]:
-    """What this machine could not give, then what the run itself has to say."""
+    """What this machine could not give, what the files are like, and what the run has to say."""
     lost = run.engine.kernels_note
-    return [*([lost] if lost else []), *run.result.warnings]
+    return [*([lost] if lost else []), *run.engine.notes, *run.result.warnings]
 
 
 def _verification(run: Run) -> dict[str, Any] | None:

@@ -6,9 +6,10 @@ EAGLE head. It does not know shapes, targets or configs' numbers.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from specx.errors import ModelError
+from specx.heads.config import other_kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,11 +26,18 @@ _RENAMED = {
     "pre_lm_head_layernorm.": "lm_head_layernorm.",
 }
 _IGNORED = ("verifier_", "rotary_emb.", f"{LAYER}self_attn.rotary_emb.")
-_HASS = ("embed_layernorm", "post_embedding_layernorm", "hidden_layernorm", "lm_head_layernorm")
+_HASS = (
+    "embed_layernorm",
+    "post_embedding_layernorm",
+    "hidden_layernorm",
+    "input_layernorm",
+    "lm_head_layernorm",
+)
+_GLIDE = "a GliDe drafter, which attends to the target's cache"
 _OTHER_KINDS = {  # a name's beginning → what has it
     "medusa": "Medusa heads",
-    "cross_attn": "GliDe drafts",
-    f"{LAYER}cross_attn": "GliDe drafts",
+    "cross_attn": _GLIDE,
+    f"{LAYER}cross_attn": _GLIDE,
 }
 
 
@@ -51,18 +59,16 @@ def named(directory: Path, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor
     return found
 
 
-def refuse_other_kinds(
-    directory: Path, raw: dict[str, Any], tensors: "Mapping[str, Tensor]"
-) -> None:
-    """Raise ``ModelError`` for drafts that only look like EAGLE's."""
-    kind = raw.get("speculators_model_type")
-    if kind not in (None, "eagle", "eagle3"):
-        raise ModelError(f"{directory} is no EAGLE head", reason=f"it is of type {kind}")
-    for name in tensors:
+def refuse_other_kinds(directory: Path, tensors: "Mapping[str, Tensor]") -> None:
+    """Refuse drafts that only look like EAGLE's.
+
+    Raises ``PairError`` for other kinds of drafters and ``ModelError`` for variants of EAGLE that
+    specx does not run.
+    """
+    for name in (name[:100] for name in tensors):
         for start, what in _OTHER_KINDS.items():
             if name.startswith(start):
-                reason = f"{name} belongs to {what}"
-                raise ModelError(f"{directory} is no EAGLE head", reason=reason)
+                raise other_kind(what, f"{directory} has {name}")
         if name.startswith(_HASS):
             raise ModelError(
                 f"{directory} is a variant of EAGLE that specx does not run",

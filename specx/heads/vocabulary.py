@@ -47,7 +47,8 @@ def check_output(
     rows, matrix, table = target.vocab_size, tensors.get("lm_head.weight"), tensors.get("d2t")
     if matrix is None:
         fits = tensors["fc.weight"].shape[0] == target.hidden_size
-        if not fits or raw.get("draft_vocab_size") not in (None, rows):
+        is_smaller = table is not None and (table.shape != (rows,) or bool(table.any()))
+        if not fits or is_smaller or raw.get("draft_vocab_size") not in (None, rows):
             raise ModelError(f"{directory} is incomplete", reason="lm_head.weight is missing")
         return
     own = matrix.shape[0]
@@ -68,16 +69,20 @@ def _check_table(
 ) -> None:
     import torch
 
-    if table.shape != (own,) or table.is_floating_point():
-        size = "x".join(map(str, table.shape))
-        reason = f"d2t is {size} {table.dtype}, and lm_head.weight has {own} rows"
+    if table.shape != (own,) or table.is_floating_point() or table.dtype == torch.bool:
+        size = "x".join(map(str, table.shape)) or "one number"
+        kind = str(table.dtype).removeprefix("torch.")
+        reason = f"d2t is {size} of type {kind}, and lm_head.weight has {own} rows"
         raise ModelError(f"the tensors in {directory} do not fit together", reason=reason)
     ids = table.to(torch.int64) + torch.arange(own)
-    marked = None if marks is None else marks.bool().nonzero()[:, 0]
+    marked = None if marks is None else marks.bool().flatten().nonzero()[:, 0]
     agrees = marked is not None and torch.equal(marked, ids)
     if own < rows and not table.any() and not agrees:
         raise ModelError(f"d2t in {directory} is empty", reason="all of it is 0")
-    rises = bool((ids.diff() > 0).all()) and int(ids[0]) >= 0 and int(ids[-1]) < rows
-    if not rises or (marked is not None and not agrees):
-        reason = "t2d marks other tokens" if rises else "its ids do not rise within the target's"
+    # The bounds first: within them, no difference overflows.
+    is_inside = int(ids.min()) >= 0 and int(ids.max()) < rows
+    if not is_inside or not bool((ids.diff() > 0).all()):
+        reason = f"its ids do not rise within the target's {rows}"
         raise ModelError(f"d2t in {directory} is damaged", reason=reason)
+    if marked is not None and not agrees:
+        raise ModelError(f"d2t in {directory} is damaged", reason="t2d marks other tokens")

@@ -16,6 +16,7 @@ from specx.bench import floor, micro, rig
 from specx.bench.micro import Limits, Measured, Piece, measure, micro_object
 from specx.bench.rig import Rig
 from specx.bench.views import micro as views
+from specx.core.drafts.device import DeviceLMDrafter
 from specx.core.kernels.reference import StaticKernels
 from specx.errors import ContextError
 from specx.preset import load_preset
@@ -313,6 +314,41 @@ def test_rows_are_in_order_and_in_words(engine: specx.Engine) -> None:
     assert slow == [
         "first call of verify 64 nodes, no-graphs at 1,024: 33.0 s (compiling and setting up)"
     ]
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_a_head_has_the_same_pieces(way: str, kind: str) -> None:
+    """It reads features, and is a row behind the prompt's tokens after every prefill."""
+    engine = specx.load(f"pocket-{kind}", overrides={"tree.depth": 3, "tree.nodes": 6})
+    made = Rig(engine, 200)
+    assert made.parts.drafter == kind
+    with torch.inference_mode():
+        for _ in range(2):  # the second one in the caches of the first
+            made.prefill(made.tokens())
+            assert made._full is not None
+            assert made._full.length == 199
+        made.fill()
+        for task in made.tasks():
+            for _ in range(2):
+                task.prepare()
+                if task.name == "draft":
+                    drafter = made._drafter
+                    if isinstance(drafter, DeviceLMDrafter):
+                        assert drafter._prompt == 200
+                    else:  # has read the prompt's first token and one more
+                        assert made._full.length == 199 + 2
+                for _ in range(task.repeats or 1):
+                    task.work()
+            assert task.floor_bytes > 0 or (task.name == "draft" and way == "host")
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_a_level_of_a_head_reads_the_targets_output_matrix(kind: str) -> None:
+    made = Rig(specx.load(f"pocket-{kind}"), 200)
+    layer = 512 * 1280 * 3 + 512 * 512 + (512 + 2 * 256) * (512 if kind == "eagle" else 1024)
+    joint = 512 * 1024 + 512 if kind == "eagle" else 0  # EAGLE-3 merges features once a draft
+    rows = 200 * 2 * 256
+    assert made.level_bytes == 4 * (layer + joint + 512 * 8192 + rows)
 
 
 @pytest.mark.gpu

@@ -125,3 +125,34 @@ def test_a_dry_run_counts_the_large_model(cli: Callable[..., Outcome], words: li
     (row,) = json.loads(done.out)["rows"]
     assert row["preset"] == "big-stand-in"
     assert row["memory_bytes"] > 100 << 20
+
+
+def test_a_head_is_measured_in_its_shape(
+    cli: Callable[..., Outcome], place: Path, words: list[str]
+) -> None:
+    sizes = "hidden: 640, mlp: 1280, heads: 4, kv_heads: 4, head_dim: 128, vocabulary: 8192"
+    head = f"kind: eagle3\n  repo: owner/head\n  head_shape: {{{sizes}, features: 3}}"
+    lines = PRESET.splitlines()
+    start = lines.index("  repo: owner/small")
+    lines[start : start + 2] = [f"  {head}"]
+    preset_text = "\n".join(lines).replace("name: big", "name: head")
+    (place / "head.yaml").write_text(preset_text, encoding="utf-8")
+    asked = [*words, "-o", "json"]
+    asked[asked.index(str(place / "big.yaml"))] = str(place / "head.yaml")
+    done = cli(*asked)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    (preset,) = found["plan"]["presets"]
+    assert (preset["draft"]["kind"], preset["draft"]["repo"]) == ("eagle3", "owner/head")
+    assert "eagle3 head" in preset["stand_in"]["about"]
+
+
+def test_a_dry_run_counts_the_head(cli: Callable[..., Outcome]) -> None:
+    plan = ("--lengths", "64", "-n", "4", "--samples", "1", "--dtype", "float16", "-o", "json")
+    sizes = []
+    for extra in ((), ("--set", "draft.kind=none")):
+        words = ("bench", "-m", "llama3.1-8b-eagle3", "--stand-in", "--dry-run", "--offline")
+        done = cli(*words, *plan, *extra)
+        assert done.code == 0, done.err
+        sizes.append(json.loads(done.out)["rows"][0]["memory_bytes"])
+    assert sizes[0] - sizes[1] == pytest.approx(2 * 424.7e6, rel=0.01)

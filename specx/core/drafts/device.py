@@ -87,6 +87,7 @@ class DeviceLMDrafter(LMDrafter):
         self._read.zero_()
         self._held.zero_()
         self._pending, self._produced = [], 0
+        self._last_feature = None
         self._prompt = 0
         self._most_held = 0  # upper bound of ``_held``, on the host
         self._unsettled = 0  # drafts since the last ``extend``
