@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,8 @@ _SIZES = {  # config field → upper bound that keeps a tampered file from exhau
     "max_position_embeddings": 1 << 26,
 }
 _NO_REMOTE_CODE = "auto_map names Python files, and specx runs no code that comes with a model"
+_OF_HEADS = ("hidden_size", "num_attention_heads", "head_dim")
+_AS_PUBLISHED = "take the config.json that the weights were published with"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 #: What transformers, tokenizers and json raise for a damaged file; each is a builtin.
@@ -103,6 +105,7 @@ def read_config(directory: Path) -> "PreTrainedConfig":
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         raise _unsupported_family(str(family), path)
+    _check_heads(raw, family, path)
 
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -114,11 +117,38 @@ def read_config(directory: Path) -> "PreTrainedConfig":
             )
         check_architecture(config)
     except ModelError as error:
-        raise ModelError(f"{path}: {error.message}", reason=error.reason) from error
+        reason, hints = error.reason, error.hints
+        raise ModelError(f"{path}: {error.message}", reason=reason, hints=hints) from error
     except (*DAMAGE, StrictDataclassError) as error:
         raise ModelError(f"{path} does not hold together", reason=summary(error)) from error
     _check_end_tokens(directory / "generation_config.json")
     return config
+
+
+def _check_heads(raw: Mapping[str, Any], family: str, path: Path) -> None:
+    """Raise ``ModelError`` where the width cannot be divided among the heads as ``family`` does.
+
+    Said here because transformers says it without the file, or builds another model. What is no
+    size is left to ``check_architecture``.
+    """
+    hidden, heads, width = (raw.get(name) for name in _OF_HEADS)
+    if type(hidden) is not int or type(heads) is not int or heads < 1:
+        return
+    # Llama's width is divided whatever head_dim says; qwen3 has a head_dim without being told.
+    if hidden % heads and (family == "llama" or (width is None and family != "qwen3")):
+        raise ModelError(
+            f"{path}: hidden_size {hidden} is no multiple of num_attention_heads {heads}",
+            reason=f"{family} models divide it evenly among the heads"
+            + ("" if family == "llama" else ", where head_dim is not given"),
+            hints=[_AS_PUBLISHED],
+        )
+    width = hidden // heads if width is None and family != "qwen3" else width
+    if type(width) is int and width % 2:
+        raise ModelError(
+            f"{path}: attention heads are {width} wide",
+            reason="positions rotate the numbers of a head in pairs, so it must be an even number",
+            hints=[_AS_PUBLISHED],
+        )
 
 
 def _check_end_tokens(path: Path) -> None:
@@ -160,7 +190,11 @@ def _check_sizes(config: "PreTrainedConfig") -> None:
             )
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     if heads % groups:
-        raise ModelError(f"{heads} attention heads cannot share {groups} key/value heads")
+        raise ModelError(
+            f"{heads} attention heads cannot share {groups} key/value heads",
+            reason="num_attention_heads must be a multiple of num_key_value_heads",
+            hints=[_AS_PUBLISHED],
+        )
 
 
 def _check_attention(config: "PreTrainedConfig") -> None:

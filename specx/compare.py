@@ -71,6 +71,7 @@ class Run:
     difference: "Difference | None" = None
     expected_text: str = ""  # the two tokens on which the texts part; "" is the end of a text
     got_text: str = ""
+    notes: tuple[str, ...] = ()  # on this machine and the models' files
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +267,9 @@ class Race:
     def _judged(
         self, contestant: Contestant, engine: "Engine", prompt: "Prompt", result: "Result"
     ) -> Run:
-        run = Run(contestant, result, prompt.document_tokens, engine.device, engine.dtype)
+        notes = (*filter(None, (engine.kernels_note,)), *engine.notes)
+        facts = (prompt.document_tokens, engine.device, engine.dtype)
+        run = Run(contestant, result, *facts, notes=notes)
         if not self.runs:
             return run
         first = self.runs[0]
@@ -387,4 +390,5 @@ def _run_object(run: Run, first: Run) -> dict[str, Any]:
         "first_difference": None
         if difference is None
         else {**asdict(difference), "margin": margin},
+        "warnings": [{"message": message} for message in (*run.notes, *run.result.warnings)],
     }

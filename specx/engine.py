@@ -12,17 +12,18 @@ from typing import Any
 import torch
 
 from specx import hub
-from specx.core.attention import Kernels, SdpaKernels
+from specx.core.attention import Kernels
 from specx.core.config import MODES, Parts, SamplingConfig, parts_for
 from specx.core.decode import Decoder, Request
 from specx.core.drafts import Drafter, NoDraft
-from specx.core.drafts.lm import DraftSettings, LMDrafter
 from specx.core.drafts.lookup import LookupDrafter
+from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.eagle import EagleHead
 from specx.core.growth import Governor, StepCosts
 from specx.core.kernels import is_available
 from specx.core.kernels.cuda import choose_kernels
 from specx.core.model import Model
+from specx.core.replay import plain_logits
 from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.target import MEASURED_ROWS, Target, static_rows
@@ -199,21 +200,21 @@ class Engine:
     ) -> Difference | None:
         """The first token on which ``tokens`` part from ``plain``, plain decoding's of ``prompt``.
 
-        None when both are the same to the end. The margin costs one more prefill.
+        None when both are the same to the end. The margin costs plain decoding to that place.
         """
         sampling = self.preset.sampling if sampling is None else sampling
         for index in range(max(len(tokens), len(plain))):
             expected, got = (each[index] if index < len(each) else None for each in (plain, tokens))
             if expected != got:
-                context = [*prompt.tokens, *plain[:index]]
-                margin = self._margin(context, index, expected, got, Sampler(sampling))
+                before = plain[:index]
+                margin = self._margin(prompt.tokens, before, expected, got, Sampler(sampling))
                 return Difference(index, expected, got, margin)
         return None
 
     def _margin(
         self,
-        context: list[int],
-        index: int,
+        prompt: Sequence[int],
+        before: Sequence[int],
         expected: int | None,
         got: int | None,
         sampler: Sampler,
@@ -223,20 +224,16 @@ class Engine:
         known = range(self.target.shape.vocabulary)
         if expected not in known or got not in known:
             return None
-        explain = partial(self._no_memory, parts_for("plain"), len(context), 0)
-        logits = with_room(partial(self._logits_after, context), self._make_room, explain)
-        position = torch.tensor([index], device=self.device)
+        explain = partial(self._no_memory, parts_for("plain"), len(prompt), len(before))
+        tokens = torch.tensor([*prompt, *before], device=self.device)
+        chunk_tokens = self.preset.prefill_chunk_tokens
+        replay = partial(plain_logits, self.target, tokens, len(prompt), chunk_tokens)
+        logits = with_room(replay, self._make_room, explain)
+        position = torch.tensor([len(before)], device=self.device)
         seen = torch.zeros_like(logits, dtype=torch.bool)
-        seen[0, torch.tensor(context, device=self.device)] = True
+        seen[0, tokens] = True
         scores = sampler.scores(logits, position, seen)[0]
         return float(scores[expected] - scores[got])
-
-    def _logits_after(self, context: list[int]) -> torch.Tensor:
-        tokens = torch.tensor(context, device=self.device)
-        target = Target(self.target, len(tokens), parts_for("plain"), SdpaKernels())
-        for chunk in torch.split(tokens, self.preset.prefill_chunk_tokens):
-            logits, _ = target.read(chunk)
-        return logits
 
     def _check(self, prompt: Prompt, mode: str, max_tokens: int) -> None:
         if mode not in MODES:
@@ -327,7 +324,7 @@ class Engine:
             device = torch.device("cpu") if kernels.is_static else self.target.device
             return LookupDrafter(self.preset.tree, device, costs)
         settings = self._draft_settings(parts, capacity, kernels)
-        return LMDrafter(settings, request.sampler, costs)
+        return ModelDrafter(settings, request.sampler, costs)
 
     def _draft_settings(self, parts: Parts, capacity: int, kernels: Kernels) -> DraftSettings:
         preset = self.preset

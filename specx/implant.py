@@ -67,6 +67,8 @@ def misfit(shape: ShapeSpec, small: "PreTrainedConfig") -> str:
     ):
         if ours % theirs:
             return f"its {name}, {ours}, are no multiple of pocket's {theirs}"
+    if shape.family == "llama" and shape.hidden % shape.heads:
+        return f"its hidden, {shape.hidden}, is no multiple of its heads, {shape.heads}"
     if shape.hidden == small.hidden_size and shape.vocabulary > small.vocab_size:
         return f"with more vocabulary rows than pocket, hidden must exceed {small.hidden_size}"
     return ""

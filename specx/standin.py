@@ -108,7 +108,7 @@ def load_pair(preset: Preset, *, device: str, dtype: str) -> hub.ModelPair:
         draft = _filled_head(preset, small.draft, target, small.target)
     elif len(outlines) > 1 and small.draft is not None:
         draft = _filled(outlines[1], small.draft, device)
-    return hub.ModelPair(target, draft, small.tokenizer)
+    return hub.ModelPair(target, draft, small.tokenizer, small.notes)
 
 
 def twin(pair: hub.ModelPair) -> hub.ModelPair:

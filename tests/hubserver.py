@@ -25,7 +25,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".safetensors", ".bin")
 PAGE = b"<!DOCTYPE html><html><title>Welcome to our hotel</title>Please log in</html>"
 LISTING = "listing"  # a fault under this name meets the API instead of a file
-Fault = str | int  # reset, truncate, page, wrong, long, whole; or an HTTP status
+Fault = str | int  # reset, truncate, stall, page, wrong, long, whole; or an HTTP status
 
 
 @dataclass
@@ -45,6 +45,8 @@ class HubServer:
     fetched: list[tuple[str, int]] = field(default_factory=list)
     #: Bytes of files that were sent.
     sent_bytes: int = 0
+    #: Ends the waiting of stalled answers.
+    released: threading.Event = field(default_factory=threading.Event)
     url: str = ""
 
     @property
@@ -80,6 +82,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._list(repo, with_digests="blobs" in parse_qs(address.query))
         elif words[0] == "cdn":
             self._send_file(self.hub.folders["/".join(words[1:3])] / words[3])
+        elif len(words) < 5:  # what the Hub's client asks besides
+            self._send(404, b"", {})
         else:
             repo, revision, name = "/".join(words[:2]), words[3], "/".join(words[4:])
             if self._is_known(repo, revision) and not self._is_gated(repo):
@@ -151,9 +155,11 @@ class Handler(BaseHTTPRequestHandler):
             body = bytes([body[0] ^ 1]) + body[1:]
         if fault == "long":
             body += b"more"
-        cut = len(body) // 2 if fault in ("reset", "truncate") else len(body)
+        cut = len(body) // 2 if fault in ("reset", "truncate", "stall") else len(body)
         self.hub.sent_bytes += self._send(206 if wanted else 200, body, headers, cut=cut)
-        if fault in ("reset", "truncate"):
+        if fault == "stall":
+            self.hub.released.wait(60)
+        if fault in ("reset", "truncate", "stall"):
             self.close_connection = True
         if fault == "reset":
             time.sleep(0.05)  # else the reset overtakes the bytes
@@ -193,6 +199,7 @@ def serving(folders: dict[str, Path]) -> Iterator[HubServer]:
     try:
         yield hub
     finally:
+        hub.released.set()
         server.shutdown()
         server.server_close()
 

@@ -124,6 +124,42 @@ class TestDamage:
             examine(damaged)
 
     @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            (
+                {"hidden_size": 66, "head_dim": ...},
+                "hidden_size 66 is no multiple of num_attention_heads 4",
+            ),
+            ({"hidden_size": 66, "head_dim": None}, "no multiple of num_attention_heads 4"),
+            ({"hidden_size": 66}, "no multiple of num_attention_heads 4"),
+            ({"hidden_size": 66, "head_dim": ..., "model_type": "qwen2"}, "qwen2 models divide it"),
+            ({"hidden_size": 66, "head_dim": ..., "model_type": "mistral"}, "head_dim is not giv"),
+            ({"hidden_size": 60, "head_dim": ...}, "attention heads are 15 wide"),
+            ({"head_dim": 17}, "attention heads are 17 wide"),
+            ({"num_key_value_heads": 3}, "4 attention heads cannot share 3 key/value heads"),
+        ],
+    )
+    def test_heads_that_do_not_add_up_are_told_without_a_weight(
+        self, damaged: Path, changes: dict[str, Any], said: str
+    ) -> None:
+        (damaged / "model.safetensors").unlink()
+        family = {"architectures": ...} if "model_type" in changes else {}
+        edit_json(damaged / "config.json", **changes, **family)
+        with pytest.raises(ModelError) as caught:
+            read_config(damaged)
+        assert str(caught.value).startswith(f"{damaged / 'config.json'}: ")
+        assert said in str(caught.value)
+        assert "Class validation" not in str(caught.value)
+        assert caught.value.hints == ("take the config.json that the weights were published with",)
+
+    @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+    def test_a_width_that_is_no_multiple_may_have_heads_of_their_own(
+        self, tmp_path: Path, family: str
+    ) -> None:
+        tiny_config(family, hidden_size=66, head_dim=16).save_pretrained(tmp_path)
+        assert read_config(tmp_path).head_dim == 16
+
+    @pytest.mark.parametrize(
         ("name", "said"),
         [
             ("config.json", "is no checkpoint: config.json is missing"),

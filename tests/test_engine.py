@@ -597,8 +597,8 @@ class TestMemory:
         tokens = engine.generate(prompt, mode="plain", max_tokens=4).tokens
         other = (another(tokens[0]), *tokens[1:])
         wanted = engine.difference(prompt, tokens, other)
-        failing = Failing(engine._logits_after, OUT_OF_MEMORY["cuda"])
-        monkeypatch.setattr(engine, "_logits_after", failing)
+        failing = Failing(specx.engine.plain_logits, OUT_OF_MEMORY["cuda"])
+        monkeypatch.setattr("specx.engine.plain_logits", failing)
         assert engine.difference(prompt, tokens, other) == wanted
         failing.times = 2
         with pytest.raises(ResourceError, match="need"):

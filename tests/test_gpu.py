@@ -28,6 +28,7 @@ _WAYS = {
     "auto": ("auto", {}),
     "without graphs": ("specx", {"launch": "eager"}),
     "original layers": ("specx", {"layers": "original"}),
+    "compiled layers": ("specx", {"layers": "compiled"}),
     "sdpa": ("specx", {"tree_attention": "sdpa"}),
     "masked": ("spec", {"tree_attention": "masked"}),
 }

@@ -285,6 +285,7 @@ class TestRefusals:
             ({"hidden": 512}, "hidden must exceed 512"),
             ({"mlp": 1024}, "mlp is 1024"),
             ({"vocabulary": 8000}, "vocabulary is 8000"),
+            ({"hidden": 514}, "hidden, 514, is no multiple of its heads, 8"),
             ({"heads": 9, "kv_heads": 3}, "heads, 9, are no multiple of pocket's 4"),
             ({"heads": 12, "kv_heads": 3}, "kv_heads, 3, are no multiple of pocket's 2"),
         ],

@@ -42,6 +42,7 @@ class Finished:
     floors: dict[tuple[str, int], Floor] = field(default_factory=dict)
     differences: dict[Cell, Difference] = field(default_factory=dict)
     missing: dict[Cell, str] = field(default_factory=dict)  # cells that cannot be run, and why
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # on a preset's files
     created: str = ""
     elapsed_s: float = 0.0
 
@@ -110,6 +111,12 @@ class Journal:
         """Keep that a cell cannot be run; it is not tried again."""
         self._append({"kind": "missing", "cell": _dump(cell), "reason": reason})
         self.finished.missing[cell] = reason
+
+    def notes(self, preset: str, notes: tuple[str, ...]) -> None:
+        """Keep what the loader said of a preset's files; the newest loading counts."""
+        if notes != self.finished.notes.get(preset, ()):
+            self._append({"kind": "notes", "preset": preset, "notes": list(notes)})
+            self.finished.notes[preset] = notes
 
     def __enter__(self) -> Self:
         return self
@@ -206,6 +213,10 @@ def _take(record: Object, finished: Finished) -> None:
         finished.differences[cell] = Difference.model_validate(record["difference"])
     elif kind == "missing":
         finished.missing[Cell.model_validate(record["cell"])] = str(record["reason"])
+    elif kind == "notes":
+        if not isinstance(record["notes"], list):
+            raise TypeError("notes are a list")
+        finished.notes[str(record["preset"])] = tuple(map(str, record["notes"]))
     else:
         raise ValueError(f"unknown kind {kind!r}")
 

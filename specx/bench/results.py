@@ -61,8 +61,17 @@ def result_object(
         judged(plan, finished),
         list(finished.floors.values()),
         missing,
-        warnings=_beyond_trained(plan),
+        warnings=[*_of_files(plan, finished), *_beyond_trained(plan)],
     )
+
+
+def _of_files(plan: Plan, finished: Finished) -> list[tuple[str, str]]:
+    """What the loader said of the models' files, preset by preset."""
+    return [
+        ("model_files", f"{preset.name}: {note}")
+        for preset in plan.presets
+        for note in finished.notes.get(preset.name, ())
+    ]
 
 
 def _beyond_trained(plan: Plan) -> list[tuple[str, str]]:

@@ -22,8 +22,8 @@ from specx.bench.variants import with_part
 from specx.core.attention import Kernels
 from specx.core.cache import KVCache
 from specx.core.config import Parts, SamplingConfig, parts_for
-from specx.core.drafts.device import DeviceLMDrafter
-from specx.core.drafts.lm import DraftSettings, LMDrafter
+from specx.core.drafts.device import DeviceDrafter
+from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.graphs import Graphs
 from specx.core.kernels.cuda import choose_kernels
 from specx.core.retrieval import Retriever, Selection
@@ -83,7 +83,7 @@ class Rig:
         self.target = Target(engine.target, capacity, self.parts, self.kernels)
         self._sampler = Sampler(SamplingConfig())
         self._first = torch.zeros(1, dtype=torch.int64, device=self._device)
-        self._drafters: dict[int, DeviceLMDrafter] = {}  # by levels
+        self._drafters: dict[int, DeviceDrafter] = {}  # by levels
         self._full: KVCache | None = None  # the draft's keys of the whole context
         self._missing = 0  # rows that it has less than there are tokens: a head reads pairs
         if engine.draft is not None and self.parts.has_draft_model:
@@ -94,7 +94,7 @@ class Rig:
         is_asked = self.drafts and self.parts.draft_cache == "retrieval"
         self._retrieves = is_asked and self._retriever.is_needed(length)
         self._selection: Selection | None = None
-        self._drafter: LMDrafter | None = None  # of the task under way
+        self._drafter: ModelDrafter | None = None  # of the task under way
         self._steps = 0  # since its start
         #: Keys and values that the drafter of a request holds.
         self.draft_kv_bytes = 0
@@ -315,7 +315,7 @@ class Rig:
         first()
         self._steps = 0
 
-    def _new_drafter(self, levels: int) -> LMDrafter:
+    def _new_drafter(self, levels: int) -> ModelDrafter:
         """A drafter of exactly ``levels`` at the beginning of a request."""
         preset, draft = self._engine.preset, self._engine.draft
         assert draft is not None
@@ -333,10 +333,10 @@ class Rig:
             kernels=self.kernels,
         )
         if not self.is_static:
-            return LMDrafter(settings, self._sampler, full=self._full)
+            return ModelDrafter(settings, self._sampler, full=self._full)
         # Two drafters of the same parts would take each other's recordings.
         graphs = None if levels == self.levels else Graphs(self._device)
-        self._drafters[levels] = DeviceLMDrafter(
+        self._drafters[levels] = DeviceDrafter(
             self.target.buffers, settings, self._sampler, full=self._full, graphs=graphs
         )
         return self._drafters[levels]

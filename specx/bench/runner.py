@@ -108,6 +108,7 @@ class Runner:
                 self._subject = self._load(preset.name)
                 if self._is_cancelled:
                     raise Interrupted
+                self._journal.notes(preset.name, self._subject.notes)
                 self._measure_floors(self._subject, again=False)
                 for group in groups:
                     if group:

@@ -37,6 +37,11 @@ class Subject(Protocol):
         """What the plan keeps of the preset."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about the files behind it."""
+        ...
+
     def prompt(self, text: str, tokens: int) -> Prompt | None:
         """A prompt of ``tokens`` tokens over the beginning of ``text``; None: it is too short."""
         ...
@@ -94,6 +99,11 @@ class EngineSubject:
     def facts(self) -> PresetFacts:
         """See ``Subject``."""
         return self._facts
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See ``Subject``."""
+        return self._engine.notes
 
     def prompt(self, text: str, tokens: int) -> Prompt | None:
         """See ``Subject``."""

@@ -77,6 +77,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "specx",
             "specx+no-graphs",
             "specx+original",
+            "specx+compiled",
             "specx+sdpa",
             "specx+window",
             "specx+full",

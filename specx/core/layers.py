@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specx.core import kernels
+from specx.core.compiled import compile_layers
+from specx.core.config import LayerForm
 
 _KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -230,37 +232,43 @@ class FusedRotary(nn.Module):
 
 
 class Layers:
-    """Both forms of a decoder's layers over one copy of the weights.
+    """The forms of a decoder's layers over one copy of the weights.
 
-    Building it leaves the decoder's own layers in use; ``products`` are the device's fastest
-    unless others are given. Raises ``ValueError`` before anything is changed if a layer is not of
-    the Llama shape with a SiLU.
+    Building it leaves the decoder's own layers in use. ``fuses``: whether there is a fused form;
+    else the decoder's own layers stand for it. ``products`` are the device's fastest unless
+    others are given. Raises ``ValueError`` before anything is changed if a layer that is to be
+    fused is not of the Llama shape with a SiLU.
     """
 
-    def __init__(self, decoder: nn.Module, products: Products | None = None) -> None:
+    def __init__(
+        self, decoder: nn.Module, products: Products | None = None, *, fuses: bool = True
+    ) -> None:
         self._decoder = cast(Any, decoder)
         layers, norm, rotary = self._decoder.layers, self._decoder.norm, self._decoder.rotary_emb
-        for layer in layers:
-            check_layer(layer)
-        self._plain: tuple[nn.Module, ...] = layers, norm, rotary
-        fused = nn.ModuleList(FusedLayer(layer, products) for layer in layers)
-        # These change their frequencies with the length.
-        changes = any(kind in rotary.rope_type for kind in ("dynamic", "longrope"))
-        turned = rotary if changes else FusedRotary(rotary)
-        self._fused: tuple[nn.Module, ...] = fused, FusedNorm(norm), turned
+        own: tuple[nn.Module, ...] = layers, norm, rotary
+        self._forms: dict[LayerForm, tuple[nn.Module, ...]] = {"original": own, "fused": own}
+        if fuses:
+            for layer in layers:
+                check_layer(layer)
+            fused = nn.ModuleList(FusedLayer(layer, products) for layer in layers)
+            # These change their frequencies with the length.
+            changes = any(kind in rotary.rope_type for kind in ("dynamic", "longrope"))
+            turned = rotary if changes else FusedRotary(rotary)
+            self._forms["fused"] = fused, FusedNorm(norm), turned
+        # Nothing is compiled before it runs. Norm and rotation between layers are the fused ones.
+        self._forms["compiled"] = compile_layers(layers), *self._forms["fused"][1:]
         if next(decoder.parameters()).is_cuda:
             torch.cuda.empty_cache()  # the separate matrices, which nothing else can reuse
 
     @property
-    def forms(self) -> tuple[nn.Module, nn.Module]:
-        """The lists of layers: the decoder's own, and the fused ones."""
-        return self._plain[0], self._fused[0]
+    def lists(self) -> tuple[nn.Module, ...]:
+        """The lists of layers, one of each form."""
+        return tuple({id(parts[0]): parts[0] for parts in self._forms.values()}.values())
 
-    def use(self, *, fused: bool) -> None:
-        """Let the decoder run its fused layers, or its own."""
+    def use(self, form: LayerForm) -> None:
+        """Let the decoder run its layers in this form."""
         decoder = self._decoder
-        chosen = self._fused if fused else self._plain
-        decoder.layers, decoder.norm, decoder.rotary_emb = chosen
+        decoder.layers, decoder.norm, decoder.rotary_emb = self._forms[form]
 
 
 def check_layer(layer: nn.Module) -> None:

@@ -19,6 +19,7 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from specx.core import kernels
 from specx.core.cache import KVCache
+from specx.core.compiled import attend, attention_by
 from specx.core.config import LayerForm
 from specx.core.layers import Layers, fastest_products
 from specx.core.linear import pack_linears
@@ -127,10 +128,9 @@ class Model:
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.inverse_frequencies: Tensor = _rotary(self.decoder).inv_freq.float()
-        fuses = self.device.type == "cuda" and kernels.is_available()
+        self._fuses = self.device.type == "cuda" and kernels.is_available()
         self._products = fastest_products(self.device)
-        self._layers = Layers(self.decoder, self._products) if fuses else None
-        self._compiled: Any = None
+        self._layers = Layers(self.decoder, self._products, fuses=self._fuses)
         self._taps: Taps | None = None
         self.feature_width = 0  # of the features that are kept; 0: nobody reads them
 
@@ -144,11 +144,9 @@ class Model:
         """From now on a forward's features are what enters ``layers``, side by side in that
         order; with none, the states behind the final norm, as without this call."""
         width = self.embedding.shape[1]
-        own = cast(nn.Module, self.decoder.layers)
-        forms = (own,) if self._layers is None else self._layers.forms
         if self._taps is not None:
             self._taps.remove()
-        self._taps = Taps(forms, layers) if layers else None
+        self._taps = Taps(self._layers.lists, layers) if layers else None
         self.feature_width = width * max(1, len(layers))
 
     def new_cache(self, capacity: int) -> KVCache:
@@ -196,29 +194,24 @@ class Model:
     ) -> Tensor:
         """Hidden states [n, hidden size] after the final norm; see ``forward``. ``features`` are
         a head's business, see ``DraftModel``."""
-        if self._layers is not None:
-            self._layers.use(fused=form == "fused")
-        decoder = self._compile() if form == "compiled" else self.decoder
-        output: Tensor = decoder(
-            input_ids=tokens[None],
-            position_ids=positions[None],
-            past_key_values=None,
-            use_cache=False,
-            attention_pass=attention_pass,
-        ).last_hidden_state[0]
+        self._layers.use(form)
+        is_compiled = form == "compiled"
+        with attention_by(attention_pass, self.shape.layers):
+            output: Tensor = self.decoder(
+                input_ids=tokens[None],
+                position_ids=positions[None],
+                past_key_values=None,
+                use_cache=False,
+                # Programs reach it through an operator of their own.
+                attention_pass=None if is_compiled else attention_pass,
+            ).last_hidden_state[0]
         return output
-
-    def _compile(self) -> Any:
-        """The decoder through TorchInductor, one program for each number of rows."""
-        if self._compiled is None:
-            self._compiled = torch.compile(self.decoder, dynamic=False)
-        return self._compiled
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [n, hidden size] → logits [n, V]."""
         head = self.head
-        if self._layers is not None and type(head) is nn.Linear:
+        if self._fuses and type(head) is nn.Linear:
             return self._products.linear(hidden, head.weight, head.bias)
         output: Tensor = head(hidden)
         return output
@@ -262,12 +255,15 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    attention_pass: AttentionPass,
+    attention_pass: AttentionPass | None,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention signature: [1, H, n, D] in, [1, n, H, D] out."""
+    """transformers' attention signature: [1, H, n, D] in, [1, n, H, D] out. Without
+    ``attention_pass`` this is traced, and the forward under way has one."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if attention_pass is None:
+        return attend(query[0], key[0], value[0], scale).transpose(0, 1)[None], None
     out = attention_pass.attend(module.layer_idx, query[0], key[0], value[0], scale)  # type: ignore[arg-type]
     return out.transpose(0, 1)[None], None
 

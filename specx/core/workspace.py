@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from specx.core.config import Parts
-from specx.core.drafts.device import DeviceLMDrafter
-from specx.core.drafts.lm import DraftSettings
+from specx.core.drafts.device import DeviceDrafter
+from specx.core.drafts.model import DraftSettings
 from specx.core.growth import StepCosts
 from specx.core.model import Model
 from specx.core.sampling import Sampler
@@ -25,21 +25,21 @@ class Workspace:
         """``capacity``: rows of the target's cache, rounded up."""
         self.capacity = -(-capacity // _ROUND_ROWS) * _ROUND_ROWS
         self.buffers = TargetBuffers(target, self.capacity)
-        self._drafters: dict[Parts, DeviceLMDrafter] = {}
+        self._drafters: dict[Parts, DeviceDrafter] = {}
 
     def drafter(
         self,
         settings: DraftSettings,
         sampler: Sampler,
         costs: Callable[[], StepCosts] | None,
-    ) -> DeviceLMDrafter:
+    ) -> DeviceDrafter:
         """The drafter for the parts of ``settings``, at the start of a request; its capacity is
         the workspace's."""
         parts = settings.parts
         if parts not in self._drafters:
             shared = next((each.full_cache for each in self._drafters.values()), None)
             settings = replace(settings, capacity=self.capacity)
-            self._drafters[parts] = DeviceLMDrafter(self.buffers, settings, sampler, costs, shared)
+            self._drafters[parts] = DeviceDrafter(self.buffers, settings, sampler, costs, shared)
         drafter = self._drafters[parts]
         drafter.begin(sampler, costs)
         return drafter

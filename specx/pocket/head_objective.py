@@ -4,6 +4,7 @@ In: a head, its target, a batch. Out: a scalar loss and named values for the log
 head with its target. Knows no optimizer, clock or file.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -57,12 +58,26 @@ def frozen_loss(
     return values, agree
 
 
+ANSWER_ROOTS = 8.0
+"""How much likelier an answer's position is drawn as a root than one of plain text: a head drafts
+answers, and of a sequence of 1024 tokens only every eighth belongs to one."""
+
+
+def draw_roots(is_answer: Tensor, count: int) -> Tensor:
+    """[B, count] int64, ascending: different random positions of each row of `is_answer` [B, T]
+    bool, with the odds of `ANSWER_ROOTS`. (Gumbel's trick: the largest of noisy logarithms.)"""
+    noise = -torch.empty_like(is_answer, dtype=torch.float32).exponential_().log()
+    odds = torch.where(is_answer, math.log(ANSWER_ROOTS), 0.0)
+    return (odds + noise).topk(count, dim=1).indices.sort(dim=1).values
+
+
 @dataclass(slots=True)
 class HeadObjective:
     """KL divergence from the target at each of `steps` drafting steps, weighted by `decay` to the
     power of the step; for EAGLE-1 also the smooth L1 distance to the target's next feature.
 
-    Steps after the first run from `roots` random positions of each sequence.
+    Steps after the first run from `roots` random positions of each sequence (`draw_roots`). Plain
+    text, on which no head agrees with its target much, counts `text_weight` of an answer.
     """
 
     head: HeadWeights
@@ -71,6 +86,7 @@ class HeadObjective:
     roots: int
     decay: float
     feature_weight: float
+    text_weight: float
     forward: Forward | None = None
     names: tuple[str, ...] = (
         "kl_text", "kl_answer", "feature", "text_1", "text_last", "answer_1", "answer_last",
@@ -88,8 +104,10 @@ class HeadObjective:
         """The head's loss on a batch."""
         features, taught = self._teach(batch.tokens[:, :-1])
         length, device = taught.last.shape[1], taught.last.device
-        roots = torch.randperm(length - self.steps, device=device)[: self.roots].sort().values
-        everywhere = torch.arange(length - 1, device=device)
+        # the first token that the further steps of root r guess is r + 3
+        is_answer = batch.kinds[:, 3 : length - self.steps + 3] > 0
+        roots = draw_roots(is_answer, min(self.roots, length - self.steps))
+        everywhere = torch.arange(length - 1, device=device).expand(len(roots), -1)
         outputs = unroll(
             self.head, self.target.embedding, features, batch.tokens, roots, self.steps
         )
@@ -101,12 +119,11 @@ class HeadObjective:
             rows = everywhere if step == 0 else roots
             # at these positions the target predicts what this step predicts
             at = rows + step + 1
-            means, agree = self._compared(
-                output[:, : len(rows)], taught, at, batch.kinds[:, at + 1]
-            )
+            kinds = batch.kinds.gather(1, at + 1)
+            means, agree = self._compared(output[:, : rows.shape[1]], taught, at, kinds)
             text, answer, feature = means
             weight = self.decay**step / share
-            loss = text_weight * text + answer + self.feature_weight * feature
+            loss = self.text_weight * text_weight * text + answer + self.feature_weight * feature
             total = total + weight * loss
             parts += weight * torch.stack(means).detach()
             agreed.append(agree)
@@ -124,13 +141,18 @@ class HeadObjective:
     def _compared(
         self, guess: Tensor, taught: "_Taught", at: Tensor, kinds: Tensor
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        """((mean KL of text, of answers, mean distance of features), agreement [2] of both)."""
+        """((mean KL of text, of answers, mean distance of features), agreement [2] of both) where
+        `guess` [B, n, D] stands for the target's positions `at` [B, n]."""
         rows = for_logits(self.head, guess)
-        ce, agree = frozen_loss(rows, self.target.embedding, taught.wanted[:, at], self._compare)
-        text, answer = two_means(ce - taught.entropy[:, at], kinds)
+        sequences = torch.arange(len(at), device=at.device)[:, None]
+        wanted, entropy = taught.wanted[sequences, at], taught.entropy[sequences, at]
+        ce, agree = frozen_loss(rows, self.target.embedding, wanted, self._compare)
+        text, answer = two_means(ce - entropy, kinds)
         feature = torch.zeros_like(text)
         if self.feature_weight and not self.head.eagle3:
-            distance = F.smooth_l1_loss(guess, taught.last[:, at], reduction="none").mean(-1)
+            distance = F.smooth_l1_loss(guess, taught.last[sequences, at], reduction="none").mean(
+                -1
+            )
             feature = sum(two_means(distance, kinds), start=feature)
         return (text, answer, feature), torch.stack(two_means(agree, kinds))
 
@@ -154,7 +176,7 @@ def agreement(
     features, last = target_features(forward, target, tokens[None, :-1], eagle3=head.eagle3)
     chosen = F.linear(last[0], matrix).argmax(-1)
     roots = torch.arange(length - steps, device=tokens.device)
-    outputs = unroll(head, matrix, features, tokens[None], roots, steps)
+    outputs = unroll(head, matrix, features, tokens[None], roots[None], steps)
     guesses = [
         F.linear(for_logits(head, output[0, : len(roots)]), matrix).argmax(-1) for output in outputs
     ]

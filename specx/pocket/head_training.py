@@ -45,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--roots", type=int, default=256, help="positions of a sequence with steps after the first")
     add("--decay", type=float, default=0.9, help="weight of a step's loss, by that of the last")
     add("--feature", type=float, default=0.2, help="weight of EAGLE-1's distance to the feature")
+    add("--text", type=float, default=0.3, help="weight of plain text, by that of answers")
 
 
 def head_job(options: argparse.Namespace, place: Place, source: Source) -> Job:
@@ -60,7 +61,7 @@ def head_job(options: argparse.Namespace, place: Place, source: Source) -> Job:
         checkpoint.save_head(head, options.out, len(target.embedding), LENGTH, summary)
 
     objective = HeadObjective(
-        head, target, options.steps, options.roots, options.decay, options.feature
+        head, target, options.steps, options.roots, options.decay, options.feature, options.text
     )
     parameters = [p for p in head.tensors.values() if isinstance(p, nn.Parameter)]
     return Job(parameters, None, objective, save, probe.score)

@@ -187,7 +187,7 @@ def for_logits(head: HeadWeights, hidden: Tensor) -> Tensor:
 def path_attention(
     query: Tensor, key: Tensor, value: Tensor, roots: Tensor, path: list[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """Attention of one query per root, [B, heads, R, d] in and out.
+    """Attention of one query per root, [B, heads, R, d] in and out; `roots` [B, R].
 
     Root r sees the prefix keys [B, heads, T, d] of positions 0 to r, and of each step on its own
     path the (key, value) [B, heads, R, d] of its own row.
@@ -195,7 +195,7 @@ def path_attention(
     length, scale = key.shape[2], query.shape[3] ** -0.5
     prefix = (query @ key.transpose(-1, -2)) * scale
     position = torch.arange(length, device=query.device)
-    prefix = prefix.masked_fill(position > roots[:, None], float("-inf"))
+    prefix = prefix.masked_fill(position > roots[:, None, :, None], float("-inf"))
     own = torch.stack([(query * k).sum(-1) * scale for k, _ in path], -1).to(prefix.dtype)
     filler = torch.full_like(own[..., :1], float("-inf"))
     filler = filler.expand(*own.shape[:-1], -len(path) % _PAD)
@@ -214,7 +214,7 @@ def unroll(
 
     `features` [B, T, F] are the target's, `tokens` [B, T + 1]. Step 1 gives [B, T, D]: row t reads
     (feature t, token t + 1) and predicts token t + 2. Step j > 1 gives [B, R, D], a row for each
-    of the `roots` [R] < T - j + 1: it reads its own output of step j - 1 and token r + j, stands
+    of the `roots` [B, R] < T - j + 1: it reads its own output of step j - 1 and token r + j, stands
     at position r + j - 1 and predicts token r + j + 1. As in drafting, it attends to the step-1
     keys of positions up to r and to the keys of its own path only.
     """
@@ -226,11 +226,12 @@ def unroll(
     mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     outputs = [leave(head, residual, mixed)]
     path: list[tuple[Tensor, Tensor]] = []
+    sequences = torch.arange(len(tokens), device=tokens.device)[:, None]
     for step in range(2, steps + 1):
-        feature = outputs[0].index_select(1, roots) if step == 2 else outputs[-1]
-        residual, inputs = enter(head, embedded[:, roots + step - 1], feature, fed_back=True)
         at = roots + step - 1
-        query, own_key, own_value = project(head, inputs, cos[at], sin[at])
+        feature = outputs[0][sequences, roots] if step == 2 else outputs[-1]
+        residual, inputs = enter(head, embedded[sequences, at], feature, fed_back=True)
+        query, own_key, own_value = project(head, inputs, cos[at][:, None], sin[at][:, None])
         path.append((own_key, own_value))
         mixed = path_attention(query, key, value, roots, path)
         outputs.append(leave(head, residual, mixed))

@@ -67,6 +67,7 @@ class FakeSubject:
     facts: PresetFacts
     clock: Clock
     max_tokens: int = 9
+    notes: tuple[str, ...] = ()
     shortest: int = 0  # prompts beyond it are too long for document 1
     wrong: frozenset[str] = frozenset()  # modes whose third token is wrong
     no_memory: frozenset[str] = frozenset()

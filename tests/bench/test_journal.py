@@ -41,6 +41,7 @@ def _filled(path: Path) -> Journal:
         first = next(of.cells())
         journal.difference(first, Difference(index=1, expected=2, got=None, margin=None))
         journal.missing(first, "because")
+        journal.notes("tiny", ("a .bin", "a guess"))
     return journal
 
 
@@ -50,6 +51,23 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
         assert again.finished == journal.finished
         assert again.finished.elapsed_s == plan().size - 1
         assert again.finished.created == "2026-11-22T15:00:00+00:00"
+        assert again.finished.notes == {"tiny": ("a .bin", "a guess")}
+
+
+def test_a_journal_from_before_notes_were_kept_is_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    _filled(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(line for line in lines if b'"kind": "notes"' not in line))
+    with resumed_journal(path, plan()) as journal:
+        assert journal.finished.notes == {}
+        journal.notes("tiny", ())
+        assert path.read_bytes().count(b"\n") == len(lines) - 1, "nothing to keep"
+        journal.notes("tiny", ("a guess",))
+        journal.notes("tiny", ("a guess",))
+    assert path.read_bytes().count(b"\n") == len(lines), "told once"
+    with resumed_journal(path, plan()) as journal:
+        assert journal.finished.notes == {"tiny": ("a guess",)}
 
 
 @settings(
@@ -68,8 +86,8 @@ def test_a_journal_cut_anywhere_resumes_with_its_whole_lines(tmp_path: Path, sha
     with resumed_journal(path, plan()) as journal:
         whole = data[:cut].count(b"\n") - 1
         held = journal.finished
-        kept = len(held.samples) + len(held.floors) + len(held.differences) + len(held.missing)
-        assert kept == whole
+        kinds = (held.samples, held.floors, held.differences, held.missing, held.notes)
+        assert sum(map(len, kinds)) == whole
         journal.missing(next(plan().cells()), "written behind the cut")
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
@@ -123,6 +141,7 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, content: bytes) ->
         b'{"kind": "sample"}',
         b'{"kind": "sample", "elapsed_s": 1, "sample": {"cell": 1}}',
         b'{"kind": "other"}',
+        b'{"kind": "notes", "preset": "tiny", "notes": "one"}',
         b'{"kind": "missing", "cell": {"preset": "x"}, "reason": 1}',
         b"not json",
     ],

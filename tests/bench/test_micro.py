@@ -16,7 +16,7 @@ from specx.bench import floor, micro, rig
 from specx.bench.micro import Limits, Measured, Piece, measure, micro_object
 from specx.bench.rig import Rig
 from specx.bench.views import micro as views
-from specx.core.drafts.device import DeviceLMDrafter
+from specx.core.drafts.device import DeviceDrafter
 from specx.core.kernels.reference import StaticKernels
 from specx.errors import ContextError
 from specx.preset import load_preset
@@ -333,13 +333,26 @@ def test_a_head_has_the_same_pieces(way: str, kind: str) -> None:
                 task.prepare()
                 if task.name == "draft":
                     drafter = made._drafter
-                    if isinstance(drafter, DeviceLMDrafter):
+                    if isinstance(drafter, DeviceDrafter):
                         assert drafter._prompt == 200
                     else:  # has read the prompt's first token and one more
                         assert made._full.length == 199 + 2
                 for _ in range(task.repeats or 1):
                     task.work()
             assert task.floor_bytes > 0 or (task.name == "draft" and way == "host")
+
+
+@pytest.mark.parametrize(
+    ("drafter", "invented"),
+    [
+        ("lm", "; keys and values are random numbers"),
+        ("eagle3", "; keys, values and the features that the head reads are random numbers"),
+    ],
+)
+def test_what_is_random_is_said(engine: specx.Engine, drafter: str, invented: str) -> None:
+    found = micro_object(engine, Measured([], [], static=True), elapsed_s=1.0, stand_in=False)
+    found["plan"]["parts"]["drafter"] = drafter
+    assert invented in views.to_markdown(found)
 
 
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])

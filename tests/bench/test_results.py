@@ -16,8 +16,9 @@ import pytest
 from specx.bench.plan import StandInFacts
 from specx.bench.record import Object
 from specx.bench.results import result_object
+from specx.bench.views.page import to_html
 from specx.bench.views.tables import to_markdown
-from tests.bench.fakes import BUILD, ENVIRONMENT, Bench, new_journal, plan
+from tests.bench.fakes import BUILD, ENVIRONMENT, Bench, new_journal, plan, resumed_journal
 
 _SNAPSHOTS = Path(__file__).parent / "snapshots"
 
@@ -130,6 +131,32 @@ def test_a_bench_without_any_sample_is_an_object_too() -> None:
     )
     assert found["cells"] == []
     assert not found["finished"]
+
+
+def test_what_the_loader_said_is_kept_and_shown(tmp_path: Path) -> None:
+    """Preset by preset, also after a resumption that had nothing to load."""
+    of = plan(presets=("one", "other", "silent"))
+    bench = Bench(of, new_journal(tmp_path / "j.jsonl", of))
+    bench.subject("one").notes = ("weights from a .bin", "rotary base 10000")
+    bench.subject("other").notes = ("rotary base 10000",)
+    bench.events()
+    again = Bench(of, resumed_journal(tmp_path / "j.jsonl", of))
+    again.events()
+    assert again.subjects == {}, "nothing was loaded"
+    for each in (bench, again):
+        found = result_object(
+            of, each.journal.finished, environment=ENVIRONMENT, build=BUILD, elapsed_s=1.0
+        )
+        told = [item["message"] for item in found["warnings"] if item["code"] == "model_files"]
+        assert told == [
+            "one: weights from a .bin",
+            "one: rotary base 10000",
+            "other: rotary base 10000",
+        ]
+        schema = json.loads((files("specx") / "schemas" / "bench.schema.json").read_text("utf-8"))
+        jsonschema.Draft202012Validator(schema).validate(found)
+        assert "- one: weights from a .bin\n" in to_markdown(found, profile=False)
+        assert "one: weights from a .bin" in to_html(found)
 
 
 def test_lengths_that_a_stand_in_was_not_trained_on_are_warned_of(tmp_path: Path) -> None:

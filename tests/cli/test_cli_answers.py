@@ -204,10 +204,15 @@ def test_what_the_machine_lacks_is_told_once(cli, workplace, base, monkeypatch):
     ids=lambda words: words[0],
 )
 def test_layers_are_compiled_on_request_only(cli, workplace, monkeypatch, words, choice):
-    from specx.core.model import Model
+    from specx.core.compiled import CompiledLayer
 
     compiled = []
-    monkeypatch.setattr(Model, "_compile", lambda self: compiled.append(1) or self.decoder)
+
+    def run(self, *given, **named):
+        compiled.append(1)
+        return self.layer(*given, **named)
+
+    monkeypatch.setattr(CompiledLayer, "forward", run)
     command, *options = words
     place = ("-m", workplace.preset, "-n", "4", "--compile", choice)
     done = cli(command, workplace.short, *options, *place)

@@ -223,12 +223,12 @@ def test_the_next_document_goes_on_without_the_first_ones_memory(cli, workplace,
 def test_layers_that_cannot_be_compiled(cli, workplace, monkeypatch):
     from torch._inductor.exc import InvalidCxxCompiler
 
-    from specx.core.model import Model
+    from specx.core.compiled import CompiledLayer
 
-    def fail(_):
+    def fail(*_, **__):
         raise InvalidCxxCompiler
 
-    monkeypatch.setattr(Model, "_compile", fail)
+    monkeypatch.setattr(CompiledLayer, "forward", fail)
     words = ("summarize", workplace.short, "-m", workplace.preset, "--mode", "plain")
     assert_told(cli(*words, "--compile", "on"), 2, "compiled", "--compile off")
 

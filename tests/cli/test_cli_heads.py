@@ -41,3 +41,21 @@ def test_notes_are_told_once(cli: Cli, preset: Path) -> None:
     named = cli(*run, "--set", "draft.head.feature_layers=[2, 3, 6]")
     assert json.loads(named.out)["warnings"] == []
     assert json.loads(named.out)["text"] == json.loads(done.out)["text"]
+
+
+def test_a_bench_and_a_comparison_keep_what_was_said(cli: Cli, preset: Path) -> None:
+    said = "lists the layers 1, 2, 5: taken as the inputs of layers 2, 3, 6"
+    text = preset.parent / "text.txt"
+    plan = ("--data", text, "--lengths", "64", "-n", "4", "--samples", "1", "--modes", "specx")
+    found = cli("bench", "-m", preset, *plan, "-o", "json")
+    assert found.code == 0, found.err
+    assert said in found.err
+    warnings = json.loads(found.out)["warnings"]
+    (message,) = [each["message"] for each in warnings if each["code"] == "model_files"]
+    assert message.startswith("tiny: ")
+    assert said in message
+    found = cli("compare", text, "-m", preset, "-n", "4", "-o", "json")
+    assert found.code == 0, found.err
+    plain, specx = json.loads(found.out)["runs"]
+    assert said in specx["warnings"][0]["message"]
+    assert plain["warnings"] == specx["warnings"], "one pair, loaded once"

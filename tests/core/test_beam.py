@@ -36,7 +36,7 @@ def draft(seed: int, children: int, sharpness: float, kept: int = CHILDREN) -> G
 
 
 def grow_on_host(guesses: Guesses, levels: int, limit: int, threshold: float | None) -> TreeBuilder:
-    """As ``LMDrafter.draft`` does; without a threshold every level is made."""
+    """As ``ModelDrafter.draft`` does; without a threshold every level is made."""
     builder = TreeBuilder(_ROOT, limit)
     growth = FixedGrowth(TreeConfig(nodes=512, depth=levels, threshold=threshold or 0.0))
     frontier = [0]

@@ -41,7 +41,7 @@ class Recorder:
 def _fused(model: PreTrainedModel) -> tuple[Model, Layers]:
     wrapped = Model(model, pack=False)
     layers = Layers(wrapped.decoder)
-    layers.use(fused=True)
+    layers.use("fused")
     return wrapped, layers
 
 
@@ -101,7 +101,7 @@ def test_frequencies_that_change_with_the_length_stay_transformers_own() -> None
     model = hf_model(config(rope_parameters=scaling)).model
     own = model.rotary_emb
     layers = Layers(model)
-    layers.use(fused=True)
+    layers.use("fused")
     assert model.rotary_emb is own
     assert isinstance(model.norm, FusedNorm)
 
@@ -116,7 +116,7 @@ def test_both_forms_share_their_weights_and_can_be_swapped() -> None:
     assert model.decoder.layers is own
     assert set(model.decoder.state_dict()) == names
     before = _logits(model, random_tokens(12))
-    layers.use(fused=True)
+    layers.use("fused")
     assert isinstance(model.decoder.layers[0], FusedLayer)
     assert isinstance(model.decoder.norm, FusedNorm)
     assert isinstance(model.decoder.rotary_emb, FusedRotary)
@@ -126,7 +126,7 @@ def test_both_forms_share_their_weights_and_can_be_swapped() -> None:
         + model.head.weight.numel() * 4
     )
     torch.testing.assert_close(_logits(model, random_tokens(12)), expected, atol=3e-4, rtol=1e-4)
-    layers.use(fused=False)
+    layers.use("original")
     assert model.decoder.layers is own
     assert set(model.decoder.state_dict()) == names
     assert torch.equal(_logits(model, random_tokens(12)), before)

@@ -26,9 +26,9 @@ from specx.core.attention import SdpaKernels
 from specx.core.config import MODES, Parts, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.core.decode import Decoder, Emitted, Request
 from specx.core.drafts import Drafter, NoDraft
-from specx.core.drafts.device import DeviceLMDrafter
-from specx.core.drafts.lm import DraftSettings, LMDrafter
+from specx.core.drafts.device import DeviceDrafter
 from specx.core.drafts.lookup import LookupDrafter
+from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.growth import Governor, StepCosts
 from specx.core.kernels.reference import StaticKernels
 from specx.core.model import Model
@@ -225,7 +225,7 @@ class Job:
             rows += 64 + 2 * (self.tree.depth + 1)
         buffers = None if reuse is None else reuse.target.buffers
         target = Target(self.pair.target, rows, self.parts, self._kernels(), buffers)
-        if reuse is not None and isinstance(reuse.drafter, DeviceLMDrafter):
+        if reuse is not None and isinstance(reuse.drafter, DeviceDrafter):
             self.drafter = reuse.drafter
             reuse.drafter.begin(request.sampler, None)
         drafter = self.drafter or self._drafter(request, capacity, target)
@@ -272,8 +272,8 @@ class Job:
             kernels=self._kernels(),
         )
         if self.is_static:
-            return DeviceLMDrafter(target.buffers, settings_, request.sampler, costs)
-        return LMDrafter(settings_, request.sampler, costs)
+            return DeviceDrafter(target.buffers, settings_, request.sampler, costs)
+        return ModelDrafter(settings_, request.sampler, costs)
 
 
 def interleave(*decoders: Decoder) -> list[Run]:

@@ -15,7 +15,13 @@ from torch import Tensor
 from specx.pocket import checkpoint, train
 from specx.pocket.batches import Source
 from specx.pocket.forward import Forward, Weights, make_config, make_model, weights_of
-from specx.pocket.head_objective import HeadObjective, _Taught, agreement, frozen_loss
+from specx.pocket.head_objective import (
+    HeadObjective,
+    _Taught,
+    agreement,
+    draw_roots,
+    frozen_loss,
+)
 from specx.pocket.head_training import PROBE_STEPS, _scores
 from specx.pocket.heads import (
     HeadWeights,
@@ -101,15 +107,15 @@ def test_unrolled_steps_equal_drafting_with_a_cache(target: Weights, head: HeadW
     tokens = torch.randint(300, (2, length + 1), generator=torch.Generator().manual_seed(1))
     forward = Forward.make(compiled=False)
     features, _ = target_features(forward, target, tokens[:, :-1], eagle3=head.eagle3)
-    roots = torch.tensor([0, 3, 4, 9])
+    roots = torch.tensor([[1, 2, 6, 8], [0, 3, 4, 9]])
     outputs = unroll(head, target.embedding, features, tokens, roots, steps)
     drafter = Drafter(head.folded(), target.embedding)
     text = tokens[1].tolist()
     for t in range(length):
         out = drafter.run(text[t + 1], features[1, t], t, fed_back=False)
         torch.testing.assert_close(outputs[0][1, t], out, atol=2e-5, rtol=1e-4)
-        if t in roots:
-            row = roots.tolist().index(t)
+        if t in roots[1]:
+            row = roots[1].tolist().index(t)
             for step in range(2, steps + 1):
                 out = drafter.run(text[t + step], out, t + step - 1, fed_back=True)
                 mine = outputs[step - 1][1, row]
@@ -158,18 +164,33 @@ def test_the_frozen_loss_has_the_gradient_of_cross_entropy() -> None:
 @torch.no_grad()
 def test_a_head_that_knows_the_next_feature_has_no_loss(target: Weights) -> None:
     """Step j from root r is compared with the target at r + j."""
-    objective = HeadObjective(make_head(target, eagle3=False, mlp=80, seed=1), target, 3, 4, 1, 1.0)
+    head = make_head(target, eagle3=False, mlp=80, seed=1)
+    objective = HeadObjective(head, target, 3, 4, 1, 1.0, 1.0)
     objective.prepare(compiled=False)
     tokens = torch.randint(300, (2, 12))
     _, taught = objective._teach(tokens)
     assert isinstance(taught, _Taught)
     for step, roots in ((1, torch.arange(11)), (3, torch.tensor([0, 2, 8]))):
-        at, kinds = roots + step, torch.zeros(2, len(roots))
+        at, kinds = (roots + step).expand(2, -1), torch.zeros(2, len(roots))
         means, agree = objective._compared(taught.last[:, roots + step], taught, at, kinds)
         assert all(abs(float(mean)) < 1e-5 for mean in means)
         assert agree.tolist() == [1.0, 0.0]  # all are text, none an answer
         (text, _, feature), _ = objective._compared(taught.last[:, roots], taught, at, kinds)
         assert min(float(text), float(feature)) > 0.01
+
+
+def test_roots_are_drawn_from_answers_more_often() -> None:
+    is_answer = torch.zeros(200, 64, dtype=torch.bool)
+    is_answer[:, 40:48] = True
+    roots = draw_roots(is_answer, 16)
+    assert roots.shape == (200, 16)
+    assert (roots.diff(dim=1) > 0).all()  # ascending, none twice
+    assert 0 <= int(roots.min()) < int(roots.max()) <= 63
+    # the odds are 8 : 1, with 8 answers among 64: about 6.3 of 8 answers and 9.7 of 56 others
+    drawn = float(is_answer.gather(1, roots).sum(1).float().mean())
+    assert 5.8 < drawn < 6.9
+    everything = draw_roots(is_answer, 64)
+    assert torch.equal(everything, torch.arange(64).expand(200, -1))
 
 
 @torch.no_grad()
@@ -182,7 +203,7 @@ def test_agreement_counts_the_steps_of_every_root(target: Weights, head: HeadWei
     assert 0.05 < right.float().mean() < 0.95
     features, last = target_features(forward, few, tokens[None, :-1], eagle3=head.eagle3)
     roots = torch.arange(37)
-    outputs = unroll(head, few.embedding, features, tokens[None], roots, 3)
+    outputs = unroll(head, few.embedding, features, tokens[None], roots[None], 3)
     for step, output in enumerate(outputs):
         guess = (for_logits(head, output[0, :37]) @ few.embedding.t()).argmax(-1)
         chosen = (last[0] @ few.embedding.t()).argmax(-1)

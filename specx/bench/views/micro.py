@@ -24,6 +24,7 @@ from specx.bench.views.wording import (
     stand_in_lines,
     times,
 )
+from specx.preset_parts import HEADS
 
 _ORDER = (
     *("step", "plain step", "verify", "tree attention"),
@@ -80,9 +81,12 @@ def floor_lines(found: Object) -> list[str]:
 def notes(found: Object) -> list[str]:
     """What the rows mean, what is missing, and what the numbers hold for."""
     plan = found["plan"]
+    reads_features = plan["parts"]["drafter"] in HEADS
+    invented = "keys, values and the features that the head reads"
+    invented = invented if reads_features else "keys and values"
     lines = [
         f"time = median of {plan['rounds']} turns, pieces in turns; spread = from the first to the "
-        "third quartile; keys and values are random numbers",
+        f"third quartile; {invented} are random numbers",
         "floor = bytes that have to be read over the bandwidth measured here (the faster of "
         "copying and summing); a forward's: all weights, and keys and values of the prompt; "
         "prefill's: operations of the target over the fastest product",

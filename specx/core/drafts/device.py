@@ -1,7 +1,7 @@
 """A draft model whose draft is one recording on the device: no host between its levels.
 
 In: the progress of the request, and the target's features where the model reads them. Out: the
-tree that ``LMDrafter`` would grow with as many levels (OPT-Tree as in SpecExtend §3), at static
+tree that ``ModelDrafter`` would grow with as many levels (OPT-Tree as in SpecExtend §3), at static
 shapes. It does not know the target.
 
 Everything that changes from step to step is read from device scalars: how many tokens the output
@@ -20,7 +20,7 @@ from torch import Tensor
 from specx.core.beam import CHILDREN, Beam, best_guesses
 from specx.core.cache import KVCache
 from specx.core.copies import Copies
-from specx.core.drafts.lm import DraftSettings, LMDrafter
+from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.graphs import Graphs
 from specx.core.growth import WIDTH, ForecastGrowth, StepCosts
 from specx.core.passes import StagedPass, UnreadPass
@@ -30,8 +30,8 @@ from specx.core.target import FEATURE_ROWS, STATIC_ROWS, TargetBuffers, static_r
 from specx.core.tree import TokenTree
 
 
-class DeviceLMDrafter(LMDrafter):
-    """``LMDrafter`` for static kernels: same caches, same prefill, its growth on the device."""
+class DeviceDrafter(ModelDrafter):
+    """``ModelDrafter`` for static kernels: same caches, same prefill, its growth on the device."""
 
     def __init__(
         self,

@@ -1,7 +1,5 @@
 """The row kernels against float64, in Triton's interpreter or on a GPU."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
@@ -165,19 +163,21 @@ def test_real_shapes_repeat_to_the_last_bit_in_a_graph() -> None:
 
     def chain(values: Tensor) -> Tensor:
         for _ in range(50):
-            doubled = torch.cat([values, values], dim=1)
+            doubled = torch.cat([values, x], dim=1)
             values = rows.rms_norm(rows.swiglu(doubled), weight, eps)
-            values = rows.rms_norm(values, weight, eps)
+            # The start is mixed in: else the largest element of a row outgrows all others.
+            values = rows.rms_norm(values + x, weight, eps)
         return values
 
     eager = chain(x)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = chain(x)
+    assert eager.isfinite().all()  # nothing equals NaN
+    assert (eager != 0).float().mean() > 0.99
     for _ in range(20):
         graph.replay()
         assert torch.equal(captured, eager)
-    assert math.isfinite(float(eager.float().sum()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -38,7 +38,7 @@ _CHILDREN = 10  # guesses under each expanded node, as in OPT-Tree
 
 @dataclass(frozen=True, slots=True)
 class DraftSettings:
-    """What a small model drafts with."""
+    """What a draft model (a small language model or a head) drafts with."""
 
     model: DraftModel
     capacity: int  # most tokens of a request
@@ -50,7 +50,7 @@ class DraftSettings:
     kernels: Kernels
 
 
-class LMDrafter:
+class ModelDrafter:
     """One request's draft state around a shared ``DraftModel``."""
 
     def __init__(

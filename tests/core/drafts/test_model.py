@@ -1,4 +1,4 @@
-"""The small-model drafter: un-rotated keys, compact positions, the rows it is told to keep."""
+"""The drafter around a model: un-rotated keys, compact positions, the rows it is told to keep."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from specx.core.attention import SdpaKernels
 from specx.core.config import LayerForm, Parts, RetrievalConfig, SamplingConfig, TreeConfig
-from specx.core.drafts.lm import DraftSettings, LMDrafter
+from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.growth import StepCosts
 from specx.core.model import AttentionPass, Model
 from specx.core.passes import Rotary, WorkingPass
@@ -100,7 +100,7 @@ def _drafter(
     *,
     costs: Callable[[], StepCosts] | None = None,
     **changes: Any,
-) -> LMDrafter:
+) -> ModelDrafter:
     settings = DraftSettings(
         model=model,
         capacity=600,
@@ -111,7 +111,7 @@ def _drafter(
         retrieval=RETRIEVAL,
         kernels=SdpaKernels(),
     )
-    return LMDrafter(replace(settings, **changes), Sampler(SamplingConfig()), costs)
+    return ModelDrafter(replace(settings, **changes), Sampler(SamplingConfig()), costs)
 
 
 def _only(rows: Tensor) -> Selection:

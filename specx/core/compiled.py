@@ -1,0 +1,87 @@
+"""transformers' own decoder layers through TorchInductor.
+
+In: a decoder layer. Out: a module with the same signature whose products, norms and rotations are
+compiled, one program for each number of rows. It does not know caches, masks or trees: attention
+stays outside of the program, as an operator whose inside TorchInductor never sees.
+
+Layers are compiled one by one and not as a whole model: they share their code, so the first one's
+program serves all of them, and starting costs one layer's compilation instead of thirty-two.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+#: Programs of one layer's code, beyond which torch gives up: a tree size each, of several models.
+_MOST_PROGRAMS = 64
+
+
+class _Attends(Protocol):
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See ``model.AttentionPass``."""
+        ...
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """The forward that runs now: layers come in order, so a count tells which one asks. Their
+    numbers would be constants of the programs, and every layer would need its own."""
+
+    attention_pass: _Attends
+    layers: int
+    next_layer: int = 0
+
+
+_UNDER_WAY: ContextVar[_UnderWay] = ContextVar("specx_forward_under_way")
+
+
+class CompiledLayer(nn.Module):
+    """A decoder layer of transformers, compiled when it first runs with so many rows."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer  # its parameters stay this module's parameters
+        # Not the module: what hooks it stays outside of the program.
+        self._run = torch.compile(layer.forward, dynamic=False)
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        """As the layer does."""
+        return self._run(*given, **named)
+
+
+def compile_layers(layers: nn.ModuleList) -> nn.ModuleList:
+    """The layers of a decoder, each compiled when it first runs."""
+    config: Any = torch._dynamo.config  # type: ignore[attr-defined]
+    config.recompile_limit = max(config.recompile_limit, _MOST_PROGRAMS)
+    return nn.ModuleList(CompiledLayer(layer) for layer in layers)
+
+
+@contextmanager
+def attention_by(attention_pass: _Attends, layers: int) -> Iterator[None]:
+    """Within, ``attend`` is ``attention_pass``'s, for ``layers`` layers in order."""
+    token = _UNDER_WAY.set(_UnderWay(attention_pass, layers))
+    try:
+        yield
+    finally:
+        _UNDER_WAY.reset(token)
+
+
+@torch.library.custom_op("specx::attend", mutates_args=())
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """The attention [H, n, D] of the next layer of the forward under way, as ``AttentionPass``
+    defines it. Raises ``LookupError`` outside of ``attention_by``."""
+    now = _UNDER_WAY.get()
+    layer, now.next_layer = now.next_layer, now.next_layer + 1
+    if layer == now.layers - 1:
+        query = query.clone()  # retrieval reads it later, when its memory is the program's again
+    return now.attention_pass.attend(layer, query, key, value, scale).contiguous()
+
+
+@attend.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return query.new_empty(query.shape)
