@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 from specx.errors import ModelError, ModelUnavailableError
 from specx.hub_errors import no_room
@@ -44,6 +45,9 @@ _METADATA = (
     "chat_template*",
 )
 _SPARE_BYTES = 64 << 20  # what a file system needs for itself, and locks, links and logs
+_STOPPED = (
+    "stopped in a download; what has arrived is kept, and the same command goes on from there"
+)
 _OTHER_FORMATS = (".gguf", ".onnx", ".h5", ".msgpack", ".pth", ".pt")
 
 
@@ -121,6 +125,25 @@ def tell(event: Download | Notice) -> None:
         listener(event)
 
 
+class _Resumable:
+    """Files on their way: when Ctrl-C ends the block, whoever listens hears what became of them.
+
+    Errors say that themselves.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if kind is not None and not issubclass(kind, Exception):
+            tell(Notice(_STOPPED))
+
+
 def fetch_metadata(source: Source) -> None:
     """Bring configs and tokenizer files into the snapshot: megabytes, without events.
 
@@ -149,7 +172,7 @@ def fetch(plans: Sequence[DownloadPlan]) -> None:
     """Bring all files of ``plans`` into their snapshots, if the disk has room for all of them.
 
     Raises ``ResourceError`` before the first byte, ``ModelUnavailableError`` at the first file
-    that cannot be had; what has arrived by then stays.
+    that cannot be had; what has arrived by then stays, also where Ctrl-C ends it.
     """
     missing = [
         (each.source, each.source.files[file.name])
@@ -172,7 +195,8 @@ def fetch(plans: Sequence[DownloadPlan]) -> None:
         ) -> None:
             tell(Download(source.repo, file.name, base + size_bytes, total_bytes))
 
-        get(source, file, report)
+        with _Resumable():
+            get(source, file, report)
         done_bytes = base_bytes + file.size_bytes
 
 
@@ -189,7 +213,8 @@ def _fetch_silently(source: Source, files: Sequence[HubFile]) -> None:
         needed_bytes = sum(file.size_bytes - kept_bytes(source, file) for file in missing)
         _check_room(needed_bytes, source.folder)
     for file in missing:
-        get(source, file, lambda _: None)
+        with _Resumable():
+            get(source, file, lambda _: None)
 
 
 def _check_room(needed_bytes: int, directory: Path) -> None:

@@ -18,7 +18,7 @@ from specx.cli.output import dumps
 from specx.cli.presets import Format
 from specx.cli.screen import Screen, out_console
 from specx.cli.settings import parse_assignments
-from specx.cli.signals import Interrupts, Stopped
+from specx.cli.signals import Interrupts
 from specx.cli.sink import Sink
 from specx.cli.view import size, tab_separated, table
 
@@ -60,12 +60,8 @@ def pull(
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        with Interrupts():
-            found = _pull(name, parse_assignments(set_), offline, dry_run, screen)
-    except Stopped:
-        screen.note("stopped; what has arrived is kept, and the same command goes on from there")
-        raise
+    with Interrupts():
+        found = _pull(name, parse_assignments(set_), offline, dry_run, screen)
     if output == "json":
         Sink().write(dumps(_object(found), output))
     else:

@@ -4,8 +4,9 @@ Goes in: signals. Comes out: a call of the running stream's ``cancel``, or ``Sto
 nothing is running that could end in good order. It does not know engines or screens.
 """
 
+import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -36,6 +37,20 @@ class Interrupts:
         """Call ``cancel`` at the first signal from now on; None: stop at once."""
         self._cancel = cancel
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """In this block nothing runs that could end in good order: the first signal stops, too.
+
+        Raises ``Stopped``, also for a signal from before the block and for one that was swallowed.
+        """
+        cancel, self._cancel = self._cancel, None
+        try:
+            self._check()
+            yield
+            self._check()
+        finally:
+            self._cancel = cancel
+
     def __enter__(self) -> Self:
         for signum in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup: stays ignored
@@ -53,6 +68,10 @@ class Interrupts:
         # A library in mid-import may swallow ``Stopped`` and fail later over what is then missing.
         if self._has_stopped and self.signum is not None and isinstance(error, Exception):
             raise Stopped(self.signum) from error
+
+    def _check(self) -> None:
+        if self.signum is not None:
+            raise Stopped(self.signum)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         first = self.signum is None

@@ -1,13 +1,19 @@
 """Guesses copied from the text: what followed the last tokens when they stood there before.
 
-In: the text so far, at a place that recordings may read. Out: a chain of tokens, joined to a
-draft's best guesses with the chance that copying proved to have lately. It does not know models,
+In: the text so far, at a place that recordings may read, and which parts of it the target attends
+to. Out: a chain of tokens, joined to a draft's best guesses with the chance that copying proved to
+have lately. It does not know models,
 trees or caches. Nothing is read by the host and every shape is static, so a CUDA graph can hold it.
 
 The idea is prompt lookup decoding (Saxena, 2023). Here it is no drafter of its own: where the
 draft model stands on the chain and thinks of another token first, the chain's next token joins its
 guesses. So both share one tree and one budget of nodes. What counts is how often the copy was
 right when the draft thought otherwise: a good draft is hardly disturbed, a lost one is led.
+
+A phrase often stands in a text more than once. The target knows which of the places it is copying
+from: its last layer attends there. Retrieval asks it for that anyway, chunk by chunk, every few
+steps, so the chunk's attention decides between matches of the same length, at no further read of
+the keys.
 """
 
 from dataclasses import dataclass
@@ -23,6 +29,11 @@ from specx.core.growth import WIDTH
 
 #: Tokens that must have stood there before; longer matches come first.
 SHORTEST, LONGEST = 2, 5
+#: A place's rank in one integer: the length of its match from bit 48 on, 16 bits of attention, its
+#: number.
+MATCH_BITS, PLACE_BITS = 48, 32
+#: Tokens of a chunk where there is only one.
+ANY_LENGTH = 1 << 30
 #: Of what earlier copies were worth, at every new one.
 FADING = 0.95
 # Hits and tries before anything was tried, by the length of the match.
@@ -35,6 +46,7 @@ class CopyState:
     """One request's chain of D tokens and how well chains did, at places that never change."""
 
     chain: Tensor  # [D] int64; −1 behind its end, and all of it where nothing matches
+    attention: Tensor  # [chunks] float32 ≥ 0: how much the target attends to each chunk
     # Levels at which the draft stood on the chain and thought of another token first.
     doubted: Tensor  # [D] bool
     start: Tensor  # [] int64: where in the text the chain would stand
@@ -44,11 +56,12 @@ class CopyState:
     on_chain: Tensor  # [D * WIDTH] bool: rows of a beam whose path is the chain's beginning
 
     @classmethod
-    def empty(cls, depth: int, device: torch.device) -> Self:
-        """No chain, and nothing tried."""
+    def empty(cls, depth: int, chunks: int, device: torch.device) -> Self:
+        """No chain, nothing tried and nothing attended to."""
         prior = torch.tensor([_PRIOR_HITS, _PRIOR_TRIES], device=device)
         return cls(
             chain=torch.full((depth,), -1, dtype=torch.int64, device=device),
+            attention=torch.zeros(chunks, device=device),
             doubted=torch.zeros(depth, dtype=torch.bool, device=device),
             start=torch.zeros((), dtype=torch.int64, device=device),
             kind=torch.zeros((), dtype=torch.int64, device=device),
@@ -61,10 +74,19 @@ class CopyState:
 class Copies:
     """The chain of one request, and how well chains did."""
 
-    def __init__(self, depth: int, device: torch.device, fused: bool | None = None) -> None:
+    def __init__(
+        self,
+        depth: int,
+        device: torch.device,
+        fused: bool | None = None,
+        *,
+        chunks: int = 1,
+        chunk_tokens: int = ANY_LENGTH,
+    ) -> None:
         """``depth``: tokens of a chain. ``fused`` chooses Triton kernels (True) or torch (False);
-        None: kernels where they can run."""
-        self._state = CopyState.empty(depth, device)
+        None: kernels where they can run. ``chunks`` of ``chunk_tokens`` hold the longest text."""
+        self._state = CopyState.empty(depth, chunks, device)
+        self._chunk_tokens = chunk_tokens
         self._fused = _fused(device, fused)
         self._offsets = torch.arange(depth, device=device)
         self._suffix = torch.arange(LONGEST, device=device)
@@ -85,23 +107,34 @@ class Copies:
     def begin(self) -> None:
         """Forget the last request."""
         self._state.chain.fill_(-1)
+        self._state.attention.zero_()
         self._state.doubted.zero_()
         self._state.counts.copy_(self._state.prior)
+
+    def attend(self, attention: Tensor) -> None:
+        """From now on prefer what the target attends to, [n] float32 ≥ 0 chunk by chunk; chunks
+        beyond are not attended to."""
+        known = min(attention.shape[0], self._state.attention.shape[0])
+        self._state.attention[:known].copy_(attention[:known])
 
     def find(self, text: Tensor, length: Tensor) -> None:
         """Judge the last chain by what the text [capacity] int64 became, then look for the next.
 
         ``length`` [] int64: tokens of the text. Of all places where its last tokens stood before,
-        the one with the longest match is taken, and of those the latest.
+        the ones with the longest match are taken, of those the ones in chunks that the target
+        attends to most (in bfloat16: nearly equal is equal), of those the latest.
         """
         if self._fused is not None:
-            self._fused.find(self._state, text, length)
+            self._fused.find(self._state, text, length, self._chunk_tokens)
             return
         self._judge(text, length)
         matches = self._matches(text, length)
         numbers = torch.arange(text.shape[0], device=text.device)
-        ranks = matches * text.shape[0] + numbers
-        best = ranks.argmax()
+        attention = self._state.attention
+        chunks = (numbers // self._chunk_tokens).clamp(max=attention.shape[0] - 1)
+        # Of floats that are not negative the bits are in the order of the values.
+        attended = (attention.view(torch.int32) >> 16).long().index_select(0, chunks)
+        best = ((matches << MATCH_BITS) | (attended << PLACE_BITS) | numbers).argmax()
         kind = matches.index_select(0, best[None])[0] - SHORTEST
         places = best + 1 + self._offsets
         inside = (places < length) & (kind >= 0)

@@ -22,6 +22,8 @@ class Selection:
     rows: Tensor  # [m] int64, increasing
     chunks: Tensor  # [c] int64: chunk numbers, increasing; −1 where a static selection has fewer
     count: Tensor | None = None  # [] int64: a static selection's rows; the others are padding
+    #: [chunks] float32 ≥ 0: the target's attention to every chunk; None where nobody asked it
+    attention: Tensor | None = None
 
 
 def chunk_scores(query: Tensor, keys: Tensor, scale: float, chunk_tokens: int) -> Tensor:
@@ -67,13 +69,15 @@ class Retriever:
         config, rows = self.config, keys.shape[1]
         chunks = -(-rows // config.chunk_tokens)
         always = forced_chunks(config, chunks)
-        scores = chunk_scores(query, keys, scale, config.chunk_tokens)
+        attention = chunk_scores(query, keys, scale, config.chunk_tokens)
+        scores = attention.clone()
         scores[always] = float("inf")
         wanted = min(chunks, len(always) + config.top_chunks)
         chosen = scores.topk(wanted).indices.sort().values
         return Selection(
             rows=chunk_rows(chosen, config.chunk_tokens, rows),
             chunks=chosen,
+            attention=attention,
         )
 
     def select_within(
@@ -95,6 +99,7 @@ def best_chunks(config: RetrievalConfig, scores: Tensor, length: Tensor) -> Sele
     numbers = torch.arange(scores.shape[0], device=scores.device)
     chunks = (length + config.chunk_tokens - 1) // config.chunk_tokens
     forced = (numbers < config.sink_chunks) | (numbers >= chunks - config.recent_chunks)
+    attention = scores.masked_fill(numbers >= chunks, 0.0)
     scores = scores.masked_fill(forced, float("inf"))
     scores = scores.masked_fill(numbers >= chunks, float("-inf"))
     wanted = config.sink_chunks + config.recent_chunks + config.top_chunks
@@ -105,6 +110,7 @@ def best_chunks(config: RetrievalConfig, scores: Tensor, length: Tensor) -> Sele
         rows=torch.minimum(rows, length - 1),
         chunks=torch.where(chosen < chunks, chosen, -1),
         count=(rows < length).sum(),
+        attention=attention,
     )
 
 

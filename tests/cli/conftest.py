@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from specx.bench import floor
 from specx.cli.main import run
 from tests.cli.support import (
     Captured,
@@ -25,10 +26,13 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """``cli("generate", "a.txt", stdin=b"…")`` runs ``specx generate a.txt`` in this process."""
 
     def call(
-        *arguments: str | Path, stdin: bytes | Untouchable = b"", to_terminal: bool = False
+        *arguments: str | Path,
+        stdin: bytes | Untouchable = b"",
+        to_terminal: bool = False,
+        err_to_terminal: bool = False,
     ) -> Outcome:
         out = CapturedTerminal() if to_terminal else Captured()
-        err = Captured()
+        err = CapturedTerminal() if err_to_terminal else Captured()
         monkeypatch.setattr(sys, "stdin", as_stdin(stdin))
         for name, stream in (("stdout", out), ("stderr", err)):
             monkeypatch.setattr(sys, name, io.TextIOWrapper(stream, "utf-8", write_through=True))
@@ -36,6 +40,14 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
         return Outcome(code, out.getvalue().decode(), err.getvalue().decode())
 
     return call
+
+
+@pytest.fixture
+def quick_floors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hardware that is measured in no time."""
+    monkeypatch.setattr(floor, "_BANDWIDTH_S", 0.02)
+    monkeypatch.setattr(floor, "_RATE_S", 0.02)
+    monkeypatch.setattr(floor, "_PRODUCTS", floor._PRODUCTS[:1])
 
 
 @pytest.fixture(scope="session")

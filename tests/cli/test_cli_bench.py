@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import signal
 import subprocess
 import time
@@ -18,7 +19,16 @@ from specx.cli.main import run
 from tests.cli.support import Outcome, Workplace, process, specx
 from tests.helpers import story
 
+pytestmark = pytest.mark.usefixtures("quick_floors")
 Bench = Callable[..., Outcome]
+
+#: ``python -m specx`` with what ``quick_floors`` does.
+QUICK = """\
+from specx.bench import floor
+from specx.cli.main import main
+floor._BANDWIDTH_S, floor._RATE_S, floor._PRODUCTS = 0.02, 0.02, floor._PRODUCTS[:1]
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +59,19 @@ def _plan(workplace: Workplace, data: Path) -> tuple[str | Path, ...]:
     )
 
 
+def _started(words: tuple[str | Path, ...], state: Path) -> "subprocess.Popen[str]":
+    """A bench as a process of its own that tells of every cell."""
+    return subprocess.Popen(
+        [specx()[0], "-c", QUICK, *map(str, words), "-v"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "SPECX_STATE_DIR": str(state)},
+        text=True,
+    )
+
+
 @pytest.fixture
 def journals() -> Callable[[], list[Path]]:
-    import os
-
     return lambda: sorted(Path(os.environ["SPECX_STATE_DIR"], "bench").glob("*.jsonl"))
 
 
@@ -203,13 +222,7 @@ def test_killed_in_mid_run_and_resumed_gives_the_same_cells(
     """SIGKILL leaves no time to tidy up: what is on disk is all there is."""
     state = tmp_path / "state"
     words = (*_plan(workplace, data), "--reps", "3", "-o", "json")
-    running = subprocess.Popen(
-        specx(*words, "-v"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**__import__("os").environ, "SPECX_STATE_DIR": str(state)},
-        text=True,
-    )
+    running = _started(words, state)
     assert running.stderr is not None
     for line in running.stderr:
         if line.startswith("7 of 36"):
@@ -236,13 +249,7 @@ def test_killed_in_mid_run_and_resumed_gives_the_same_cells(
 def test_interrupted_it_shows_what_there_is_and_can_be_resumed(
     workplace: Workplace, data: Path, tmp_path: Path
 ) -> None:
-    running = subprocess.Popen(
-        specx(*_plan(workplace, data), "--reps", "30", "-v"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**__import__("os").environ, "SPECX_STATE_DIR": str(tmp_path)},
-        text=True,
-    )
+    running = _started((*_plan(workplace, data), "--reps", "30"), tmp_path)
     assert running.stderr is not None
     for line in running.stderr:
         if line.startswith("5 of 360"):

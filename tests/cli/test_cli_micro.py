@@ -8,10 +8,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from specx.bench import floor
 from specx.cli.topics import read_schema
 from tests.cli.support import Outcome, Workplace
 
+pytestmark = pytest.mark.usefixtures("quick_floors")
 Micro = Callable[..., Outcome]
 BIG = """\
 schema: 1
@@ -25,14 +25,6 @@ draft:
 context_tokens: 1024
 tree: {nodes: 4, depth: 2, size: fixed}
 """
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hardware that is measured in no time."""
-    monkeypatch.setattr(floor, "_BANDWIDTH_S", 0.02)
-    monkeypatch.setattr(floor, "_RATE_S", 0.02)
-    monkeypatch.setattr(floor, "_PRODUCTS", floor._PRODUCTS[:1])
 
 
 @pytest.fixture

@@ -2,8 +2,12 @@
 
 import io
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +17,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from specx import download
+from specx import download, transfer
 from specx.cli.progress import LogProgress, TerminalProgress
 from specx.download import Download
-from tests.cli.support import Outcome
-from tests.helpers import PairDirs, edit_json, preset_for, save_pair, tiny_config
-from tests.hubserver import COMMIT, HubServer, point_client_at, serving
+from specx.repository import HubFile, Source
+from tests.cli.support import Outcome, Workplace, specx
+from tests.helpers import PairDirs, edit_json, preset_for, save_pair, story, tiny_config
+from tests.hubserver import COMMIT, HubServer, point_client_at, serving, sha256
 
 WEIGHTS = "model.safetensors"
+STOPPED = "stopped in a download; what has arrived is kept, and the same command goes on from there"
 Cli = Callable[..., Outcome]
 
 
@@ -45,6 +51,31 @@ def preset(tiny_pair: PairDirs, tmp_path: Path) -> Path:
 
 def fresh_cache() -> None:
     shutil.rmtree(huggingface_hub.constants.HF_HUB_CACHE, ignore_errors=True)
+
+
+def interrupted(server: HubServer, cache: Path, *words: str | Path) -> Outcome:
+    """A command as a process that gets SIGINT once a part of the weights is on the disk."""
+    weights = server.folders["owner/big"] / WEIGHTS
+    partial = cache / "models--owner--big" / "blobs" / f"{sha256(weights)}.incomplete"
+    env = {"HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "0"}
+    running = subprocess.Popen(
+        specx(*words),
+        stdin=subprocess.DEVNULL,
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        end = time.monotonic() + 60
+        while not (partial.is_file() and partial.stat().st_size):
+            assert time.monotonic() < end, "nothing has arrived"
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    return Outcome(running.returncode, out, err)
 
 
 def download_lines(text: str) -> list[int]:
@@ -169,6 +200,34 @@ class TestPull:
         assert {"config.json", name} <= set(server.names)
         assert ("owner/head has no safetensors" in done.err) == name.endswith(".bin")
 
+    def test_interrupted_it_keeps_what_has_arrived(
+        self, cli: Cli, server: HubServer, preset: Path, tmp_path: Path
+    ) -> None:
+        """A real Ctrl-C in the middle of a file, and the same command once more."""
+        server.faults[WEIGHTS] = ["stall"]
+        cache = tmp_path / "cache"
+        done = interrupted(server, cache, "pull", preset)
+        assert done.code == 130
+        assert done.out == ""
+        said = [line for line in done.err.splitlines() if not line.startswith("download ")]
+        assert said == [STOPPED]
+        assert not list(cache.rglob(WEIGHTS)), "no half file under its final name"
+        (partial,) = cache.rglob("*.incomplete")
+        kept_bytes = partial.stat().st_size
+        whole = server.folders["owner/big"] / WEIGHTS
+        assert partial.read_bytes() == whole.read_bytes()[:kept_bytes]
+        assert not partial.with_suffix("").exists()
+        server.fetched.clear()
+        done = cli("pull", preset)
+        assert done.code == 0, done.err
+        assert [each for each in server.fetched if each[0] == WEIGHTS] == [
+            (WEIGHTS, kept_bytes),
+            (WEIGHTS, 0),  # the draft's
+        ]
+        fetched = {path.read_bytes() for path in cache.rglob(WEIGHTS)}
+        assert fetched == {(each / WEIGHTS).read_bytes() for each in server.folders.values()}
+        assert not list(cache.rglob("*.incomplete"))
+
     def test_of_what_there_is_not(self, cli: Cli) -> None:
         done = cli("pull", "no-such-pair")
         assert done.code == 2
@@ -194,6 +253,86 @@ class TestOtherCommands:
         assert again.out == done.out
         fresh_cache()
         assert download_lines(cli(*words, "-q", stdin=b"The harbour").err) == []
+
+
+class TestInterrupted:
+    """Ctrl-C in a download that another command needs: it ends at once, and the user reads how."""
+
+    @pytest.fixture
+    def document(self, tmp_path: Path) -> Path:
+        path = tmp_path / "story.txt"
+        path.write_text(story(300), encoding="utf-8")
+        return path
+
+    @pytest.mark.parametrize("command", ["generate", "bench"])
+    def test_as_a_process(
+        self, server: HubServer, preset: Path, tmp_path: Path, document: Path, command: str
+    ) -> None:
+        server.faults[WEIGHTS] = "stall"
+        words = ("--data", document, "--lengths", "64") if command == "bench" else (document,)
+        done = interrupted(server, tmp_path / "cache", command, "-m", preset, "-n", "4", *words)
+        assert done.code == 130
+        assert done.out == ""
+        assert done.err.splitlines().count(STOPPED) == 1
+        assert "Traceback" not in done.err
+        (partial,) = (tmp_path / "cache").rglob("*.incomplete")
+        assert partial.stat().st_size > 0
+        assert server.names.count(WEIGHTS) == 1, "neither tried again nor the draft's begun"
+
+    @pytest.fixture
+    def ctrl_c(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """SIGINT as soon as the first weights would arrive."""
+
+        def get(source: Source, file: HubFile, on_size: Callable[[int], None]) -> None:
+            if file.name == WEIGHTS:
+                signal.raise_signal(signal.SIGINT)
+            transfer.get(source, file, on_size)
+
+        monkeypatch.setattr(download, "get", get)
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("summarize", "FILE"),
+            ("compare", "FILE"),
+            ("bench", "--data", "FILE", "--lengths", "64"),
+            ("bench", "--micro", "--lengths", "64"),
+            ("pull",),
+        ],
+        ids=" ".join,
+    )
+    def test_every_command(
+        self,
+        cli: Cli,
+        server: HubServer,
+        preset: Path,
+        document: Path,
+        ctrl_c: None,
+        words: tuple[str, ...],
+    ) -> None:
+        named = (preset,) if words == ("pull",) else ("-m", preset)
+        done = cli(*(document if word == "FILE" else word for word in words), *named)
+        assert (done.code, done.out) == (130, "")
+        assert done.err.splitlines().count(STOPPED) == 1
+        assert WEIGHTS not in server.names
+
+    @pytest.mark.usefixtures("quick_floors")
+    def test_a_bench_shows_what_it_has(
+        self, cli: Cli, server: HubServer, preset: Path, workplace: Workplace, ctrl_c: None
+    ) -> None:
+        """The first preset is here and measured when the download for the second one ends."""
+        far = preset.with_name("far.yaml")
+        text = preset.read_text(encoding="utf-8")
+        far.write_text(text.replace("name: tiny", "name: far"), encoding="utf-8")
+        plan = ("--data", workplace.document, "--lengths", "64", "--samples", "1", "-n", "4")
+        modes = ("--modes", "plain", "-o", "json")
+        done = cli("bench", "-m", workplace.preset, "-m", far, *plan, *modes)
+        assert done.code == 130
+        assert STOPPED in done.err
+        assert "stopped (interrupted); --resume" in done.err
+        found = json.loads(done.out)
+        assert [cell["preset"] for cell in found["cells"]] == ["tiny"]
+        assert [each["cell"]["preset"] for each in found["missing"]] == ["far"]
 
 
 class TestDisplays:

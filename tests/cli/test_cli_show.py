@@ -123,10 +123,21 @@ def test_the_accept_view_shares_the_terminal_with_the_live_line(terminal, cli, w
     assert child.exitstatus == 0
 
 
-@pytest.mark.parametrize("columns", [80, 40, 12])
-def test_the_map_is_drawn_and_the_text_stays(terminal, cli, words, columns):
+@pytest.fixture
+def on_screen(cli, words, monkeypatch):
+    """``on_screen(*more, columns=80)``: the command in this process, as if on a terminal."""
+
+    def run(*more, columns=80):
+        for name, value in {"COLUMNS": columns, "LINES": 24}.items():
+            monkeypatch.setenv(name, str(value))
+        return cli(*words, *more, to_terminal=True, err_to_terminal=True)
+
+    return run
+
+
+def test_the_map_is_drawn_and_the_text_stays(terminal, cli, words):
     plain = printable(cli(*words).out)
-    child = terminal("--show", "map", columns=columns, NO_COLOR="1", COLORTERM="truecolor")
+    child = terminal("--show", "map", NO_COLOR="1", COLORTERM="truecolor")
     child.expect_exact("\x1b[?1049h")
     child.expect_exact("\x1b[?1049l")
     child.expect(pexpect.EOF)
@@ -137,6 +148,23 @@ def test_the_map_is_drawn_and_the_text_stays(terminal, cli, words, columns):
     assert re.search("[░▒▓█]", after)
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", drawn)  # no colour
     assert "\x1b[4m" in drawn
+
+
+@pytest.mark.parametrize("columns", [40, 12])
+def test_the_map_on_a_narrow_screen(on_screen, cli, words, monkeypatch, columns):
+    plain = printable(cli(*words).out)
+    for name, value in {"NO_COLOR": "1", "COLORTERM": "truecolor"}.items():
+        monkeypatch.setenv(name, value)
+    shown = on_screen("--show", "map", columns=columns)
+    assert shown.code == 0
+    assert CODES.sub("", shown.out) == plain
+    assert "\x1b[4m" in shown.out
+    drawn, _, stays = shown.err.partition("\x1b[?1049l")
+    assert "\x1b[?1049h" in drawn
+    rows = CODES.sub("", stays).splitlines()
+    assert any(re.search("[░▒▓█]", row) for row in rows)
+    assert all(len(row.rstrip()) <= columns for row in rows)
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", shown.err)  # no colour
 
 
 def test_a_change_of_size_and_ctrl_c(terminal):
@@ -153,14 +181,14 @@ def test_a_change_of_size_and_ctrl_c(terminal):
     assert child.exitstatus == 130
 
 
-def test_a_mode_that_retrieves_nothing_says_so(terminal):
-    child = terminal("--show", "map", "--mode", "plain")
-    child.expect("mode plain has no draft")
-    child.expect_exact("\x1b[?1049l")
-    child.expect("equal to plain")
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
+def test_a_mode_that_retrieves_nothing_says_so(on_screen):
+    shown = on_screen("--show", "map", "--mode", "plain")
+    assert shown.code == 0
+    _, _, shown_and_left = shown.err.partition("\x1b[?1049h")
+    drawn, left, after = shown_and_left.partition("\x1b[?1049l")
+    assert left
+    assert "mode plain has no draft" in drawn
+    assert "equal to plain" in after
 
 
 def a_scene():

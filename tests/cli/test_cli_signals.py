@@ -29,6 +29,27 @@ def test_without_anything_to_ask_the_first_one_stops():
         signal.raise_signal(signal.SIGTERM)
 
 
+def test_at_once_the_first_one_stops_whatever_could_be_asked():
+    asked = []
+    with Interrupts() as interrupts:
+        interrupts.on_first(lambda: asked.append(1))
+        with pytest.raises(Stopped), interrupts.at_once():
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Stopped), interrupts.at_once():
+            pytest.fail("begun although a signal had come before")
+    with Interrupts() as interrupts:
+        interrupts.on_first(lambda: asked.append(1))
+        with pytest.raises(Stopped), interrupts.at_once(), contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+    assert not asked
+    with Interrupts() as interrupts:
+        interrupts.on_first(lambda: asked.append(1))
+        with interrupts.at_once():
+            pass
+        signal.raise_signal(signal.SIGINT)
+    assert asked
+
+
 def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -24,6 +24,8 @@ class PlainCopies:
     """``Copies`` over lists; a row is on the chain if its path begins it."""
 
     depth: int = DEPTH
+    chunk_tokens: int = 1000
+    attention: list[float] = field(default_factory=lambda: [0.0] * 20)
     chain: list[int] = field(default_factory=list)
     match: int = SHORTEST  # tokens
     start: int = 0
@@ -34,16 +36,16 @@ class PlainCopies:
     def find(self, text: list[int]) -> None:
         self._judge(text)
         self.chain, self.match, self.doubted, self.start = [], SHORTEST, set(), len(text)
-        best = (SHORTEST - 1, -1)
+        best = (SHORTEST - 1, 0.0, -1)
         for place in range(len(text) - 1):
             equal = 0
             while equal < min(LONGEST, place + 1) and text[place - equal] == text[-1 - equal]:
                 equal += 1
             if equal >= SHORTEST:
-                best = max(best, (equal, place))
-        if best[1] >= 0:
+                best = max(best, (equal, self.attention[place // self.chunk_tokens], place))
+        if best[2] >= 0:
             self.match = best[0]
-            self.chain = text[best[1] + 1 :][: self.depth]
+            self.chain = text[best[2] + 1 :][: self.depth]
 
     def _judge(self, text: list[int]) -> None:
         hits = tries = 0
@@ -154,13 +156,18 @@ def drive(seed: int, vocabulary: int, fused: bool, device: torch.device = _CPU) 
     guesses doubt it."""
     random = Random(seed)
     depth, count = random.randint(1, 9), random.randint(1, min(vocabulary, 10))
-    copies = Copies(depth, device, fused=fused)
+    chunk_tokens = random.choice([1, 4, 16])
+    copies = Copies(depth, device, fused=fused, chunks=200, chunk_tokens=chunk_tokens)
     plain = PlainCopies(depth)
     for _ in range(2):
         copies.begin()
-        plain = PlainCopies(depth)
+        plain = PlainCopies(depth, chunk_tokens, [0.0] * 200)
         text = [random.randrange(vocabulary) for _ in range(random.randint(1, 40))]
         for _ in range(6):
+            if random.random() < 0.5:
+                known = random.randint(1, 200)
+                plain.attention[:known] = random.choices([0.0, 0.25, 0.5], k=known)
+                copies.attend(torch.tensor(plain.attention[:known], device=device))
             copies.find(*text_of(text, random.choice([0, 1, 7]), device))
             plain.find(text)
             assert_same(copies, plain)
@@ -236,6 +243,37 @@ def test_the_longest_and_then_the_latest_match_is_continued(name: str, spare: in
     copies = Copies(DEPTH, _CPU)
     copies.find(*text_of(text, spare))
     assert copies.chain.tolist() == chain + [-1] * (DEPTH - len(chain))
+
+
+@pytest.mark.parametrize(
+    ("attention", "first"),
+    [
+        ([0.0, 0.0, 0.0], 9),  # nobody was asked: the latest
+        ([0.3, 0.1, 0.0], 8),
+        ([0.1, 0.3, 0.0], 9),
+        ([0.3, 0.1, 0.9], 8),  # what the text's end attends to at its own place is no match
+        ([0.3], 8),
+        ([0.3001, 0.3, 0.0], 9),  # equal but for float32's last bits
+        ([1e-9, 0.0, 0.0], 8),
+    ],
+)
+def test_attention_decides_between_equal_matches(attention: list[float], first: int) -> None:
+    text = [3, 1, 2, 8, 4, 1, 2, 9, 5, 1, 2]
+    copies = Copies(DEPTH, _CPU, chunks=3, chunk_tokens=4)
+    copies.attend(torch.tensor(attention))
+    copies.find(*text_of(text))
+    assert copies.chain[0] == first
+    copies.begin()
+    copies.find(*text_of(text))
+    assert copies.chain[0] == 9  # the next request's text is another
+
+
+def test_a_longer_match_counts_more_than_attention() -> None:
+    text = [5, 1, 2, 8, 1, 2, 9, 0, 5, 1, 2]
+    copies = Copies(DEPTH, _CPU, chunks=3, chunk_tokens=4)
+    copies.attend(torch.tensor([0.0, 1.0, 0.0]))
+    copies.find(*text_of(text))
+    assert copies.chain[0] == 8
 
 
 def _doubting(copies: Copies, level: int, chance: float = 0.5) -> tuple[list[float], list[int]]:

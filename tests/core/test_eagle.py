@@ -154,7 +154,7 @@ _SAMPLED = SamplingConfig(temperature=1.5, seed=4)
 def _plain(form: str) -> tuple[Job, list[int], list[int]]:
     """A request over a target that is tapped for a head of this form, and its greedy and sampled
     text without one."""
-    job = Job(make_pair(form), random_tokens(150, seed=2), max_tokens=40)
+    job = Job(make_pair(form), random_tokens(150, seed=2), max_tokens=24)
     return job, job.run().tokens, replace(job, sampling=_SAMPLED).run().tokens
 
 

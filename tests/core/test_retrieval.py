@@ -9,6 +9,7 @@ from torch import Tensor
 from specx.core.config import RetrievalConfig
 from specx.core.retrieval import (
     Retriever,
+    best_chunks,
     chunk_rows,
     chunk_scores,
     forced_chunks,
@@ -116,6 +117,20 @@ def test_a_sink_with_most_of_the_mass_does_not_disturb_the_ranking() -> None:
         chunks - 1,
         *best,
     }
+
+
+def test_a_selection_tells_the_attention_that_it_was_made_by() -> None:
+    """Without the infinities of what is kept anyway, and nothing behind the text's end."""
+    query, keys = _query_keys(70, heads=4, kv_heads=2)
+    config = RetrievalConfig(chunk_tokens=8, top_chunks=1, sink_chunks=1, recent_chunks=2)
+    expected = chunk_scores(query, keys, _SCALE, 8)
+    selection = Retriever(config).select(query, keys, _SCALE)
+    assert selection.attention is not None
+    assert torch.equal(selection.attention, expected)
+    whole = torch.cat([expected, torch.full((4,), torch.nan)])
+    static = best_chunks(config, whole, torch.tensor(70)).attention
+    assert static is not None
+    assert torch.equal(static, torch.cat([expected, torch.zeros(4)]))
 
 
 @pytest.mark.parametrize("needle", [1, 7, 40, 57])

@@ -8,8 +8,10 @@ import functools
 
 import pytest
 import torch
+from torch import Tensor
 
 from specx.core.config import MODES, Parts, SamplingConfig, TreeConfig
+from specx.core.copies import Copies
 from specx.core.growth import Governor, StepCosts
 from specx.core.stats import StepStats
 from specx.core.target import STATIC_ROWS, static_rows
@@ -71,15 +73,20 @@ def test_trees_and_acceptance_are_those_of_the_hosts_drafter(parts: str) -> None
 
 
 @pytest.mark.parametrize("setting", ["greedy", "everything"])
-@pytest.mark.parametrize("prompt", [1, 5, 47, 48, 49, 300])
-def test_short_and_long_prompts(prompt: int, setting: str) -> None:
-    """Around the retrieval budget of 48 rows, and one chunk more or less than the caches' own."""
+@pytest.mark.parametrize(
+    ("prompt", "new"), [(1, 60), (5, 56), (47, 24), (48, 24), (49, 24), (300, 24)]
+)
+def test_short_and_long_prompts(prompt: int, new: int, setting: str) -> None:
+    """Around the retrieval budget of 48 rows, and one chunk more or less than the caches' own.
+
+    Where the prompt does not reach it, the text does.
+    """
     sampling = SETTINGS[setting]
     text = random_tokens(prompt, seed=3)
     pair = _pair("llama")
-    plain = Job(pair, text, max_tokens=70, sampling=sampling).run()
+    plain = Job(pair, text, max_tokens=new, sampling=sampling).run()
     for parts in ("spec", "specx", "window"):
-        job = Job(pair, text, PARTS[parts], 70, sampling, is_static=True)
+        job = Job(pair, text, PARTS[parts], new, sampling, is_static=True)
         assert job.run().tokens == plain.tokens
 
 
@@ -127,6 +134,32 @@ def test_a_measured_tree_forecasts_its_size() -> None:
         assert run.tokens == _plain("llama", "greedy")
         sizes.append(run.steps[-2].nodes)
     assert sizes == [31, 8]
+
+
+def test_copies_hear_what_the_target_attends_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every refresh, the same on the host and on the device."""
+    attend, heard = Copies.attend, list[Tensor]()
+
+    def spy(self: Copies, attention: Tensor) -> None:
+        attend(self, attention)
+        heard.append(self._state.attention.clone())
+
+    monkeypatch.setattr(Copies, "attend", spy)
+    tree = TreeConfig(nodes=12, depth=4, threshold=0.3, size="fixed")
+    told: list[list[Tensor]] = []
+    for is_static in (False, True):
+        heard.clear()
+        run = Job(_pair("llama"), _PROMPT, PARTS["specx"], 40, tree=tree, is_static=is_static).run()
+        told.append(heard[: 1 + sum(chunks is not None for chunks in run.chunks)])
+    host, device = told
+    assert len(host) == len(device) > 3
+    for ours, theirs in zip(device, host, strict=True):
+        known = min(len(ours), len(theirs))
+        torch.testing.assert_close(ours[:known], theirs[:known])
+        assert not ours[known:].any()
+        assert not theirs[known:].any()
+        assert float(ours.sum()) > 0
+    assert not torch.equal(host[0], host[-1])
 
 
 def test_recorded_trees_are_those_of_their_own_step() -> None:

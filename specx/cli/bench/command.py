@@ -6,6 +6,7 @@ how a cell is run or what the numbers mean.
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -36,7 +37,7 @@ from specx.cli.options import (
 from specx.cli.output import dumps
 from specx.cli.screen import Screen
 from specx.cli.settings import chosen_presets, preset_changes
-from specx.cli.signals import Interrupts
+from specx.cli.signals import Interrupts, Stopped
 from specx.cli.sink import Sink
 from specx.errors import SpecxError, UsageError
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from specx.bench.conditions import Condition
     from specx.bench.journal import Journal
     from specx.bench.session import Options, Setup
+    from specx.bench.subject import Subject
 
 BenchFormat = Literal["auto", "md", "csv", "json", "jsonl"]
 _BUDGET_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
@@ -163,7 +165,9 @@ def bench(context: Context, request: BenchRequest) -> int:
     conditions = [parse_condition(text, BENCH_METRICS) for text in request.fail_if]
     exports = Exports(request.export, force=request.force, inputs=request.data)
     if request.plot:
-        _check_plot()
+        from specx.bench.views.plots import require_plotext
+
+        require_plotext()
     if request.saved is not None:
         from specx.bench.saved import read_bench
 
@@ -234,7 +238,8 @@ def _prepare(options: "Options", screen: Screen) -> "Setup":
     try:
         from specx.bench.session import prepare
 
-        setup = prepare(options)
+        with downloads_shown(screen, progress):
+            setup = prepare(options)
     finally:
         progress.close()
     for note in setup.notes:
@@ -251,9 +256,8 @@ def _measure(
 
     with Interrupts() as interrupts, _journal(request, setup) as journal:
         screen.note(f"journal: {journal.path}")
-        runner = Runner(
-            setup.plan, setup.variants, setup.texts, setup.load, journal, budget_s=budget_s
-        )
+        load = _loading(setup, interrupts)
+        runner = Runner(setup.plan, setup.variants, setup.texts, load, journal, budget_s=budget_s)
         interrupts.on_first(runner.cancel)
         progress = BenchProgress(screen, setup.plan.size)
         try:
@@ -281,6 +285,20 @@ def _measure(
             stopped=runner.stopped,
         )
         return found, interrupts.exit_code or 0
+
+
+def _loading(setup: "Setup", interrupts: Interrupts) -> "Callable[[str], Subject]":
+    """How presets are loaded: the first signal ends that at once, and with it a download."""
+    from specx.bench.subject import Interrupted
+
+    def load(name: str) -> "Subject":
+        try:
+            with interrupts.at_once():
+                return setup.load(name)
+        except Stopped as stopped:  # what was measured before is still shown
+            raise Interrupted from stopped
+
+    return load
 
 
 def _journal(request: BenchRequest, setup: "Setup") -> "Journal":
@@ -363,12 +381,6 @@ def _dry_run(request: BenchRequest, setup: "Setup") -> int:
     else:
         Sink().write("".join(f"{line}\n" for line in estimate_lines(found)))
     return 0
-
-
-def _check_plot() -> None:
-    from specx.bench.views.plots import require_plotext
-
-    require_plotext()
 
 
 def _seconds(text: str | None) -> float | None:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from specx.core.beam import CHILDREN, Beam, best_guesses
 from specx.core.cache import KVCache
-from specx.core.copies import Copies
 from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.graphs import Graphs
 from specx.core.growth import WIDTH, ForecastGrowth, StepCosts
@@ -52,7 +51,7 @@ class DeviceDrafter(ModelDrafter):
         spare = max(0, budget - settings.capacity) + 4 * self._unread_rows
         super().__init__(settings, sampler, costs, full, spare)
         if self._copies is not None:
-            self._copies = Copies(tree.depth, self._model.device)
+            self._copies = self._new_copies(buffers.progress.text.shape[0], self._model.device)
         self._progress, self._ring = buffers.progress, buffers.features
         records = self._parts.launch == "graph"
         graphs = graphs or buffers.graphs
@@ -124,6 +123,7 @@ class DeviceDrafter(ModelDrafter):
 
     def refocus(self, selection: Selection) -> None:
         """See ``Drafter``. Rows that the draft has not read yet follow by themselves."""
+        self._prefer(selection)
         self._choose(selection)
         self._graphs.run(("refill", self._key), self._refill)
         self._most_held = self._budget

@@ -92,7 +92,9 @@ class ModelDrafter:
         self._features: list[Tensor] = []  # of the pending tokens, for a model that reads them
         self._last_feature: Tensor | None = None  # of the prompt, until its next token is known
         self._text = torch.zeros(0, dtype=torch.int64)  # what copies are looked for in
-        self._copies = Copies(tree.depth, torch.device("cpu")) if parts.copies == "tree" else None
+        self._copies: Copies | None = None
+        if parts.copies == "tree":
+            self._copies = self._new_copies(capacity, torch.device("cpu"))
         self._on_chain: int | None = None  # the deepest node of the copied chain so far
         self._states: list[Tensor] = []  # of the rows that this draft has read, root first
         self._produced = 0  # output tokens so far: the noise position of the root's successor
@@ -162,7 +164,18 @@ class ModelDrafter:
 
     def refocus(self, selection: Selection) -> None:
         """See ``Drafter``. Rows that the draft has not read yet follow by themselves."""
+        self._prefer(selection)
         self._keep(selection.rows[selection.rows < self._full.length])
+
+    def _new_copies(self, capacity: int, device: torch.device) -> Copies:
+        """For texts of up to ``capacity`` tokens."""
+        chunk_tokens = self._retrieval.chunk_tokens
+        chunks = -(-capacity // chunk_tokens)
+        return Copies(self._tree.depth, device, chunks=chunks, chunk_tokens=chunk_tokens)
+
+    def _prefer(self, selection: Selection) -> None:
+        if self._copies is not None and selection.attention is not None:
+            self._copies.attend(selection.attention)
 
     def _keep(self, rows: Tensor) -> None:
         """Fill the working cache with ``rows`` [m] of the full one."""

@@ -6,14 +6,14 @@ In: the text so far and its length on the device, and the ``CopyState`` of ``Cop
 They do not know models or trees; levels are host numbers, everything else stays on the device.
 
 A place where the last tokens stood before is ranked by one integer: the length of the match above,
-the place below. So one maximum finds the longest match, and the latest of equals.
+then the target's attention to its chunk, the place below. So one maximum finds the place.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor, empty, empty_like, int64, uint8
 
-from specx.core.copies import FADING, LONGEST, SHORTEST, CopyState
+from specx.core.copies import FADING, LONGEST, MATCH_BITS, PLACE_BITS, SHORTEST, CopyState
 from specx.core.growth import WIDTH
 
 _BLOCK = 1024  # places of the text that a program compares
@@ -21,14 +21,15 @@ _MATCH_WARPS = 4
 # A single warp: what one program does for a chain or a level is latency alone.
 _WARPS = 1
 
-_PLACE_BITS = tl.constexpr(32)
-_PLACES = tl.constexpr(0xFFFFFFFF)
+_MATCH_BITS, _PLACE_BITS = tl.constexpr(MATCH_BITS), tl.constexpr(PLACE_BITS)
+_PLACES = tl.constexpr((1 << PLACE_BITS) - 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk_tokens", "chunks"])
 def _match_kernel(
-    text, length, ranks, SHORT: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
-):
+    text, length, attention, ranks, chunk_tokens, chunks,
+    SHORT: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """The best rank of one block of places; −1 where nothing matches."""
     block = tl.program_id(0)
     place = block * BLOCK + tl.arange(0, BLOCK)
@@ -43,7 +44,11 @@ def _match_kernel(
         token = tl.load(text + place - back, mask=stands, other=-1)
         agrees = agrees & stands & (token == sought)
         count += agrees.to(tl.int64)
-    rank = tl.where(count >= SHORT, (count << _PLACE_BITS) | place, -1)
+    chunk = tl.minimum(place // chunk_tokens, chunks - 1)
+    # Of floats that are not negative the bits are in the order of the values.
+    bits = tl.load(attention + chunk).to(tl.int32, bitcast=True) >> 16
+    rank = (count << _MATCH_BITS) | (bits.to(tl.int64) << _PLACE_BITS) | place
+    rank = tl.where(count >= SHORT, rank, -1)
     tl.store(ranks + block, tl.max(rank, 0))
 
 
@@ -85,7 +90,7 @@ def _chain_kernel(
     tl.store(chain + level, found, mask=is_level)
     tl.store(doubted + level, tl.zeros((LEVELS,), tl.uint8), mask=is_level)
     tl.store(start, end)
-    tl.store(kind, tl.maximum((rank >> _PLACE_BITS) - SHORT, 0))
+    tl.store(kind, tl.maximum((rank >> _MATCH_BITS) - SHORT, 0))
 
 
 @triton.jit
@@ -130,11 +135,14 @@ def _join_kernel(
     tl.store(new_tokens + place, tl.where(takes, copied, token), mask=is_guess)
 
 
-def find(state: CopyState, text: Tensor, length: Tensor) -> None:
+def find(state: CopyState, text: Tensor, length: Tensor, chunk_tokens: int) -> None:
     """See ``Copies.find``; ``text`` contiguous, fewer than 2³¹ tokens."""
     depth, blocks = state.chain.shape[0], triton.cdiv(text.shape[0], _BLOCK)
     ranks = empty(blocks, dtype=int64, device=text.device)
-    _match_kernel[(blocks,)](text, length, ranks, SHORTEST, LONGEST, _BLOCK, num_warps=_MATCH_WARPS)
+    _match_kernel[(blocks,)](
+        text, length, state.attention, ranks, chunk_tokens, state.attention.shape[0], SHORTEST,
+        LONGEST, _BLOCK, num_warps=_MATCH_WARPS,
+    )  # fmt: skip
     # No fused multiply-add, so that counts are torch's to the last bit.
     _chain_kernel[(1,)](
         text, length, ranks, state.chain, state.doubted.view(uint8), state.start, state.kind,

@@ -20,7 +20,16 @@ _BLOCK = 1024  # places that a program compares
 
 
 def _pair(depth: int = 10) -> tuple[Copies, Copies]:
-    return Copies(depth, _DEVICE, fused=True), Copies(depth, _DEVICE, fused=False)
+    """Kernels and torch, over chunks of 32 tokens that are attended to somehow."""
+    fused, plain = (
+        Copies(depth, _DEVICE, fused=is_fused, chunks=100, chunk_tokens=32)
+        for is_fused in (True, False)
+    )
+    noise = torch.Generator().manual_seed(1)
+    attention = torch.rand(100, generator=noise).pow(8).to(_DEVICE)
+    for copies in (fused, plain):
+        copies.attend(attention)
+    return fused, plain
 
 
 def _assert_equal(fused: Copies, plain: Copies) -> None:
