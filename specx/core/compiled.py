@@ -8,7 +8,7 @@ Layers are compiled one by one and not as a whole model: they share their code, 
 program serves all of them, and starting costs one layer's compilation instead of thirty-two.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -46,19 +46,22 @@ class CompiledLayer(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer  # its parameters stay this module's parameters
-        # Not the module: what hooks it stays outside of the program.
-        self._run = torch.compile(layer.forward, dynamic=False)
+        self._run: Callable[..., Any] | None = None
 
     def forward(self, *given: Any, **named: Any) -> Any:
         """As the layer does."""
+        if self._run is None:
+            # Not the module: what hooks it stays outside of the program.
+            self._run = _compiled(self.layer.forward)
         return self._run(*given, **named)
 
 
-def compile_layers(layers: nn.ModuleList) -> nn.ModuleList:
-    """The layers of a decoder, each compiled when it first runs."""
-    config: Any = torch._dynamo.config  # type: ignore[attr-defined]
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    # Only here: the compiler alone takes a second to import.
+    import torch._dynamo.config as config
+
     config.recompile_limit = max(config.recompile_limit, _MOST_PROGRAMS)
-    return nn.ModuleList(CompiledLayer(layer) for layer in layers)
+    return torch.compile(function, dynamic=False)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specx.core import kernels
-from specx.core.compiled import compile_layers
+from specx.core.compiled import CompiledLayer
 from specx.core.config import LayerForm
 
 _KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -255,8 +255,9 @@ class Layers:
             changes = any(kind in rotary.rope_type for kind in ("dynamic", "longrope"))
             turned = rotary if changes else FusedRotary(rotary)
             self._forms["fused"] = fused, FusedNorm(norm), turned
+        compiled = nn.ModuleList(CompiledLayer(layer) for layer in layers)
         # Nothing is compiled before it runs. Norm and rotation between layers are the fused ones.
-        self._forms["compiled"] = compile_layers(layers), *self._forms["fused"][1:]
+        self._forms["compiled"] = compiled, *self._forms["fused"][1:]
         if next(decoder.parameters()).is_cuda:
             torch.cuda.empty_cache()  # the separate matrices, which nothing else can reuse
 

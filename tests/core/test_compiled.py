@@ -102,3 +102,15 @@ def test_layers_are_counted_and_the_last_query_is_a_copy() -> None:
 def test_attention_needs_a_forward_under_way() -> None:
     with pytest.raises(LookupError):
         attend(torch.zeros(2, 5, 4), torch.zeros(2, 5, 4), torch.zeros(2, 5, 4), 1.0)
+
+
+def test_nothing_is_compiled_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: asked.append(a) or real(*a, **k))
+    model = Model(hf_model(CASES["llama"]), pack=False)
+    for form in ("original", "fused"):
+        _forward(model, random_tokens(3), form)
+    assert not asked
+    _forward(model, random_tokens(3), "compiled")
+    assert len(asked) == 3
