@@ -71,7 +71,7 @@ class Run:
     difference: "Difference | None" = None
     expected_text: str = ""  # the two tokens on which the texts part; "" is the end of a text
     got_text: str = ""
-    notes: tuple[str, ...] = ()  # on this machine and the models' files
+    remarks: tuple[str, ...] = ()  # the engine's
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +267,8 @@ class Race:
     def _judged(
         self, contestant: Contestant, engine: "Engine", prompt: "Prompt", result: "Result"
     ) -> Run:
-        notes = (*filter(None, (engine.kernels_note,)), *engine.notes)
         facts = (prompt.document_tokens, engine.device, engine.dtype)
-        run = Run(contestant, result, *facts, notes=notes)
+        run = Run(contestant, result, *facts, remarks=engine.remarks)
         if not self.runs:
             return run
         first = self.runs[0]
@@ -390,5 +389,5 @@ def _run_object(run: Run, first: Run) -> dict[str, Any]:
         "first_difference": None
         if difference is None
         else {**asdict(difference), "margin": margin},
-        "warnings": [{"message": message} for message in (*run.notes, *run.result.warnings)],
+        "warnings": [{"message": message} for message in (*run.remarks, *run.result.warnings)],
     }

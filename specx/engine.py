@@ -365,6 +365,11 @@ class Engine:
         ).error(error)
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What this machine could not give, then what the files are like."""
+        return *((self.kernels_note,) if self.kernels_note else ()), *self.notes
+
+    @property
     def weights_bytes(self) -> int:
         """Bytes of the weights of target and draft."""
         models = [self.target] if self.draft is None else [self.target, self.draft]

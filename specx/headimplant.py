@@ -20,7 +20,7 @@ would let something through are zero.
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from torch import Tensor
 from specx.heads import LoadedHead
 from specx.heads.config import HeadFacts
 from specx.heads.layout import LAYER
+from specx.heads.places import Sizes, needed_shapes
 from specx.implant import FINAL_GAIN, FINAL_RMS, SEED, STD, Margin, put_first_copies, repeated_heads
 from specx.shape import HeadShapeSpec, ShapeSpec
 
@@ -65,30 +66,24 @@ def head_misfit(shape: HeadShapeSpec, target: ShapeSpec, small: HeadFacts, gener
 
 
 def tensor_shapes(
-    shape: HeadShapeSpec, generation: int, vocabulary: int
+    shape: HeadShapeSpec, generation: Literal[1, 3], vocabulary: int
 ) -> dict[str, tuple[int, ...]]:
     """Name → shape of the large head's tensors beside a target of ``vocabulary`` rows."""
-    hidden, queries = shape.hidden, shape.heads * shape.head_dim
-    keys, inputs = shape.kv_heads * shape.head_dim, hidden if generation == 1 else 2 * hidden
-    joined = 2 * hidden if generation == 1 else shape.features * hidden
-    found: dict[str, tuple[int, ...]] = {
-        "fc.weight": (hidden, joined),
-        f"{_ATTENTION}q_proj.weight": (queries, inputs),
-        f"{_ATTENTION}k_proj.weight": (keys, inputs),
-        f"{_ATTENTION}v_proj.weight": (keys, inputs),
-        f"{_ATTENTION}o_proj.weight": (hidden, queries),
-        f"{_MLP}gate_proj.weight": (shape.mlp, hidden),
-        f"{_MLP}up_proj.weight": (shape.mlp, hidden),
-        f"{_MLP}down_proj.weight": (hidden, shape.mlp),
-        f"{LAYER}post_attention_layernorm.weight": (hidden,),
-    }
+    sizes = Sizes(
+        generation=generation,
+        hidden=shape.hidden,
+        target_hidden=shape.hidden,
+        mlp=shape.mlp,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        features=shape.features,
+    )
+    found = needed_shapes(sizes)
     if shape.bias:
-        found["fc.bias"] = (hidden,)
-    if generation == 3:
-        norms = f"{LAYER}hidden_norm", f"{LAYER}input_layernorm", "norm"
-        found |= {f"{name}.weight": (hidden,) for name in norms}
-        if shape.vocabulary < vocabulary:
-            found["lm_head.weight"] = (shape.vocabulary, hidden)
+        found["fc.bias"] = (shape.hidden,)
+    if generation == 3 and shape.vocabulary < vocabulary:
+        found["lm_head.weight"] = (shape.vocabulary, shape.hidden)
     return found
 
 

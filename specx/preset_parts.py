@@ -131,6 +131,11 @@ class DraftSpec(Frozen):
         return self.kind in HEADS
 
     @property
+    def generation(self) -> Literal[1, 3]:
+        """Of EAGLE, where the draft is a head: EAGLE-2 runs heads of the first."""
+        return 3 if self.kind == "eagle3" else 1
+
+    @property
     def has_weights(self) -> bool:
         """Whether there is a checkpoint to fetch."""
         return self.kind in WITH_WEIGHTS

@@ -156,13 +156,9 @@ def _check_head(preset: Preset) -> None:
         )
     directory = hub.resolve(_POCKETS[preset.draft.kind][1], None, offline=True)
     small = read_head(read_json(directory / "config.json"))
-    reason = head_misfit(shape, target, small, _generation(preset))
+    reason = head_misfit(shape, target, small, preset.draft.generation)
     if reason:
         raise UsageError(f"no stand-in can be built for preset {preset.name}: head", reason=reason)
-
-
-def _generation(preset: Preset) -> int:
-    return 3 if preset.draft.kind == "eagle3" else 1
 
 
 def _config(
@@ -244,7 +240,7 @@ def _head_bytes(preset: Preset, dtype: "torch.dtype") -> int:
     shape, target = preset.draft.head_shape, preset.target.shape
     assert shape is not None
     assert target is not None
-    shapes = tensor_shapes(shape, _generation(preset), target.vocabulary).values()
+    shapes = tensor_shapes(shape, preset.draft.generation, target.vocabulary).values()
     return 2 * dtype.itemsize * sum(map(math.prod, shapes))
 
 

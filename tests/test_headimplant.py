@@ -282,7 +282,7 @@ class TestTheLargeHead:
         shape, target = preset.draft.head_shape, preset.target.shape
         assert shape is not None
         assert target is not None
-        sizes = tensor_shapes(shape, 3 if preset.draft.kind == "eagle3" else 1, target.vocabulary)
+        sizes = tensor_shapes(shape, preset.draft.generation, target.vocabulary)
         count = sum(map(math.prod, sizes.values()))
         assert count / 1e6 == pytest.approx(millions, abs=0.1)
 

@@ -106,7 +106,7 @@ def _head_numbers(preset: Preset, files: hub.PairFiles, rows: int) -> int:
     0 for other drafts."""
     if files.head_config is None:
         return 0
-    generation = 3 if preset.draft.kind == "eagle3" else 1
+    generation = preset.draft.generation
     shape = preset.draft.head_shape
     if shape is None:
         facts = read_head(files.head_config)

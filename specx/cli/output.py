@@ -164,9 +164,8 @@ def _acceptance(stats: GenerationStats) -> dict[str, Any]:
 
 
 def _warnings(run: Run) -> list[str]:
-    """What this machine could not give, what the files are like, and what the run has to say."""
-    lost = run.engine.kernels_note
-    return [*([lost] if lost else []), *run.engine.notes, *run.result.warnings]
+    """What the engine has to say, then the run."""
+    return [*run.engine.remarks, *run.result.warnings]
 
 
 def _verification(run: Run) -> dict[str, Any] | None:

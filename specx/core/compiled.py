@@ -12,19 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from specx.core.model import AttentionPass
+
 #: Programs of one layer's code, beyond which torch gives up: a tree size each, of several models.
 _MOST_PROGRAMS = 64
-
-
-class _Attends(Protocol):
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """See ``model.AttentionPass``."""
-        ...
 
 
 @dataclass(slots=True)
@@ -32,7 +29,7 @@ class _UnderWay:
     """The forward that runs now: layers come in order, so a count tells which one asks. Their
     numbers would be constants of the programs, and every layer would need its own."""
 
-    attention_pass: _Attends
+    attention_pass: "AttentionPass"
     layers: int
     next_layer: int = 0
 
@@ -65,7 +62,7 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def attention_by(attention_pass: _Attends, layers: int) -> Iterator[None]:
+def attention_by(attention_pass: "AttentionPass", layers: int) -> Iterator[None]:
     """Within, ``attend`` is ``attention_pass``'s, for ``layers`` layers in order."""
     token = _UNDER_WAY.set(_UnderWay(attention_pass, layers))
     try:

@@ -2,8 +2,8 @@
 
 In: the text so far, at a place that recordings may read, and which parts of it the target attends
 to. Out: a chain of tokens, joined to a draft's best guesses with the chance that copying proved to
-have lately. It does not know models,
-trees or caches. Nothing is read by the host and every shape is static, so a CUDA graph can hold it.
+have lately. It does not know models, trees or caches. Nothing is read by the host and every shape
+is static, so a CUDA graph can hold it.
 
 The idea is prompt lookup decoding (Saxena, 2023). Here it is no drafter of its own: where the
 draft model stands on the chain and thinks of another token first, the chain's next token joins its

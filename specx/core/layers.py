@@ -264,7 +264,7 @@ class Layers:
     @property
     def lists(self) -> tuple[nn.Module, ...]:
         """The lists of layers, one of each form."""
-        return tuple({id(parts[0]): parts[0] for parts in self._forms.values()}.values())
+        return tuple(dict.fromkeys(parts[0] for parts in self._forms.values()))
 
     def use(self, form: LayerForm) -> None:
         """Let the decoder run its layers in this form."""

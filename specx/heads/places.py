@@ -41,7 +41,7 @@ def check_places(
     directory: Path, tensors: "Mapping[str, Tensor]", sizes: Sizes, config: Mapping[str, Any]
 ) -> None:
     """Strictly: every tensor has a place and every place its tensor. Raises ``ModelError``."""
-    needed, optional = _needed(sizes), _optional(sizes)
+    needed, optional = needed_shapes(sizes), _optional(sizes)
     tables = TABLES if sizes.generation == 3 else ()
     for name, tensor in tensors.items():
         if name in tables:
@@ -83,7 +83,8 @@ def _check_shape(directory: Path, name: str, tensor: "Tensor", wanted: tuple[int
         )
 
 
-def _needed(sizes: Sizes) -> Shapes:
+def needed_shapes(sizes: Sizes) -> Shapes:
+    """Name → shape of the tensors that every head of these sizes has."""
     hidden, mlp = sizes.hidden, sizes.mlp
     queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
     inputs = hidden if sizes.generation == 1 else 2 * hidden

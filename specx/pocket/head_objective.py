@@ -76,8 +76,7 @@ class HeadObjective:
     """KL divergence from the target at each of `steps` drafting steps, weighted by `decay` to the
     power of the step; for EAGLE-1 also the smooth L1 distance to the target's next feature.
 
-    Steps after the first run from `roots` random positions of each sequence (`draw_roots`). Plain
-    text, on which no head agrees with its target much, counts `text_weight` of an answer.
+    Steps after the first run from `roots` random positions of each sequence (`draw_roots`).
     """
 
     head: HeadWeights
@@ -86,7 +85,6 @@ class HeadObjective:
     roots: int
     decay: float
     feature_weight: float
-    text_weight: float
     forward: Forward | None = None
     names: tuple[str, ...] = (
         "kl_text", "kl_answer", "feature", "text_1", "text_last", "answer_1", "answer_last",
@@ -123,7 +121,7 @@ class HeadObjective:
             means, agree = self._compared(output[:, : rows.shape[1]], taught, at, kinds)
             text, answer, feature = means
             weight = self.decay**step / share
-            loss = self.text_weight * text_weight * text + answer + self.feature_weight * feature
+            loss = text_weight * text + answer + self.feature_weight * feature
             total = total + weight * loss
             parts += weight * torch.stack(means).detach()
             agreed.append(agree)

@@ -61,7 +61,7 @@ def head_job(options: argparse.Namespace, place: Place, source: Source) -> Job:
         checkpoint.save_head(head, options.out, len(target.embedding), LENGTH, summary)
 
     objective = HeadObjective(
-        head, target, options.steps, options.roots, options.decay, options.feature, options.text
+        head, target, options.steps, options.roots, options.decay, options.feature
     )
     parameters = [p for p in head.tensors.values() if isinstance(p, nn.Parameter)]
     return Job(parameters, None, objective, save, probe.score)

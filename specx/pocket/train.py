@@ -207,6 +207,8 @@ def phases(options: argparse.Namespace) -> tuple[Phase, ...]:
         short = int(length) <= 4096
         mixture = Mixture(0.28, 0.06) if short else Mixture(0.12, 0.06)
         text_weight = 1.0 if short else options.text_weight
+        if options.model in HEADS:  # no head agrees with its target much on plain text
+            text_weight = options.text
         out.append(Phase(int(length), seconds, mixture, text_weight))
     return tuple(out)
 

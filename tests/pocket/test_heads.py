@@ -165,7 +165,7 @@ def test_the_frozen_loss_has_the_gradient_of_cross_entropy() -> None:
 def test_a_head_that_knows_the_next_feature_has_no_loss(target: Weights) -> None:
     """Step j from root r is compared with the target at r + j."""
     head = make_head(target, eagle3=False, mlp=80, seed=1)
-    objective = HeadObjective(head, target, 3, 4, 1, 1.0, 1.0)
+    objective = HeadObjective(head, target, 3, 4, 1, 1.0)
     objective.prepare(compiled=False)
     tokens = torch.randint(300, (2, 12))
     _, taught = objective._teach(tokens)
