@@ -10,8 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.helpers import FAMILIES, PairDirs, save_pair
+
+# The same examples on every machine, however slow: a run that fails, fails again. For new ones:
+# pytest --hypothesis-profile=default
+settings.register_profile("specx", deadline=None, derandomize=True, database=None)
+settings.load_profile("specx")
 
 
 @pytest.fixture(autouse=True)

@@ -97,7 +97,7 @@ class TestPrompt:
         assert caught.value.hints
 
     @given(st.text(max_size=40))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_any_content_survives(self, content: str) -> None:
         tokens = encode_prompt(TOKENIZER, content)
         before, after = f"{BOS}<|user|>\n", f"{EOS}\n<|assistant|>\n"
@@ -126,13 +126,13 @@ stops = st.lists(st.text(alphabet="ab é😀", min_size=1, max_size=4), max_size
 
 class TestStreaming:
     @given(token_lists, sizes)
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def test_the_pieces_are_the_text(self, tokens: list[int], size: int) -> None:
         whole = TOKENIZER.decode(tokens, skip_special_tokens=True)
         assert "".join(streamed(tokens, size=size)) == whole
 
     @given(st.text(max_size=30), sizes)
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_no_piece_holds_part_of_a_character(self, text: str, size: int) -> None:
         text = text.replace("\ufffd", "?")
         pieces = streamed(TOKENIZER.encode(text), size=size)
@@ -162,7 +162,7 @@ class TestStreaming:
 
 class TestStopStrings:
     @given(letters, stops, sizes)
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def test_the_text_ends_before_the_first_stop(
         self, text: str, stop: tuple[str, ...], size: int
     ) -> None:
@@ -176,7 +176,7 @@ class TestStopStrings:
         assert "".join(streamed(tokens, stop, size)) == wanted
 
     @given(token_lists, st.lists(st.text(max_size=3), max_size=3).map(tuple), sizes)
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_text_and_consumption_do_not_depend_on_the_steps(
         self, tokens: list[int], stop: tuple[str, ...], size: int
     ) -> None:

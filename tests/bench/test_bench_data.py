@@ -504,7 +504,7 @@ class TestCut:
         assert max(map(len, maker.documents)) < 5000
 
     @given(st.text(max_size=400), st.integers(60, 300))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_never_more_never_far_less(self, text: str, tokens: int) -> None:
         prompt = cut_prompt(tiny(), text, tokens)
         if prompt is not None:

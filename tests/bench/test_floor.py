@@ -20,7 +20,7 @@ from specx.bench.floor import (
 from specx.core.linear import PackedLinear
 from specx.core.model import Model
 from specx.preset import load_preset
-from tests.core.tiny import EXAMPLES, config, hf_model
+from tests.core.tiny import config, hf_model
 
 CPU = torch.device("cpu")
 
@@ -177,7 +177,6 @@ def test_free_memory_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert free_bytes(CPU) > 0
 
 
-@EXAMPLES
 @given(st.integers(1, 1 << 42))
 def test_a_rounded_size_is_near_and_stays(count: int) -> None:
     size = rounded(count)
@@ -185,7 +184,6 @@ def test_a_rounded_size_is_near_and_stays(count: int) -> None:
     assert rounded(size) == size
 
 
-@EXAMPLES
 @given(st.integers(8, 40))
 def test_an_octave_has_four_sizes(bits: int) -> None:
     start = 1 << bits

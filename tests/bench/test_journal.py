@@ -70,9 +70,7 @@ def test_a_journal_from_before_notes_were_kept_is_gone_on_with(tmp_path: Path) -
         assert journal.finished.notes == {"tiny": ("a guess",)}
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1))
 def test_a_journal_cut_anywhere_resumes_with_its_whole_lines(tmp_path: Path, share: float) -> None:
     """A kill can end the file at any byte; from behind the header on, nothing whole is lost."""

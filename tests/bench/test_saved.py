@@ -290,7 +290,7 @@ VALUES = st.sampled_from(
 
 
 @given(st.sampled_from(PLACES), VALUES, st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_reader_accepts_what_the_schema_accepts(tmp_path_factory, path, value, remove):
     bench = copy.deepcopy(SMALL)
     container = bench

@@ -21,7 +21,7 @@ from specx.bench.statistics import (
 
 RATIO = st.floats(0.01, 100.0)
 DOCUMENTS = st.lists(st.lists(RATIO, min_size=1, max_size=4), min_size=2, max_size=7)
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 
 @pytest.mark.parametrize(

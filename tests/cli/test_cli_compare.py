@@ -320,7 +320,7 @@ def test_on_a_terminal_the_table_fits(cli, benches, monkeypatch):
 
 
 @given(st.lists(st.text("ab \n\t日x"), max_size=12), st.integers(1, 20), st.integers(1, 9))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_tail_grows_as_if_it_had_been_there_at_once(pieces, width, rows):
     grown, whole = Column("x"), Column("x")
     width = max(width, 2)  # a wide character needs two cells

@@ -102,7 +102,7 @@ def test_ctrl_c_while_loading_stops_at_once(workplace):
 
 def test_a_terminal_without_input_is_told_at_once():
     words = specx("generate")
-    terminal = pexpect.spawn(words[0], words[1:], encoding="utf-8", timeout=20)
+    terminal = pexpect.spawn(words[0], words[1:], encoding="utf-8", timeout=60)
     terminal.expect_exact("specx generate report.txt")
     terminal.expect(pexpect.EOF)
     terminal.close()

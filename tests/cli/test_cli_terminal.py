@@ -102,7 +102,7 @@ def some_stats(new_tokens=12):
 
 
 @given(st.lists(SHOWN_TEXT, max_size=12), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_live_line_leaves_the_text_as_if_it_had_never_been(pieces, draws_every_step):
     plain, shared = Emulator(), Emulator()
     console = Console(file=shared, force_terminal=True, width=WIDTH, color_system=None)

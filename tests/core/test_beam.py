@@ -15,7 +15,6 @@ from specx.core.config import TreeConfig
 from specx.core.growth import WIDTH, FixedGrowth
 from specx.core.tree import TokenTree, TreeBuilder
 from tests.core import reference
-from tests.core.tiny import EXAMPLES
 
 _ROOT = 7
 Path = tuple[int, ...]
@@ -95,7 +94,7 @@ def assert_same(grown: GrownTree, builder: TreeBuilder, rows: int) -> None:
     assert grown.depths.tolist() == depths
 
 
-@settings(EXAMPLES, max_examples=150)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 1 << 30),
     levels=st.integers(1, 9),

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from specx.core.cache import KVCache
-from tests.core.tiny import EXAMPLES
 
 _LAYERS, _HEADS, _WIDTH, _CAPACITY = 2, 3, 2, 24
 
@@ -106,7 +105,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCacheAgainstLists = CacheMachine.TestCase
-TestCacheAgainstLists.settings = settings(EXAMPLES, max_examples=40, stateful_step_count=25)
+TestCacheAgainstLists.settings = settings(max_examples=40, stateful_step_count=25)
 
 
 def test_rows_that_overlap_their_new_places_are_kept_right() -> None:

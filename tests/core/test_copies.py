@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from specx.core.copies import LONGEST, SHORTEST, Copies
 from specx.core.growth import WIDTH
-from tests.core.tiny import EXAMPLES
 
 DEPTH = 6
 _CPU = torch.device("cpu")
@@ -186,13 +185,13 @@ def drive(seed: int, vocabulary: int, fused: bool, device: torch.device = _CPU) 
     return plain
 
 
-@settings(EXAMPLES, max_examples=60)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 1 << 30), vocabulary=st.sampled_from([2, 3, 3, 5, 12]))
 def test_requests_go_as_the_docstrings_say(seed: int, vocabulary: int) -> None:
     drive(seed, vocabulary, fused=False)
 
 
-@settings(EXAMPLES, max_examples=40)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 1 << 30), vocabulary=st.integers(2, 12))
 def test_joining_is_told_what_is_on_the_chain(seed: int, vocabulary: int) -> None:
     """As on the host, where a level has any number of rows."""

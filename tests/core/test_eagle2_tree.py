@@ -16,8 +16,6 @@ from specx.core.config import TreeConfig
 from specx.core.growth import WIDTH, FixedGrowth
 from specx.core.tree import TreeBuilder
 
-from .tiny import EXAMPLES
-
 _WORDS = 40
 Node = tuple[int, ...]  # the guesses that lead to it
 
@@ -91,7 +89,6 @@ def _on_the_device(seed: int, total: int, depth: int) -> set[Node]:
     return _paths(tree.tokens.tolist(), tree.parents.tolist())
 
 
-@EXAMPLES
 @given(seed=st.integers(0, 10_000), total=st.sampled_from([7, 25, 59]), depth=st.integers(1, 7))
 def test_the_fixed_tree_without_a_threshold_is_eagle_2_s(seed: int, total: int, depth: int) -> None:
     wanted = _reference(seed, total, depth)

@@ -17,7 +17,6 @@ from specx.core.growth import (
 )
 from specx.core.stats import StepStats
 from specx.core.tree import TreeBuilder
-from tests.core.tiny import EXAMPLES
 
 _SECONDS = st.floats(1e-4, 1.0)
 _MEASURED = st.dictionaries(st.integers(2, 64), _SECONDS, max_size=5)
@@ -37,7 +36,7 @@ def _levels(growth: Growth, chance: float, most: int = 20) -> int:
     return most
 
 
-@settings(EXAMPLES, max_examples=100)
+@settings(max_examples=100)
 @given(_MEASURED, _SECONDS)
 def test_a_wider_verify_is_never_cheaper(measured: dict[int, float], one: float) -> None:
     costs = StepCosts({1: one} | measured)
@@ -65,7 +64,7 @@ def test_verify_costs_are_linear_between_and_beyond_the_measured_counts() -> Non
     assert StepCosts({1: 0.5}).verify_s(64) == 0.5
 
 
-@settings(EXAMPLES, max_examples=150)
+@settings(max_examples=150)
 @given(_MEASURED, _SECONDS, st.lists(st.floats(0.0, 1.0), max_size=30), st.floats(0.0, 1.0))
 def test_the_best_count_is_the_brute_force_maximum(
     measured: dict[int, float], one: float, chances: list[float], draft_s: float

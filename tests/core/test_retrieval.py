@@ -15,7 +15,6 @@ from specx.core.retrieval import (
     forced_chunks,
     recent_selection,
 )
-from tests.core.tiny import EXAMPLES
 
 _WIDTH = 16
 _SCALE = _WIDTH**-0.5
@@ -144,7 +143,7 @@ def test_a_planted_chunk_is_chosen(needle: int) -> None:
     assert set(range(needle * 8, needle * 8 + 8)) <= set(selection.rows.tolist())
 
 
-@settings(EXAMPLES, max_examples=150)
+@settings(max_examples=150)
 @given(configs(), st.integers(1, 120), st.integers(0, 5))
 def test_a_selection_is_sorted_complete_and_within_budget(
     config: RetrievalConfig, rows: int, seed: int
@@ -168,7 +167,7 @@ def test_a_selection_is_sorted_complete_and_within_budget(
     assert set(selection.chunks.tolist()) == {*forced, *best}
 
 
-@settings(EXAMPLES, max_examples=150)
+@settings(max_examples=150)
 @given(configs(), st.integers(1, 120))
 def test_the_recent_window_has_the_size_of_a_retrieval(config: RetrievalConfig, rows: int) -> None:
     """An ablation compares choices, not sizes: as many chunks and (the last may be partial, and

@@ -18,7 +18,6 @@ from transformers.generation.logits_process import (
 
 from specx.core.config import SamplingConfig
 from specx.core.sampling import Sampler, gumbel_noise
-from tests.core.tiny import EXAMPLES
 
 _HUGE = 2**63 - 1
 CONFIGS = [
@@ -121,7 +120,7 @@ def test_filters_are_those_of_transformers(config: SamplingConfig) -> None:
     _assert_same(_filtered(config, logits, seen), expected)
 
 
-@settings(EXAMPLES, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(0, 60),
     st.floats(0.01, 1.0),
@@ -195,7 +194,7 @@ def test_half_precision_logits_are_judged_in_float32() -> None:
     assert torch.equal(halves, singles)
 
 
-@settings(EXAMPLES, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=12), st.integers(0, _HUGE))
 def test_noise_depends_on_seed_and_position_alone(positions: list[int], seed: int) -> None:
     """Row count, row order and repeated positions change nothing, to the last bit."""
@@ -210,7 +209,7 @@ def test_a_draft_with_another_vocabulary_size_draws_the_same_noise() -> None:
     assert torch.equal(small, large[:, :40])
 
 
-@settings(EXAMPLES, max_examples=40)
+@settings(max_examples=40)
 @given(st.permutations(range(8)), st.sampled_from(CONFIGS), st.integers(0, _HUGE))
 def test_a_row_draws_the_same_token_alone_and_in_a_tree(
     order: list[int], config: SamplingConfig, seed: int

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from specx.core.tree import TokenTree, TreeBuilder
 from tests.core import reference
-from tests.core.tiny import EXAMPLES
 
 _TOKENS = 5  # a vocabulary so small that guesses often agree with the samples
 Nodes = tuple[list[int], list[int]]
@@ -45,7 +44,7 @@ def builders(draw: st.DrawFn) -> TreeBuilder:
     return builder
 
 
-@settings(EXAMPLES, max_examples=200)
+@settings(max_examples=200)
 @given(trees())
 def test_mask_and_depths_are_the_brute_force_ancestors(nodes: Nodes) -> None:
     tokens, parents = nodes
@@ -59,7 +58,7 @@ def test_mask_and_depths_are_the_brute_force_ancestors(nodes: Nodes) -> None:
     ]
 
 
-@settings(EXAMPLES, max_examples=400)
+@settings(max_examples=400)
 @given(trees(), st.data())
 def test_accept_is_the_naive_walk(nodes: Nodes, data: st.DataObject) -> None:
     tokens, parents = nodes
@@ -70,7 +69,7 @@ def test_accept_is_the_naive_walk(nodes: Nodes, data: st.DataObject) -> None:
     assert path.nodes.dtype == torch.int64
 
 
-@settings(EXAMPLES, max_examples=100)
+@settings(max_examples=100)
 @given(trees(), st.data())
 def test_accept_finds_any_path_that_the_target_takes(nodes: Nodes, data: st.DataObject) -> None:
     tokens, parents = nodes
@@ -104,7 +103,7 @@ def test_a_parent_that_does_not_precede_its_child_is_refused(parents: list[int])
         TokenTree.build([0] * len(parents), parents)
 
 
-@settings(EXAMPLES, max_examples=200)
+@settings(max_examples=200)
 @given(builders())
 def test_any_number_of_best_nodes_is_connected(builder: TreeBuilder) -> None:
     best = builder.best()
@@ -114,7 +113,7 @@ def test_any_number_of_best_nodes_is_connected(builder: TreeBuilder) -> None:
             assert kept.issuperset(builder.ancestors(node))
 
 
-@settings(EXAMPLES, max_examples=200)
+@settings(max_examples=200)
 @given(builders(), st.integers(0, 20))
 def test_any_number_of_guesses_makes_a_valid_tree(builder: TreeBuilder, guesses: int) -> None:
     tree = builder.tree(guesses)
@@ -129,7 +128,7 @@ def test_any_number_of_guesses_makes_a_valid_tree(builder: TreeBuilder, guesses:
         assert carried == [builder.token(n) for n in builder.ancestors(node)]
 
 
-@settings(EXAMPLES, max_examples=100)
+@settings(max_examples=100)
 @given(builders())
 def test_best_is_sorted_limited_and_breaks_ties_by_age(builder: TreeBuilder) -> None:
     best = builder.best()
@@ -140,7 +139,7 @@ def test_best_is_sorted_limited_and_breaks_ties_by_age(builder: TreeBuilder) -> 
     assert builder.expected() == pytest.approx(1.0 + sum(builder.reaches(best)))
 
 
-@settings(EXAMPLES, max_examples=100)
+@settings(max_examples=100)
 @given(builders(), st.integers(1, 4), st.integers(1, 5))
 def test_the_frontier_is_the_best_of_one_depth(
     builder: TreeBuilder, depth: int, width: int
@@ -151,7 +150,7 @@ def test_the_frontier_is_the_best_of_one_depth(
 
 
 @example([0.5, 0.5])
-@settings(EXAMPLES, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12))
 def test_reach_is_the_product_along_the_path(chances: list[float]) -> None:
     builder, node, product = TreeBuilder(0, 64), 0, 1.0

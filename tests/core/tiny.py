@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from hypothesis import settings
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -36,9 +35,6 @@ from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.stats import FinishReason, Prefill, StepStats
 from specx.core.target import Target
-
-#: For hypothesis: the same examples in every run, no time limit on a busy machine, no files.
-EXAMPLES = settings(deadline=None, derandomize=True, database=None)
 
 VOCABULARY = 97
 TRAINED_TOKENS = 128

@@ -15,7 +15,6 @@ import specx
 from specx.core.eagle import EagleHead
 from specx.core.model import Model
 from specx.errors import ModelError, PairError, SpecxError
-from tests.core.tiny import EXAMPLES
 from tests.heads.files import IDS, LAYOUTS, HeadFiles, target_config, write_head
 from tests.helpers import PairDirs, preset_for, save_pair, tiny_model
 
@@ -283,7 +282,6 @@ def makes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], HeadFiles
 class TestAnyFile:
     """Strangers make these files: whatever stands in one, it runs or it is refused."""
 
-    @EXAMPLES
     @given(
         st.sampled_from(["qwen2", "angelslim", "speculators-qwen3"]),
         st.dictionaries(FIELDS, VALUES, min_size=1, max_size=3),
@@ -300,7 +298,6 @@ class TestAnyFile:
             notes = files.write().load().notes
             assert "\n" not in "".join(notes)
 
-    @EXAMPLES
     @given(st.sampled_from(sorted(LAYOUTS)), st.data())
     def test_with_any_tensor(
         self, makes: Callable[[str], HeadFiles], target: Model, layout: str, data: st.DataObject

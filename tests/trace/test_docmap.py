@@ -31,7 +31,7 @@ def labels(text):
 
 
 @given(TEXTS, st.integers(1, 9))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_chunks_are_the_text(text, chunk_tokens):
     tokens = tokens_of(text)
     chunks = chunk_texts(tokens, TOKENIZER, chunk_tokens)
@@ -53,7 +53,7 @@ def test_special_tokens_are_no_text_of_a_chunk_but_of_a_token():
 
 
 @given(TEXTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_text_has_a_map(text):
     tokens = tokens_of(text)
     found = map_prompt(tokens, TOKENIZER, RETRIEVAL, text)

@@ -120,7 +120,7 @@ class Parts(HTMLParser):
 
 
 @given(TEXTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_document_adds_no_element(text):
     plain, hostile = (Parts(trace_page(a_trace(words))) for words in ("plain", HOSTILE + text))
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
@@ -129,7 +129,7 @@ def test_a_document_adds_no_element(text):
 
 
 @given(TEXTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_data_is_all_there(text):
     trace = a_trace(HOSTILE + text)
     data = Parts(trace_page(trace)).scripts[0]

@@ -11,7 +11,6 @@ from specx.core.growth import StepCosts
 from specx.core.retrieval import Selection
 from specx.core.tree import TokenTree
 from tests.core import reference
-from tests.core.tiny import EXAMPLES
 
 _CPU = torch.device("cpu")
 _NOTHING = torch.empty(0)
@@ -37,7 +36,7 @@ def _paths(tree: TokenTree) -> list[list[int]]:
     ]
 
 
-@settings(EXAMPLES, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 20), st.integers(1, 8))
 def test_every_guess_is_a_copy_of_an_earlier_continuation(
     text: list[int], nodes: int, depth: int
@@ -54,7 +53,7 @@ def test_every_guess_is_a_copy_of_an_earlier_continuation(
         assert any(text[start : start + len(path)] == path for start in starts)
 
 
-@settings(EXAMPLES, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(st.integers(0, 2), min_size=6, max_size=60))
 def test_the_first_guess_continues_the_longest_and_latest_match(text: list[int]) -> None:
     tree = _drafter(text, _fixed(nodes=1)).draft()

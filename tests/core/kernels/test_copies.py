@@ -11,7 +11,6 @@ from specx.core.copies import LONGEST, Copies
 from specx.core.growth import WIDTH
 from specx.core.kernels import is_available
 from tests.core.test_copies import FOUND, drive, text_of
-from tests.core.tiny import EXAMPLES
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="needs Triton")
 
@@ -71,7 +70,7 @@ def _draft(pair: tuple[Copies, Copies], seed: int, vocabulary: int, levels: int)
         assert torch.equal(got[1], want[1])
 
 
-@settings(EXAMPLES, max_examples=4)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 1 << 30), vocabulary=st.sampled_from([2, 3, 5, 12]))
 def test_requests_go_as_the_docstrings_say(seed: int, vocabulary: int) -> None:
     drive(seed, vocabulary, fused=True, device=_DEVICE)
@@ -86,7 +85,7 @@ def test_the_same_match_is_continued(name: str) -> None:
         assert copies.chain.tolist() == chain + [-1] * (6 - len(chain))
 
 
-@settings(EXAMPLES, max_examples=6)
+@settings(max_examples=6)
 @given(
     seed=st.integers(0, 1 << 30),
     capacity=st.integers(LONGEST, 3 * _BLOCK + 5),

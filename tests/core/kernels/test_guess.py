@@ -9,7 +9,6 @@ from specx.core.beam import CHILDREN, Beam
 from specx.core.kernels import is_available
 from specx.core.kernels.guess import best_guesses
 from tests.core.test_beam import assert_same, draft, grow_on_device, grow_on_host
-from tests.core.tiny import EXAMPLES
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="needs Triton")
 
@@ -71,7 +70,7 @@ def test_large_and_signed_scores_keep_their_order() -> None:
     _assert_best(-scores, 8, 8)
 
 
-@settings(EXAMPLES, max_examples=12)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 1 << 30),
     levels=st.integers(1, 5),
