@@ -1,4 +1,4 @@
-"""What a model needs from the Hub: planned, weighed against the disk, then fetched.
+"""What a model or a data set needs from the Hub: planned, weighed against the disk, fetched.
 
 In goes a ``Source``; out come a ``DownloadPlan`` and the files in the cache, with events on the
 way for whoever listens. Weights are safetensors where there are any, else pickles, never both.
@@ -26,6 +26,7 @@ __all__ = [
     "Notice",
     "PlannedFile",
     "fetch",
+    "fetch_file",
     "fetch_metadata",
     "free_bytes",
     "listening",
@@ -184,7 +185,7 @@ def fetch(plans: Sequence[DownloadPlan]) -> None:
     if not missing:
         return
     needed_bytes = sum(each.missing_bytes for each in plans)
-    _check_room(needed_bytes, missing[0][0].folder)
+    _check_room(needed_bytes, missing[0][0])
     total_bytes = sum(file.size_bytes for _, file in missing)
     done_bytes = total_bytes - needed_bytes
     for source, file in missing:
@@ -200,6 +201,18 @@ def fetch(plans: Sequence[DownloadPlan]) -> None:
         done_bytes = base_bytes + file.size_bytes
 
 
+def fetch_file(source: Source, name: str) -> Path:
+    """Bring one file of ``source`` into its snapshot, if it is not there; its path.
+
+    Raises what ``fetch`` raises.
+    """
+    if source.files is not None:
+        file = source.files[name]
+        planned = PlannedFile(name, file.size_bytes, kept_bytes(source, file))
+        fetch([DownloadPlan(source, (planned,))])
+    return source.directory / name
+
+
 def free_bytes(directory: Path) -> int:
     """Room on the disk that ``directory``, which need not exist yet, is or will be on."""
     while not directory.is_dir() and directory != directory.parent:
@@ -211,16 +224,18 @@ def _fetch_silently(source: Source, files: Sequence[HubFile]) -> None:
     missing = [file for file in files if not is_complete(source, file)]
     if missing:
         needed_bytes = sum(file.size_bytes - kept_bytes(source, file) for file in missing)
-        _check_room(needed_bytes, source.folder)
+        _check_room(needed_bytes, source)
     for file in missing:
         with _Resumable():
             get(source, file, lambda _: None)
 
 
-def _check_room(needed_bytes: int, directory: Path) -> None:
-    have_bytes = free_bytes(directory)
+def _check_room(needed_bytes: int, source: Source) -> None:
+    have_bytes = free_bytes(source.folder)
     if needed_bytes > 0 and needed_bytes + _SPARE_BYTES > have_bytes:
-        raise no_room(needed_bytes + _SPARE_BYTES, have_bytes, directory.parent)
+        raise no_room(
+            needed_bytes + _SPARE_BYTES, have_bytes, source.folder.parent, is_data=source.is_data
+        )
 
 
 def _metadata(source: Source) -> list[HubFile]:

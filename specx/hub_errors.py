@@ -17,9 +17,14 @@ _LOG_IN = "hf auth login"
 _BUSY = (408, 429)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_SAMPLE = "or take the texts that come with specx: --data sample"
 _ALTERNATIVE = {
     False: "or take a pair that needs no access: -m qwen3-8b, or -m pocket, which is already here",
-    True: "or take the texts that come with specx: --data sample",
+    True: _SAMPLE,
+}
+_SMALLER = {
+    False: "or take a smaller pair: -m smollm2-1.7b, or -m pocket, which is already here",
+    True: _SAMPLE,
 }
 _NO_NETWORK = {
     False: "the pair that comes with specx needs no network: -m pocket",
@@ -143,7 +148,9 @@ def wrong_digest(what: str, expected: str, got: str) -> ModelUnavailableError:
     )
 
 
-def no_room(needed_bytes: int, free_bytes: int, directory: Path) -> ResourceError:
+def no_room(
+    needed_bytes: int, free_bytes: int, directory: Path, *, is_data: bool = False
+) -> ResourceError:
     """A download that would not fit, told before it begins."""
     lacking = -(-(needed_bytes - free_bytes) // 2**20)
     return ResourceError(
@@ -152,7 +159,7 @@ def no_room(needed_bytes: int, free_bytes: int, directory: Path) -> ResourceErro
         hints=[
             f"free {lacking:,} MiB" if lacking < 1000 else f"free {_gib(lacking * 2**20)}",
             "point HF_HOME to a larger disk",
-            "or take a smaller pair: -m smollm2-1.7b, or -m pocket, which is already here",
+            _SMALLER[is_data],
         ],
     )
 

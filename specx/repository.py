@@ -1,4 +1,4 @@
-"""Where a model repository lies: beside the code, in a directory, in the cache, on the Hub.
+"""Where a repository lies: beside the code, in a directory, in the cache, on the Hub.
 
 In goes a repository's name; out comes a ``Source``: its directory and, where the Hub was asked,
 the files that it lists. Fetches no file. This module does not know which files are wanted, how
@@ -46,13 +46,17 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A repository found. ``files`` is None where the Hub was not asked or not reached."""
+    """A repository found. ``files`` is None where the Hub was not asked or not reached.
+
+    ``is_data``: a data set; else a model.
+    """
 
     repo: str
     directory: Path
     origin: Origin
     commit: str = ""
     files: Mapping[str, HubFile] | None = None
+    is_data: bool = False
 
     @property
     def folder(self) -> Path:
@@ -69,8 +73,13 @@ def is_on_hub(repo: str) -> bool:
     return repo not in _BUNDLED and not Path(os.path.expanduser(repo)).is_dir()
 
 
+def repo_type(*, is_data: bool) -> Literal["model", "dataset"]:
+    """What the Hub's client calls it."""
+    return "dataset" if is_data else "model"
+
+
 def find(repo: str, revision: str | None, *, offline: bool) -> Source:
-    """Where ``repo`` lies; the Hub is asked unless it is here or ``offline``.
+    """Where model ``repo`` lies; the Hub is asked unless it is here or ``offline``.
 
     Where the Hub is not reached, an earlier download in the cache serves. Raises
     ``ModelUnavailableError``, and ``ResourceError`` when the disk is full.
@@ -92,6 +101,13 @@ def find(repo: str, revision: str | None, *, offline: bool) -> Source:
     return _cached_or_refused(repo, revision) if offline else _listed(repo, revision)
 
 
+def find_data(repo: str, *, offline: bool) -> Source:
+    """Where data set ``repo`` lies, as ``find`` does for models that are not on this disk."""
+    if offline:
+        return _cached_or_refused(repo, None, is_data=True)
+    return _listed(repo, None, is_data=True)
+
+
 def patiently(action: Callable[[], T]) -> T:
     """The result of ``action``, tried again after what may pass."""
     for pause_s in PAUSES_S:
@@ -104,30 +120,33 @@ def patiently(action: Callable[[], T]) -> T:
     return action()
 
 
-def _listed(repo: str, revision: str | None) -> Source:
+def _listed(repo: str, revision: str | None, *, is_data: bool = False) -> Source:
     from huggingface_hub import HfApi, errors
 
     def ask() -> Source:
-        info = HfApi().model_info(repo, revision=revision or "main", files_metadata=True)
+        hub = HfApi()
+        about = hub.dataset_info if is_data else hub.model_info
+        info = about(repo, revision=revision or "main", files_metadata=True)
         if not info.sha or not _COMMIT.fullmatch(info.sha) or info.siblings is None:
             raise no_hub(repo, "it lists no files")
         files = {file.name: file for file in map(_file, info.siblings)}
-        return Source(repo, _folder(repo) / "snapshots" / info.sha, "hub", info.sha, files)
+        directory = _folder(repo, is_data=is_data) / "snapshots" / info.sha
+        return Source(repo, directory, "hub", info.sha, files, is_data)
 
     cached = None
     refused: tuple[type[Exception], ...] = (*failures(), *NOT_OUR_JSON)
     try:
-        cached = _cached(repo, revision)
+        cached = _cached(repo, revision, is_data=is_data)
         # What is cached is as good as an answer that has to be waited for.
         source = ask() if cached else patiently(ask)
         _remember(source, revision)
         return source
     except errors.RevisionNotFoundError as error:
-        raise refusal(error, repo, revision=revision) from error
+        raise refusal(error, repo, revision=revision, is_data=is_data) from error
     except refused as error:
         if cached is not None and not isinstance(error, errors.HFValidationError):
             return cached
-        raise refusal(error, repo, revision=revision) from error
+        raise refusal(error, repo, revision=revision, is_data=is_data) from error
 
 
 def _file(sibling: "RepoSibling") -> HubFile:
@@ -136,40 +155,52 @@ def _file(sibling: "RepoSibling") -> HubFile:
     return HubFile(sibling.rfilename, size_bytes, oid if _OID.fullmatch(oid) else "")
 
 
-def _cached_or_refused(repo: str, revision: str | None) -> Source:
+def _cached_or_refused(repo: str, revision: str | None, *, is_data: bool = False) -> Source:
     from huggingface_hub import errors
 
     try:
-        cached = _cached(repo, revision)
+        cached = _cached(repo, revision, is_data=is_data)
     except errors.HFValidationError as error:
-        raise refusal(error, repo) from error
+        raise refusal(error, repo, is_data=is_data) from error
     if cached is None:
-        raise not_cached(repo)
+        raise not_cached(f"data set {repo}" if is_data else repo, is_data=is_data)
     return cached
 
 
-def _cached(repo: str, revision: str | None) -> Source | None:
-    """The newest snapshot of ``revision`` that has a config; opens no connection."""
-    from huggingface_hub import try_to_load_from_cache
+def _cached(repo: str, revision: str | None, *, is_data: bool) -> Source | None:
+    """The newest snapshot of ``revision``, of a model one with a config; opens no connection."""
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-    found = try_to_load_from_cache(repo, "config.json", revision=revision)
-    if not isinstance(found, str):
+    validate_repo_id(repo)
+    folder, name = _folder(repo, is_data=is_data), revision or "main"
+    commit = name
+    if _is_ref(name):
+        with contextlib.suppress(OSError):
+            commit = (folder / "refs" / name).read_text(encoding="utf-8").strip()
+    directory = folder / "snapshots" / commit
+    wanted = directory if is_data else directory / "config.json"
+    if not _COMMIT.fullmatch(commit) or not wanted.exists():
         return None
-    directory = Path(found).parent
-    return Source(repo, directory, "cache", directory.name)
+    return Source(repo, directory, "cache", commit, is_data=is_data)
 
 
-def _folder(repo: str) -> Path:
+def _folder(repo: str, *, is_data: bool) -> Path:
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
+    kind = repo_type(is_data=is_data)
+    return Path(constants.HF_HUB_CACHE, f"{kind}s--{repo.replace('/', '--')}")
+
+
+def _is_ref(name: str) -> bool:
+    """Whether a branch or tag may be called that, and be a file in a folder of ours."""
+    return ".." not in Path(name).parts and not Path(name).is_absolute()
 
 
 def _remember(source: Source, revision: str | None) -> None:
     """Note which commit a branch or tag stands for, as the Hub's client does, for later runs."""
     name = revision or "main"
     path = source.folder / "refs" / name
-    if name == source.commit or ".." in Path(name).parts or Path(name).is_absolute():
+    if name == source.commit or not _is_ref(name):
         return
     with contextlib.suppress(OSError):
         if path.read_text(encoding="utf-8") == source.commit:

@@ -22,7 +22,7 @@ from specx.hub_errors import (
     refusal,
     wrong_digest,
 )
-from specx.repository import ATTEMPTS, PAUSES_S, HubFile, Source, link, patiently
+from specx.repository import ATTEMPTS, PAUSES_S, HubFile, Source, link, patiently, repo_type
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest
@@ -59,7 +59,7 @@ def get(source: Source, file: HubFile, on_size: Callable[[int], None]) -> None:
     except SpecxError:
         raise
     except failures() as error:
-        raise refusal(error, source.repo, revision=source.commit) from error
+        raise refusal(error, source.repo, revision=source.commit, is_data=source.is_data) from error
     on_size(file.size_bytes)
 
 
@@ -67,7 +67,10 @@ def _get_unlisted(source: Source, file: HubFile) -> None:
     """From a mirror that tells no digests: the Hub's own client knows what to do without."""
     from huggingface_hub import hf_hub_download
 
-    patiently(lambda: hf_hub_download(source.repo, file.name, revision=source.commit))
+    kind = repo_type(is_data=source.is_data)
+    patiently(
+        lambda: hf_hub_download(source.repo, file.name, repo_type=kind, revision=source.commit)
+    )
 
 
 def _get_blob(source: Source, file: HubFile, on_size: Callable[[int], None]) -> None:
@@ -143,7 +146,12 @@ def _request(source: Source, file: HubFile, begin: int) -> Iterator[Any]:
         headers["Range"] = f"bytes={begin}-"
     with get_session().stream(
         "GET",
-        hf_hub_url(source.repo, file.name, revision=source.commit),
+        hf_hub_url(
+            source.repo,
+            file.name,
+            repo_type=repo_type(is_data=source.is_data),
+            revision=source.commit,
+        ),
         headers=headers,
         timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
         follow_redirects=True,

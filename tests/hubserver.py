@@ -1,7 +1,8 @@
-"""A small Hub on 127.0.0.1: enough of its protocol for models, and every way to go wrong.
+"""A small Hub on 127.0.0.1: enough of its protocol for models and data, and every way to go wrong.
 
-``HubServer`` serves directories as repositories. Large files (weights) are in LFS: listed with
-their SHA-256, served through a redirect, as the real one does. ``faults`` breaks single files.
+``HubServer`` serves directories as repositories, those named ``datasets/OWNER/NAME`` as data sets.
+Large files (weights) are in LFS: listed with their SHA-256, served through a redirect, as the real
+one does. ``faults`` breaks single files.
 """
 
 import hashlib
@@ -41,7 +42,7 @@ class HubServer:
     listed: list[str] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     tells_digests: bool = True
-    #: GET requests for files: name and the first byte wanted.
+    #: GET requests for files: path in the repository and the first byte wanted.
     fetched: list[tuple[str, int]] = field(default_factory=list)
     #: Bytes of files that were sent.
     sent_bytes: int = 0
@@ -76,18 +77,21 @@ class Handler(BaseHTTPRequestHandler):
     def _route(self) -> None:
         address = urlsplit(self.path)
         words = unquote(address.path).strip("/").split("/")
-        if words[:2] == ["api", "models"]:
-            repo, revision = "/".join(words[2:4]), "/".join(words[5:]) or "main"
-            if self._is_known(repo, revision):
+        is_api, is_cdn = words[0] == "api", words[0] == "cdn"
+        words = words[is_api or is_cdn :]
+        kind = "datasets/" if words[:1] == ["datasets"] else ""
+        if kind or (is_api and words[:1] == ["models"]):
+            words = words[1:]
+        repo, rest = kind + "/".join(words[:2]), words[2:]
+        if is_api and rest[:1] in ([], ["revision"]):
+            if self._is_known(repo, "/".join(rest[1:]) or "main"):
                 self._list(repo, with_digests="blobs" in parse_qs(address.query))
-        elif words[0] == "cdn":
-            self._send_file(self.hub.folders["/".join(words[1:3])] / words[3])
-        elif len(words) < 5:  # what the Hub's client asks besides
+        elif is_cdn:
+            self._send_file(repo, "/".join(rest))
+        elif is_api or len(rest) < 3:  # what the Hub's client asks besides
             self._send(404, b"", {})
-        else:
-            repo, revision, name = "/".join(words[:2]), words[3], "/".join(words[4:])
-            if self._is_known(repo, revision) and not self._is_gated(repo):
-                self._resolve(repo, name)
+        elif self._is_known(repo, rest[1]) and not self._is_gated(repo):
+            self._resolve(repo, "/".join(rest[2:]))
 
     def _is_known(self, repo: str, revision: str) -> bool:
         if repo not in self.hub.folders:
@@ -110,10 +114,12 @@ class Handler(BaseHTTPRequestHandler):
             self._break(fault)
             return
         siblings: list[dict[str, Any]] = [{"rfilename": name} for name in self.hub.listed]
-        for path in sorted(self.hub.folders[repo].iterdir()):
-            entry: dict[str, Any] = {"rfilename": path.name}
+        folder = self.hub.folders[repo]
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            entry: dict[str, Any] = {"rfilename": name}
             if with_digests and self.hub.tells_digests:
-                size = self.hub.sizes.get(path.name, path.stat().st_size)
+                size = self.hub.sizes.get(name, path.stat().st_size)
                 entry |= {"size": size, "blobId": git_digest(path)}
                 if path.name.endswith(LARGE):
                     entry["lfs"] = {"sha256": sha256(path), "size": size, "pointerSize": 134}
@@ -126,7 +132,7 @@ class Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
         elif not name.endswith(LARGE):
-            self._send_file(path)
+            self._send_file(repo, name)
         else:
             linked = {
                 "X-Linked-Etag": f'"{sha256(path)}"',
@@ -135,13 +141,14 @@ class Handler(BaseHTTPRequestHandler):
             }
             self._send(302, b"", linked)
 
-    def _send_file(self, path: Path) -> None:
+    def _send_file(self, repo: str, name: str) -> None:
+        path = self.hub.folders[repo] / name
         raw, wanted = path.read_bytes(), self.headers.get("Range", "")
         begin = int(wanted.removeprefix("bytes=").removesuffix("-") or 0)
         fault = None
         if self.command == "GET":
-            self.hub.fetched.append((path.name, begin))
-            fault = self.hub.fault(path.name)
+            self.hub.fetched.append((name, begin))
+            fault = self.hub.fault(name)
         if isinstance(fault, int) or fault == "page":
             self._break(fault)
             return

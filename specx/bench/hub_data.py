@@ -1,17 +1,19 @@
 """Data sets on the Hub: which file of one to measure on, and where it lies once downloaded.
 
 In: a data set's name. Out: the path of one of its files, from the cache where there is no network.
-It does not know what is in the file.
+It does not know what is in the file, or how it travels.
 """
 
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from specx.download import fetch_file
 from specx.errors import UsageError
-from specx.hub_errors import NOT_OUR_JSON, failures, refusal
+from specx.hub_errors import not_cached
+from specx.repository import find_data
 
 #: Parts of a file's name, the most wanted first: what a model was not trained on.
 _SPLITS = (r"test", r"validation|valid|val|dev")
@@ -23,27 +25,22 @@ def find_file(repo: str, suffixes: tuple[str, ...], *, offline: bool) -> Path:
     Raises ``UsageError`` when no file fits, ``ModelUnavailableError`` when the data set cannot be
     had, ``ResourceError`` when the disk is full.
     """
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the Hub's client is imported
-    from huggingface_hub import HfApi, errors, hf_hub_download
-
-    refused: tuple[type[Exception], ...] = (*failures(), *NOT_OUR_JSON)
+    source = find_data(repo, offline=offline)
+    if source.files is not None:
+        return fetch_file(source, _choose(repo, list(source.files), suffixes))
+    names = [
+        path.relative_to(source.directory).as_posix()
+        for path in source.directory.rglob("*")
+        if path.is_file()
+    ]
     try:
-        if offline:
-            raise errors.OfflineModeIsEnabled
-        names = HfApi().list_repo_files(repo, repo_type="dataset")
-        name = _choose(repo, names, suffixes)
-        return Path(hf_hub_download(repo, name, repo_type="dataset"))
-    except refused as error:
-        refusals = (errors.HFValidationError, errors.RepositoryNotFoundError)  # gated ones too
-        cached = None if isinstance(error, refusals) else _cached(repo, suffixes)
-        if cached is None:
-            raise refusal(error, repo, is_data=True) from error
-        return cached
+        return source.directory / _choose(repo, names, suffixes)
+    except UsageError as error:  # of other files, which say nothing of what the Hub has
+        raise not_cached(f"data set {repo}", is_data=True) from error
 
 
 def _choose(repo: str, names: Sequence[str], suffixes: tuple[str, ...]) -> str:
-    usable = sorted(name for name in names if name.lower().endswith(suffixes))
+    usable = sorted(name for name in names if name.lower().endswith(suffixes) and _is_inside(name))
     if not usable:
         counts = Counter(os.path.splitext(name)[1][:20] for name in names)
         counts.pop("", None)
@@ -60,15 +57,7 @@ def _choose(repo: str, names: Sequence[str], suffixes: tuple[str, ...]) -> str:
     return usable[0]
 
 
-def _cached(repo: str, suffixes: tuple[str, ...]) -> Path | None:
-    """The file that an earlier run downloaded, by the documented layout of the Hub's cache."""
-    from huggingface_hub import constants
-
-    folder = Path(constants.HF_HUB_CACHE, f"datasets--{repo.replace('/', '--')}")
-    try:
-        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-        snapshot = folder / "snapshots" / commit
-        names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*")]
-        return snapshot / _choose(repo, names, suffixes)
-    except (OSError, UsageError):
-        return None
+def _is_inside(name: str) -> bool:
+    """Whether a listed name can only be a file below the snapshot, on any system."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and not set(name) & set("\\:\0")

@@ -4,12 +4,11 @@ import gzip
 import hashlib
 import json
 import random
-import threading
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -20,11 +19,13 @@ from hypothesis import strategies as st
 from specx import hub
 from specx.bench import data
 from specx.bench.data import BenchData, cut_prompt, load_data
+from specx.download import Download, Notice, listening
 from specx.errors import DocumentError, ModelUnavailableError, ResourceError, UsageError
 from specx.preset import load_preset
 from specx.prompter import Prompter
 from specx.text import Prompt
 from tests.helpers import tiny_tokenizer
+from tests.hubserver import LISTING, HubServer, point_client_at, serving
 
 FRAME = "\n\nSummarize the following text.\n### Text:\n\n{}\n\n### Summary:\n\n"
 
@@ -311,95 +312,82 @@ class TestFiles:
             load_data([], samples=1)
 
 
-class FakeHub(BaseHTTPRequestHandler):
-    """Enough of the Hub's API for one data set; its name decides the answer."""
-
-    files: dict[str, bytes]
-    fetched: list[str]
-
-    def do_GET(self) -> None:
-        self._answer(send_body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(send_body=False)
-
-    def _answer(self, send_body: bool) -> None:
-        path = self.path.partition("?")[0].strip("/").removeprefix("api/")
-        _, owner, name, *rest = path.split("/")
-        if (owner, name) != ("owner", "texts"):
-            refusals = {"gated": (403, "GatedRepo"), "odd": (400, "")}
-            status, code = refusals.get(name, (404, "RepoNotFound"))
-            self._send(status, b"", {"X-Error-Code": code} if code else {}, send_body)
-        elif rest[:1] == ["resolve"]:
-            file = "/".join(rest[2:])
-            self.fetched.append(file)
-            self._send(200, self.files[file], {"ETag": f'"{len(file)}"'}, send_body)
-        else:
-            tree = [
-                {"type": "file", "path": name, "size": len(raw), "oid": name}
-                for name, raw in self.files.items()
-            ]
-            siblings = [{"rfilename": name} for name in self.files]
-            info = {"id": "owner/texts", "sha": "0" * 40, "siblings": siblings}
-            body = json.dumps(tree if rest[:1] == ["tree"] else info).encode()
-            self._send(200, body, {"Content-Type": "application/json"}, send_body)
-
-    def _send(self, status: int, raw: bytes, headers: dict[str, str], send_body: bool) -> None:
-        self.send_response(status)
-        extra = {"X-Repo-Commit": "0" * 40, "Content-Length": str(len(raw))}
-        for name, value in (headers | extra).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if send_body:
-            self.wfile.write(raw)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep the test's output clean."""
+DATA = "datasets/owner/texts"
 
 
 @pytest.fixture
-def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeHub]]:
-    handler = type("Handler", (FakeHub,), {"files": {}, "fetched": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    constants = huggingface_hub.constants
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.partition("/{")[2]
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{url}/{{{template}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """Data set ``owner/texts`` is empty; the cache, too."""
+    with serving({DATA: tmp_path / "texts"}) as running:
+        point_client_at(running.url, tmp_path / "cache", monkeypatch)
+        yield running
     huggingface_hub.close_session()
-    yield handler
-    server.shutdown()
-    server.server_close()
-    huggingface_hub.close_session()
+
+
+@pytest.fixture
+def folder(server: HubServer) -> Path:
+    """What is in ``owner/texts``."""
+    directory = server.folders[DATA]
+    directory.mkdir()
+    return directory
 
 
 class TestHub:
-    def test_the_test_split_is_taken_and_kept(self, fake_hub: type[FakeHub]) -> None:
-        fake_hub.files |= {
-            "README.md": b"#",
-            "data/latest.jsonl": lines({"text": "latest"}),
-            "data/validation.jsonl": lines({"text": "validation"}),
-            "data/test.jsonl.gz": gzip.compress(lines({"text": "test"})),
-        }
+    def test_the_test_split_is_taken_and_kept(self, server: HubServer, folder: Path) -> None:
+        (folder / "data").mkdir()
+        (folder / "README.md").write_bytes(b"#")
+        for name in ("latest", "validation"):
+            (folder / "data" / f"{name}.jsonl").write_bytes(lines({"text": name}))
+        (folder / "data/test.jsonl.gz").write_bytes(gzip.compress(lines({"text": "test"})))
         found = load_data("owner/texts", samples=1)
         assert found.name == "owner/texts"
         assert (found.documents[0].name, found.documents[0].text) == ("owner/texts/test-1", "test")
-        assert set(fake_hub.fetched) == {"data/test.jsonl.gz"}
-        fake_hub.fetched.clear()
+        assert server.names == ["data/test.jsonl.gz"]
         assert load_data("owner/texts", samples=1, offline=True) == found
-        assert fake_hub.fetched == []
+        assert load_data("owner/texts", samples=1) == found
+        assert server.names == ["data/test.jsonl.gz"], "fetched once"
 
     def test_a_hub_that_is_down_leaves_the_cache(
-        self, fake_hub: type[FakeHub], monkeypatch: pytest.MonkeyPatch
+        self, server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fake_hub.files["a.jsonl"] = lines({"text": "a"})
+        (folder / "a.jsonl").write_bytes(lines({"text": "a"}))
         found = load_data("owner/texts", samples=1)
+        server.faults[LISTING] = 503
+        assert load_data("owner/texts", samples=1) == found
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         assert load_data("owner/texts", samples=1) == found
+
+    def test_progress_is_told(self, folder: Path) -> None:
+        (folder / "a.jsonl").write_bytes(lines({"text": "a"}))
+        heard: list[Download | Notice] = []
+        with listening(heard.append):
+            load_data("owner/texts", samples=1)
+        last = heard[-1]
+        assert isinstance(last, Download)
+        assert (last.repo, last.file) == ("owner/texts", "a.jsonl")
+        assert last.done_bytes == last.total_bytes == (folder / "a.jsonl").stat().st_size
+
+    def test_a_broken_connection_goes_on_where_it_broke(
+        self, server: HubServer, folder: Path
+    ) -> None:
+        """The Hub's own client began again, and said nothing of what it had."""
+        raw = lines(*({"text": f"text {i}"} for i in range(100)))
+        (folder / "a.jsonl").write_bytes(raw)
+        server.faults["a.jsonl"] = "reset"
+        with pytest.raises(ModelUnavailableError, match="cannot be fetched") as caught:
+            load_data("owner/texts", samples=1)
+        assert "the same command goes on from there" in caught.value.hints[0]
+        server.faults.clear()
+        begin = len(server.fetched)
+        assert load_data("owner/texts", samples=1).documents[0].text == "text 0"
+        assert 0 < server.fetched[begin][1] < len(raw), "from the first missing byte"
+
+    def test_damaged_on_the_way(self, server: HubServer, folder: Path) -> None:
+        (folder / "a.jsonl").write_bytes(lines({"text": "a"}))
+        server.faults["a.jsonl"] = ["wrong"]
+        with pytest.raises(ModelUnavailableError, match=r"texts/a\.jsonl arrived damaged"):
+            load_data("owner/texts", samples=1)
+        assert load_data("owner/texts", samples=1).documents[0].text == "a"
 
     @pytest.mark.parametrize(
         ("names", "chosen"),
@@ -409,16 +397,30 @@ class TestHub:
             (["x_test.jsonl", "validation.jsonl"], "x_test.jsonl"),
         ],
     )
-    def test_choice(self, fake_hub: type[FakeHub], names: list[str], chosen: str) -> None:
-        fake_hub.files |= {name: lines({"text": name}) for name in names}
+    def test_choice(self, folder: Path, names: list[str], chosen: str) -> None:
+        for name in names:
+            (folder / name).write_bytes(lines({"text": name}))
         assert load_data("owner/texts", samples=1).documents[0].text == chosen
 
-    def test_no_json_lines(self, fake_hub: type[FakeHub]) -> None:
-        fake_hub.files |= {"a.parquet": b"", "b.parquet": b"", "README.md": b"", ".x": b""}
+    def test_no_json_lines(self, folder: Path) -> None:
+        for name in ("a.parquet", "b.parquet", "README.md", ".x"):
+            (folder / name).touch()
         with pytest.raises(UsageError, match=r"holds no \.jsonl or \.jsonl\.gz file") as caught:
             load_data("owner/texts", samples=1)
         assert caught.value.reason == "it holds 2 .parquet, 1 .md"
         assert "convert one" in caught.value.hints[0]
+
+    @pytest.mark.parametrize(
+        "name", ["../../test.jsonl", "/tmp/test.jsonl", "a/../../test.jsonl", "..\\test.jsonl"]
+    )
+    def test_a_listed_path_that_leads_out_of_the_cache_is_passed_over(
+        self, server: HubServer, folder: Path, name: str
+    ) -> None:
+        server.listed = [name]
+        with pytest.raises(UsageError, match="holds no"):
+            load_data("owner/texts", samples=1)
+        (folder / "train.jsonl").write_bytes(lines({"text": "inside"}))
+        assert load_data("owner/texts", samples=1).documents[0].text == "inside"
 
     @pytest.mark.parametrize(
         ("repo", "said"),
@@ -429,26 +431,39 @@ class TestHub:
             ("owner/odd", "cannot be fetched"),
         ],
     )
-    @pytest.mark.usefixtures("fake_hub")
-    def test_refusals(self, repo: str, said: str) -> None:
+    def test_refusals(self, server: HubServer, tmp_path: Path, repo: str, said: str) -> None:
+        for name, (status, code) in {"gated": (403, "GatedRepo"), "odd": (400, "")}.items():
+            server.folders[f"datasets/owner/{name}"] = tmp_path / name
+            server.gated[f"datasets/owner/{name}"] = status, code
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "a.jsonl").write_bytes(lines({"text": "a"}))
         with pytest.raises(ModelUnavailableError, match=said) as caught:
             load_data(repo, samples=1)
         assert caught.value.exit_code == 4
+        if "gated" in repo:
+            assert "https://huggingface.co/datasets/owner/gated" in caught.value.hints[0]
 
-    @pytest.mark.usefixtures("fake_hub")
+    @pytest.mark.usefixtures("server")
     def test_offline_and_not_cached(self) -> None:
-        with pytest.raises(ModelUnavailableError, match="not in the local cache") as caught:
+        with pytest.raises(ModelUnavailableError, match="data set owner/texts is not in") as caught:
             load_data("owner/texts", samples=1, offline=True)
         assert "--data sample" in " ".join(caught.value.hints)
 
-    def test_a_full_disk(self, fake_hub: type[FakeHub], monkeypatch: pytest.MonkeyPatch) -> None:
-        def full(*_: object, **__: object) -> str:
-            raise OSError(28, "No space left on device")
+    def test_offline_and_another_file_cached(self, server: HubServer, folder: Path) -> None:
+        (folder / "README.md").write_bytes(b"#")
+        huggingface_hub.hf_hub_download("owner/texts", "README.md", repo_type="dataset")
+        with pytest.raises(ModelUnavailableError, match="not in the local cache"):
+            load_data("owner/texts", samples=1, offline=True)
 
-        fake_hub.files["a.jsonl"] = lines({"text": "a"})
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
-        with pytest.raises(ResourceError, match="the disk is full"):
+    def test_no_room_is_told_before_the_first_byte(
+        self, server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (folder / "a.jsonl").write_bytes(lines({"text": "a"}))
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+        with pytest.raises(ResourceError, match="no room for the download") as caught:
             load_data("owner/texts", samples=1)
+        assert "--data sample" in caught.value.hints[-1]
+        assert server.names == []
 
 
 class CountingPrompter:
