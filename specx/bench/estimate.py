@@ -16,7 +16,7 @@ from specx import hub
 from specx.bench.floor import cost_of, measure_floor
 from specx.bench.record import Object
 from specx.bench.session import Setup, find_pair
-from specx.bench.views.wording import size
+from specx.bench.views.wording import count, size
 from specx.core.model import Shape, shape_of
 from specx.headimplant import tensor_shapes
 from specx.heads.config import read_head
@@ -59,14 +59,15 @@ def estimate(setup: Setup) -> Object:
 def estimate_lines(found: Object) -> Iterator[str]:
     """The estimate for people."""
     plan = found["plan"]
+    modes, data = plan["modes"], plan["data"]
     yield (
-        f"{found['runs']:,} runs: {len(plan['modes'])} modes ({', '.join(plan['modes'])}), "
-        f"{len(plan['data']['documents'])} documents of {plan['data']['name']}, "
-        f"{plan['reps']} repetition{'s' if plan['reps'] > 1 else ''}, warm-up included"
+        f"{count(found['runs'], 'run')}: {count(len(modes), 'mode')} ({', '.join(modes)}), "
+        f"{count(len(data['documents']), 'document')} of {data['name']}, "
+        f"{count(plan['reps'], 'repetition')}, warm-up included"
     )
     for row in found["rows"]:
         yield (
-            f"  {row['preset']} {row['length']:>9,}: {row['runs']:>4,} runs, at least "
+            f"  {row['preset']} {row['length']:>9,}: {count(row['runs'], 'run'):>8}, at least "
             f"{row['prefill_s']:.1f} s prefill and {row['decode_s']:.1f} s decode each, "
             f"{size(row['memory_bytes'])} of weights and caches"
         )
