@@ -176,7 +176,7 @@ def _cached(repo: str, revision: str | None, *, is_data: bool) -> Source | None:
     commit = name
     if _is_ref(name):
         with contextlib.suppress(OSError):
-            commit = (folder / "refs" / name).read_text(encoding="utf-8").strip()
+            commit = (folder / "refs" / name).read_text("utf-8", errors="replace").strip()
     directory = folder / "snapshots" / commit
     wanted = directory if is_data else directory / "config.json"
     if not _COMMIT.fullmatch(commit) or not wanted.exists():
@@ -203,7 +203,7 @@ def _remember(source: Source, revision: str | None) -> None:
     if name == source.commit or not _is_ref(name):
         return
     with contextlib.suppress(OSError):
-        if path.read_text(encoding="utf-8") == source.commit:
+        if path.read_text("utf-8", errors="replace") == source.commit:
             return
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")

@@ -519,6 +519,17 @@ class TestPairs:
             hub.resolve(REPO, None, offline=True)
         assert "-m pocket" in caught.value.hints[1]
 
+    @pytest.mark.usefixtures("server")
+    @pytest.mark.parametrize("raw", [b"", b"\xff\xfe", b"../../..", b"0" * 39])
+    def test_offline_with_a_damaged_branch(self, raw: bytes) -> None:
+        """What a branch stands for names a folder: only a commit may."""
+        source = located()
+        (source.folder / "refs" / "main").write_bytes(raw)
+        with pytest.raises(ModelUnavailableError, match="is not in the local cache"):
+            find(REPO, None, offline=True)
+        assert located().directory == source.directory, "the Hub tells it again"
+        assert find(REPO, None, offline=True).directory == source.directory
+
     def test_offline_opens_no_connection(self, server: HubServer, tmp_path: Path) -> None:
         """A process of its own, in which a socket that connects ends the process."""
         chosen = preset()
