@@ -165,8 +165,11 @@ def plan(source: Source) -> DownloadPlan:
             _check_cached(source)
         return DownloadPlan(source)
     wanted = [*_metadata(source), *_weights(source)]
-    planned = (PlannedFile(file.name, file.size_bytes, kept_bytes(source, file)) for file in wanted)
-    return DownloadPlan(source, tuple(planned))
+    return DownloadPlan(source, tuple(_planned(source, file) for file in wanted))
+
+
+def _planned(source: Source, file: HubFile) -> PlannedFile:
+    return PlannedFile(file.name, file.size_bytes, kept_bytes(source, file))
 
 
 def fetch(plans: Sequence[DownloadPlan]) -> None:
@@ -201,16 +204,13 @@ def fetch(plans: Sequence[DownloadPlan]) -> None:
         done_bytes = base_bytes + file.size_bytes
 
 
-def fetch_file(source: Source, name: str) -> Path:
-    """Bring one file of ``source`` into its snapshot, if it is not there; its path.
+def fetch_file(source: Source, file: HubFile) -> Path:
+    """Bring one file that ``source`` lists into its snapshot, if it is not there; its path.
 
     Raises what ``fetch`` raises.
     """
-    if source.files is not None:
-        file = source.files[name]
-        planned = PlannedFile(name, file.size_bytes, kept_bytes(source, file))
-        fetch([DownloadPlan(source, (planned,))])
-    return source.directory / name
+    fetch([DownloadPlan(source, (_planned(source, file),))])
+    return source.directory / file.name
 
 
 def free_bytes(directory: Path) -> int:

@@ -68,7 +68,7 @@ def refusal(
     """``error`` as the reason why ``repo``, a model or a data set, cannot be had."""
     from huggingface_hub import errors
 
-    what = f"data set {repo}" if is_data else repo
+    what = _named(repo, is_data=is_data)
     page = f"{_SITE}/datasets/{repo}" if is_data else f"{_SITE}/{repo}"
     if isinstance(error, errors.GatedRepoError):
         return ModelUnavailableError(
@@ -93,18 +93,18 @@ def refusal(
     if isinstance(error, errors.HfHubHTTPError):
         return _status(what, error.response.status_code)
     if isinstance(error, errors.EntryNotFoundError | errors.OfflineModeIsEnabled):
-        return not_cached(what, is_data=is_data)
+        return not_cached(repo, is_data=is_data)
     if _is_network(error):
-        return not_cached(what, is_data=is_data, reason=summary(error))
+        return not_cached(repo, is_data=is_data, reason=summary(error))
     if isinstance(error, OSError):
         return disk(error, what)
     return no_hub(what, "it sends no JSON of the Hub's kind")
 
 
-def not_cached(what: str, *, is_data: bool = False, reason: str = "") -> ModelUnavailableError:
+def not_cached(repo: str, *, is_data: bool = False, reason: str = "") -> ModelUnavailableError:
     """Nothing on this disk, and no way to get it."""
     return ModelUnavailableError(
-        f"{what} is not in the local cache, and the Hub was not reached",
+        f"{_named(repo, is_data=is_data)} is not in the local cache, and the Hub was not reached",
         reason=reason,
         hints=[
             "run once with a network and without --offline to fetch it",
@@ -180,6 +180,10 @@ def disk(error: OSError, what: str) -> SpecxError:
             hints=hints,
         )
     return ModelUnavailableError(f"{what} cannot be fetched", reason=summary(error))
+
+
+def _named(repo: str, *, is_data: bool) -> str:
+    return f"data set {repo}" if is_data else repo
 
 
 def _status(what: str, status: int) -> ModelUnavailableError:

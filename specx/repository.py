@@ -1,8 +1,8 @@
 """Where a repository lies: beside the code, in a directory, in the cache, on the Hub.
 
 In goes a repository's name; out comes a ``Source``: its directory and, where the Hub was asked,
-the files that it lists. Fetches no file. This module does not know which files are wanted, how
-they travel, what is in them, or the screen.
+the files that it lists, without those that would lie elsewhere. Fetches no file. This module does
+not know which files are wanted, how they travel, what is in them, or the screen.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from specx.errors import ModelUnavailableError
@@ -63,6 +63,11 @@ class Source:
         """The repository's place in the cache, above ``snapshots`` and ``blobs``."""
         return self.directory.parent.parent
 
+    @property
+    def repo_type(self) -> Literal["model", "dataset"]:
+        """What the Hub's client calls it."""
+        return "dataset" if self.is_data else "model"
+
     def blob(self, file: HubFile) -> Path:
         """Where the cache keeps the bytes of ``file``, whatever commits name them."""
         return self.folder / "blobs" / file.oid
@@ -71,11 +76,6 @@ class Source:
 def is_on_hub(repo: str) -> bool:
     """Whether ``repo`` would be looked up on the Hub: neither bundled nor a directory."""
     return repo not in _BUNDLED and not Path(os.path.expanduser(repo)).is_dir()
-
-
-def repo_type(*, is_data: bool) -> Literal["model", "dataset"]:
-    """What the Hub's client calls it."""
-    return "dataset" if is_data else "model"
 
 
 def find(repo: str, revision: str | None, *, offline: bool) -> Source:
@@ -129,7 +129,8 @@ def _listed(repo: str, revision: str | None, *, is_data: bool = False) -> Source
         info = about(repo, revision=revision or "main", files_metadata=True)
         if not info.sha or not _COMMIT.fullmatch(info.sha) or info.siblings is None:
             raise no_hub(repo, "it lists no files")
-        files = {file.name: file for file in map(_file, info.siblings)}
+        listed = map(_file, info.siblings)
+        files = {file.name: file for file in listed if _is_inside(file.name)}
         directory = _folder(repo, is_data=is_data) / "snapshots" / info.sha
         return Source(repo, directory, "hub", info.sha, files, is_data)
 
@@ -155,6 +156,12 @@ def _file(sibling: "RepoSibling") -> HubFile:
     return HubFile(sibling.rfilename, size_bytes, oid if _OID.fullmatch(oid) else "")
 
 
+def _is_inside(name: str) -> bool:
+    """Whether a listed name can only be a file below the snapshot, on any system."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and not set(name) & set("\\:\0")
+
+
 def _cached_or_refused(repo: str, revision: str | None, *, is_data: bool = False) -> Source:
     from huggingface_hub import errors
 
@@ -163,7 +170,7 @@ def _cached_or_refused(repo: str, revision: str | None, *, is_data: bool = False
     except errors.HFValidationError as error:
         raise refusal(error, repo, is_data=is_data) from error
     if cached is None:
-        raise not_cached(f"data set {repo}" if is_data else repo, is_data=is_data)
+        raise not_cached(repo, is_data=is_data)
     return cached
 
 
@@ -187,8 +194,8 @@ def _cached(repo: str, revision: str | None, *, is_data: bool) -> Source | None:
 def _folder(repo: str, *, is_data: bool) -> Path:
     from huggingface_hub import constants
 
-    kind = repo_type(is_data=is_data)
-    return Path(constants.HF_HUB_CACHE, f"{kind}s--{repo.replace('/', '--')}")
+    kind = "datasets" if is_data else "models"
+    return Path(constants.HF_HUB_CACHE, f"{kind}--{repo.replace('/', '--')}")
 
 
 def _is_ref(name: str) -> bool:

@@ -22,7 +22,7 @@ from specx.hub_errors import (
     refusal,
     wrong_digest,
 )
-from specx.repository import ATTEMPTS, PAUSES_S, HubFile, Source, link, patiently, repo_type
+from specx.repository import ATTEMPTS, PAUSES_S, HubFile, Source, link, patiently
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest
@@ -67,9 +67,10 @@ def _get_unlisted(source: Source, file: HubFile) -> None:
     """From a mirror that tells no digests: the Hub's own client knows what to do without."""
     from huggingface_hub import hf_hub_download
 
-    kind = repo_type(is_data=source.is_data)
     patiently(
-        lambda: hf_hub_download(source.repo, file.name, repo_type=kind, revision=source.commit)
+        lambda: hf_hub_download(
+            source.repo, file.name, repo_type=source.repo_type, revision=source.commit
+        )
     )
 
 
@@ -149,7 +150,7 @@ def _request(source: Source, file: HubFile, begin: int) -> Iterator[Any]:
         hf_hub_url(
             source.repo,
             file.name,
-            repo_type=repo_type(is_data=source.is_data),
+            repo_type=source.repo_type,
             revision=source.commit,
         ),
         headers=headers,

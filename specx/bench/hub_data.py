@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from specx.download import fetch_file
 from specx.errors import UsageError
@@ -27,7 +27,7 @@ def find_file(repo: str, suffixes: tuple[str, ...], *, offline: bool) -> Path:
     """
     source = find_data(repo, offline=offline)
     if source.files is not None:
-        return fetch_file(source, _choose(repo, list(source.files), suffixes))
+        return fetch_file(source, source.files[_choose(repo, list(source.files), suffixes)])
     names = [
         path.relative_to(source.directory).as_posix()
         for path in source.directory.rglob("*")
@@ -36,11 +36,11 @@ def find_file(repo: str, suffixes: tuple[str, ...], *, offline: bool) -> Path:
     try:
         return source.directory / _choose(repo, names, suffixes)
     except UsageError as error:  # of other files, which say nothing of what the Hub has
-        raise not_cached(f"data set {repo}", is_data=True) from error
+        raise not_cached(repo, is_data=True) from error
 
 
 def _choose(repo: str, names: Sequence[str], suffixes: tuple[str, ...]) -> str:
-    usable = sorted(name for name in names if name.lower().endswith(suffixes) and _is_inside(name))
+    usable = sorted(name for name in names if name.lower().endswith(suffixes))
     if not usable:
         counts = Counter(os.path.splitext(name)[1][:20] for name in names)
         counts.pop("", None)
@@ -55,9 +55,3 @@ def _choose(repo: str, names: Sequence[str], suffixes: tuple[str, ...]) -> str:
             if re.search(rf"(?<![a-z])({split})(?![a-z])", name.lower()):
                 return name
     return usable[0]
-
-
-def _is_inside(name: str) -> bool:
-    """Whether a listed name can only be a file below the snapshot, on any system."""
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and not set(name) & set("\\:\0")
