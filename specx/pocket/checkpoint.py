@@ -50,7 +50,9 @@ def save_head(
     tensors = {name: t.cpu().half().contiguous() for name, t in head.folded().items()}
     save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
     hidden, mlp = head.layer("mlp.down_proj.weight").shape
-    own = {"draft_vocab_size": vocabulary} if head.eagle3 else {"bias": True}
+    own: dict[str, object] = {"bias": True}
+    if head.eagle3:
+        own = {"draft_vocab_size": vocabulary, "eagle_aux_hidden_state_layer_ids": head.reads}
     config = {
         "architectures": ["LlamaForCausalLMEagle3" if head.eagle3 else "LlamaForCausalLM"],
         "model_type": "llama", "hidden_size": hidden, "intermediate_size": mlp,

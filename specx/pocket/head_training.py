@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of heads."""
     add = parser.add_argument_group("heads (eagle, eagle3)").add_argument
     add("--steps", type=int, default=8, help="drafting steps to unroll")
-    add("--roots", type=int, default=256, help="positions of a sequence with steps after the first")
+    add("--roots", type=int, default=256, help="positions of a sequence to draft from")
     add("--decay", type=float, default=0.9, help="weight of a step's loss, by that of the last")
     add("--feature", type=float, default=0.2, help="weight of EAGLE-1's distance to the feature")
     add("--text", type=float, default=0.3, help="weight of plain text, by that of answers")
@@ -74,14 +74,14 @@ def initial(options: argparse.Namespace, target: Weights) -> HeadWeights:
     if options.resume:
         tensors = checkpoint.load_head(options.resume, head.tensors)
         tensors["fc.weight"] = tensors["fc.weight"] / head.scales
-        head = HeadWeights(head.shape, head.eagle3, head.scales, tensors)
+        head = HeadWeights(head.shape, head.reads, head.scales, tensors)
     return head
 
 
 def trainable(head: HeadWeights, device: torch.device) -> HeadWeights:
     """The head on `device`, its tensors as parameters."""
     tensors = {name: nn.Parameter(tensor.to(device)) for name, tensor in head.tensors.items()}
-    return HeadWeights(head.shape, head.eagle3, head.scales.to(device), tensors)
+    return HeadWeights(head.shape, head.reads, head.scales.to(device), tensors)
 
 
 class HeadProbe:

@@ -8,6 +8,7 @@ and EAGLE-3, 2025). Knows no data, loss, optimizer or file.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +32,21 @@ _PAD = 8
 class HeadWeights:
     """The parameters of a head, in `tensors` by their names on disk.
 
-    `scales` [inputs of fc] multiplies what enters `fc`, so that every input has unit size whatever
-    the size of the target's states; on disk it is part of `fc.weight` (see `folded`).
+    `reads` are the target's layers whose inputs are its features; an EAGLE-1 head has none and
+    reads the last state. `scales` [inputs of fc] multiplies what enters `fc`, so that every input
+    has unit size whatever the size of the target's states; on disk it is part of `fc.weight` (see
+    `folded`).
     """
 
     shape: Shape
-    eagle3: bool
+    reads: tuple[int, ...]
     scales: Tensor
     tensors: Mapping[str, Tensor]
+
+    @property
+    def eagle3(self) -> bool:
+        """Whether it is a head of EAGLE-3."""
+        return bool(self.reads)
 
     def layer(self, name: str) -> Tensor:
         """A tensor of the decoder layer, by its name within the layer."""
@@ -51,25 +59,29 @@ class HeadWeights:
 
 
 def feature_layers(target: Weights) -> tuple[int, int, int]:
-    """The decoder layers whose inputs EAGLE-3 reads. Raises ValueError for fewer than 7 layers."""
+    """The decoder layers whose inputs an EAGLE-3 head reads: a low, a middle and the last one.
+
+    The published heads read the third last, 29 of 32. Of 8 layers that would be 5, before the
+    target knows what it will copy; its last layer is the one that points there.
+    Raises ValueError for fewer than 6 layers.
+    """
     layers = len(target.blocks)
-    if layers < 7:
-        raise ValueError(f"an EAGLE-3 head needs a target of 7 layers or more, this has {layers}")
-    return 2, layers // 2, layers - 3
+    if layers < 6:
+        raise ValueError(f"an EAGLE-3 head needs a target of 6 layers or more, this has {layers}")
+    return 2, layers // 2, layers - 1
 
 
 def target_features(
-    forward: Forward, target: Weights, tokens: Tensor, *, eagle3: bool
+    forward: Forward, target: Weights, tokens: Tensor, reads: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
     """(features [B, T, F], normed last states [B, T, D]) of a target on `tokens` [B, T].
 
-    F is D for EAGLE-1, whose feature is the normed last state, and 3 D for EAGLE-3.
+    The features are what enters the layers that a head `reads`, F = 3 D, or without any the normed
+    last states.
     """
     states = forward.states(target, tokens)
     last = normalise(states[-1], target.norm, target.shape.epsilon)
-    if not eagle3:
-        return last, last
-    return torch.cat([states[i] for i in feature_layers(target)], -1), last
+    return torch.cat([states[i] for i in reads], -1) if reads else last, last
 
 
 @torch.no_grad()
@@ -82,7 +94,8 @@ def make_head(target: Weights, *, eagle3: bool, mlp: int, seed: int) -> HeadWeig
     generator = torch.Generator().manual_seed(seed)
     shape, hidden = target.shape, target.embedding.shape[1]
     rows, kv_rows = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    scales = _scales(target, generator, eagle3=eagle3)
+    reads = feature_layers(target) if eagle3 else ()
+    scales = _scales(target, generator, reads)
     wide = 2 * hidden if eagle3 else hidden
 
     def matrix(outputs: int, inputs: int) -> Tensor:
@@ -113,17 +126,17 @@ def make_head(target: Weights, *, eagle3: bool, mlp: int, seed: int) -> HeadWeig
         }
     prefix = "midlayer." if eagle3 else "layers.0."
     tensors |= {prefix + name: tensor for name, tensor in layer.items()}
-    return HeadWeights(shape, eagle3, scales, tensors)
+    return HeadWeights(shape, reads, scales, tensors)
 
 
-def _scales(target: Weights, generator: torch.Generator, *, eagle3: bool) -> Tensor:
+def _scales(target: Weights, generator: torch.Generator, reads: tuple[int, ...]) -> Tensor:
     """One over the typical size of each input of `fc`, as the target shows it on random tokens."""
     hidden = target.embedding.shape[1]
     device = target.embedding.device
     tokens = torch.randint(len(target.embedding), (1, 256), generator=generator).to(device)
-    features, _ = target_features(Forward.make(compiled=False), target, tokens, eagle3=eagle3)
+    features, _ = target_features(Forward.make(compiled=False), target, tokens, reads)
     parts = list(torch.split(features[0], hidden, -1))
-    if not eagle3:
+    if not reads:
         parts.insert(0, target.embedding[tokens[0]])
     sizes = [part.float().square().mean(-1).sqrt().median().cpu() for part in parts]
     return torch.cat([torch.full((hidden,), 1 / float(size.clamp(min=1e-6))) for size in sizes])
@@ -150,21 +163,17 @@ def enter(
 
 
 def project(
-    head: HeadWeights, inputs: Tensor, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated query [B, heads, T, d], rotated key and value, all repeated to the query's heads."""
+    head: HeadWeights, inputs: Tensor, cos: Tensor, sin: Tensor, name: Literal["q", "k", "v"]
+) -> Tensor:
+    """Rotated query or key, or the value, [B, heads, T, d]: keys and values repeated to the query's
+    heads."""
     shape = head.shape
-    batch, length, _ = inputs.shape
-
-    def split(name: str, heads: int) -> Tensor:
-        projected = F.linear(inputs, head.layer(f"self_attn.{name}_proj.weight"))
-        return projected.view(batch, length, heads, shape.head_dim).transpose(1, 2)
-
-    query = rotate(split("q", shape.heads), cos, sin)
-    key = rotate(split("k", shape.kv_heads), cos, sin)
-    group = shape.heads // shape.kv_heads
-    value = split("v", shape.kv_heads)
-    return query, key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    heads = shape.heads if name == "q" else shape.kv_heads
+    projected = F.linear(inputs, head.layer(f"self_attn.{name}_proj.weight"))
+    rows = projected.view(*inputs.shape[:2], heads, shape.head_dim).transpose(1, 2)
+    if name != "v":
+        rows = rotate(rows, cos, sin)
+    return rows.repeat_interleave(shape.heads // heads, 1)
 
 
 def leave(head: HeadWeights, residual: Tensor, mixed: Tensor) -> Tensor:
@@ -196,10 +205,9 @@ def path_attention(
     prefix = (query @ key.transpose(-1, -2)) * scale
     position = torch.arange(length, device=query.device)
     prefix = prefix.masked_fill(position > roots[:, None, :, None], float("-inf"))
-    own = torch.stack([(query * k).sum(-1) * scale for k, _ in path], -1).to(prefix.dtype)
-    filler = torch.full_like(own[..., :1], float("-inf"))
-    filler = filler.expand(*own.shape[:-1], -len(path) % _PAD)
-    weights = torch.cat([prefix, own, filler], -1).softmax(-1).to(value.dtype)
+    own = [((query * k).sum(-1, keepdim=True) * scale).to(prefix.dtype) for k, _ in path]
+    filler = prefix.new_full((), float("-inf")).expand(*prefix.shape[:-1], -len(path) % _PAD)
+    weights = torch.cat([prefix, *own, filler], -1).softmax(-1).to(value.dtype)
     mixed = weights[..., :length] @ value
     for index, (_, v) in enumerate(path):
         mixed = mixed + weights[..., length + index, None] * v
@@ -210,29 +218,30 @@ def unroll(
     head: HeadWeights, embedding: Tensor, features: Tensor, tokens: Tensor, roots: Tensor,
     steps: int,
 ) -> list[Tensor]:  # fmt: skip
-    """The layer's outputs of `steps` drafting steps along the true text (training-time test).
+    """The layer's outputs of `steps` drafting steps along the true text (training-time test), each
+    [B, R, D]: a row for each of the `roots` [B, R].
 
-    `features` [B, T, F] are the target's, `tokens` [B, T + 1]. Step 1 gives [B, T, D]: row t reads
-    (feature t, token t + 1) and predicts token t + 2. Step j > 1 gives [B, R, D], a row for each
-    of the `roots` [B, R] < T - j + 1: it reads its own output of step j - 1 and token r + j, stands
-    at position r + j - 1 and predicts token r + j + 1. As in drafting, it attends to the step-1
-    keys of positions up to r and to the keys of its own path only.
+    `features` [B, T, F] are the target's, `tokens` [B, T + 1]. Step 1 reads (feature r, token
+    r + 1) and predicts token r + 2. Step j > 1 reads its own output of step j - 1 and token r + j,
+    stands at position r + j - 1 < T and predicts token r + j + 1. As in drafting, it attends to the
+    step-1 keys of positions up to r and to the keys of its own path only.
     """
     length = features.shape[1]
-    cos, sin = rope(head.shape.head_dim, THETA, length + steps, features.device)
+    cos, sin = rope(head.shape.head_dim, THETA, length, features.device)
     embedded = F.embedding(tokens[:, 1:], embedding)
     residual, inputs = enter(head, embedded, features, fed_back=False)
-    query, key, value = project(head, inputs, cos[:length], sin[:length])
-    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    outputs = [leave(head, residual, mixed)]
-    path: list[tuple[Tensor, Tensor]] = []
+    key, value = project(head, inputs, cos, sin, "k"), project(head, inputs, cos, sin, "v")
     sequences = torch.arange(len(tokens), device=tokens.device)[:, None]
-    for step in range(2, steps + 1):
+    residual, inputs = residual[sequences, roots], inputs[sequences, roots]
+    outputs: list[Tensor] = []
+    path: list[tuple[Tensor, Tensor]] = []
+    for step in range(1, steps + 1):
         at = roots + step - 1
-        feature = outputs[0][sequences, roots] if step == 2 else outputs[-1]
-        residual, inputs = enter(head, embedded[sequences, at], feature, fed_back=True)
-        query, own_key, own_value = project(head, inputs, cos[at][:, None], sin[at][:, None])
-        path.append((own_key, own_value))
+        turn = cos[at][:, None], sin[at][:, None]
+        if step > 1:
+            residual, inputs = enter(head, embedded[sequences, at], outputs[-1], fed_back=True)
+            path.append((project(head, inputs, *turn, "k"), project(head, inputs, *turn, "v")))
+        query = project(head, inputs, *turn, "q")
         mixed = path_attention(query, key, value, roots, path)
         outputs.append(leave(head, residual, mixed))
     return outputs

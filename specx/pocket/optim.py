@@ -100,4 +100,6 @@ def trapezoid(progress: float, *, warm: float, flat: float) -> float:
     """Learning-rate factor at `progress` in 0..1: up to `warm`, 1 to `flat`, then falling to 0."""
     if progress < warm:
         return max(progress, 0.1 * warm) / warm
-    return min(1.0, max(0.0, (1.0 - progress) / (1.0 - flat)))
+    if progress <= flat:
+        return 1.0
+    return max(0.0, (1.0 - progress) / (1.0 - flat))

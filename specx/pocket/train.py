@@ -62,6 +62,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=int, help="data processes per GPU")
     add("--attention", choices=("auto", "flash", "cudnn"), default="auto")
     add("--no-compile", action="store_true")
+    add("--plain", type=float, default=0.28, help="share of plain text among sequences up to 4K")
     add("--sync-steps", type=int, default=8, help="steps between looks at the clock")
     add("--max-steps", type=int, help="end every phase after so many steps")
     add("--save-every", type=float, default=100.0, metavar="SECONDS")
@@ -158,7 +159,7 @@ def config(options: argparse.Namespace) -> LlamaConfig:
         size = {"hidden": 256, "layers": 2, "heads": 4, "kv_heads": 4, "mlp": 768}
         theta, positions = 1e4, 1024
     if options.micro:
-        layers = 8 if options.model == "target" else 2  # EAGLE-3 reads layers 2, 4 and 5
+        layers = 8 if options.model == "target" else 2  # EAGLE-3 reads layers 2, 4 and 7
         size = size | {"hidden": 64, "layers": layers, "mlp": 128}
     return make_config(**size, theta=theta, positions=positions)
 
@@ -205,7 +206,7 @@ def phases(options: argparse.Namespace) -> tuple[Phase, ...]:
         length, share = part.split(":")
         seconds = float(share) if float(share) > 1 else float(share) * options.seconds
         short = int(length) <= 4096
-        mixture = Mixture(0.28, 0.06) if short else Mixture(0.12, 0.06)
+        mixture = Mixture(options.plain, 0.06) if short else Mixture(0.12, 0.06)
         text_weight = 1.0 if short else options.text_weight
         if options.model in HEADS:  # no head agrees with its target much on plain text
             text_weight = options.text

@@ -13,14 +13,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from specx.pocket import checkpoint, train
-from specx.pocket.batches import Source
+from specx.pocket.batches import Batch, Source
 from specx.pocket.forward import Forward, Weights, make_config, make_model, weights_of
 from specx.pocket.head_objective import (
+    ANSWER_ODDS,
+    LEAP_ODDS,
     HeadObjective,
-    _Taught,
     agreement,
     draw_roots,
     frozen_loss,
+    leaps,
+    root_odds,
 )
 from specx.pocket.head_training import PROBE_STEPS, _scores
 from specx.pocket.heads import (
@@ -106,16 +109,16 @@ def test_unrolled_steps_equal_drafting_with_a_cache(target: Weights, head: HeadW
     length, steps = 14, 5
     tokens = torch.randint(300, (2, length + 1), generator=torch.Generator().manual_seed(1))
     forward = Forward.make(compiled=False)
-    features, _ = target_features(forward, target, tokens[:, :-1], eagle3=head.eagle3)
+    features, _ = target_features(forward, target, tokens[:, :-1], head.reads)
     roots = torch.tensor([[1, 2, 6, 8], [0, 3, 4, 9]])
     outputs = unroll(head, target.embedding, features, tokens, roots, steps)
     drafter = Drafter(head.folded(), target.embedding)
     text = tokens[1].tolist()
     for t in range(length):
         out = drafter.run(text[t + 1], features[1, t], t, fed_back=False)
-        torch.testing.assert_close(outputs[0][1, t], out, atol=2e-5, rtol=1e-4)
         if t in roots[1]:
             row = roots[1].tolist().index(t)
+            torch.testing.assert_close(outputs[0][1, row], out, atol=2e-5, rtol=1e-4)
             for step in range(2, steps + 1):
                 out = drafter.run(text[t + step], out, t + step - 1, fed_back=True)
                 mine = outputs[step - 1][1, row]
@@ -133,63 +136,99 @@ def test_features_are_the_targets_states(target: Weights, head: HeadWeights) -> 
         parameter.add_(torch.randn_like(parameter) * 0.1)
     weights, tokens = weights_of(model), torch.randint(300, (1, 20))
     states = model(tokens, output_hidden_states=True).hidden_states
-    features, last = target_features(
-        Forward.make(compiled=False), weights, tokens, eagle3=head.eagle3
-    )
-    wanted = torch.cat([states[2], states[4], states[5]], -1) if head.eagle3 else states[-1]
+    features, last = target_features(Forward.make(compiled=False), weights, tokens, head.reads)
+    wanted = torch.cat([states[2], states[4], states[7]], -1) if head.eagle3 else states[-1]
     torch.testing.assert_close(features, wanted, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(last, states[-1], atol=2e-5, rtol=1e-4)
 
 
 def test_a_shallow_target_is_refused_for_eagle3(target: Weights) -> None:
-    shallow = Weights(target.shape, target.theta, target.embedding, target.blocks[:6], target.norm)
-    with pytest.raises(ValueError, match="7 layers"):
+    shallow = Weights(target.shape, target.theta, target.embedding, target.blocks[:5], target.norm)
+    with pytest.raises(ValueError, match="6 layers"):
         feature_layers(shallow)
 
 
-def test_the_frozen_loss_has_the_gradient_of_cross_entropy() -> None:
+def test_the_frozen_loss_has_the_gradient_of_the_divergence() -> None:
     hidden = torch.randn(2, 5, 8, requires_grad=True)
-    matrix, wanted = torch.randn(30, 8), torch.randn(2, 5, 30).softmax(-1)
+    matrix, taught = torch.randn(30, 8), torch.randn(2, 5, 8)
     weight = torch.rand(2, 5)
-    values, agree = frozen_loss(hidden, matrix, wanted)
+    values, agree = frozen_loss(hidden, taught, matrix)
     (mine,) = torch.autograd.grad((values * weight).sum(), hidden)
-    logits = hidden @ matrix.t()
-    plain = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(0, 1), reduction="none")
-    (right,) = torch.autograd.grad((plain.view(2, 5) * weight).sum(), hidden)
-    torch.testing.assert_close(values, plain.view(2, 5))
+    logits, wanted = hidden @ matrix.t(), (taught @ matrix.t()).softmax(-1)
+    plain = F.kl_div(logits.log_softmax(-1), wanted, reduction="none").sum(-1)
+    (right,) = torch.autograd.grad((plain * weight).sum(), hidden)
+    torch.testing.assert_close(values, plain)
     torch.testing.assert_close(mine, right, atol=1e-5, rtol=1e-4)
     assert (agree.bool() == (logits.argmax(-1) == wanted.argmax(-1))).all()
 
 
 @torch.no_grad()
-def test_a_head_that_knows_the_next_feature_has_no_loss(target: Weights) -> None:
+def test_a_head_that_says_what_the_target_says_has_no_loss(
+    target: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Step j from root r is compared with the target at r + j."""
     head = make_head(target, eagle3=False, mlp=80, seed=1)
-    objective = HeadObjective(head, target, 3, 4, 1, 1.0)
+    objective = HeadObjective(head, target, 3, 4, 1.0, 1.0)
     objective.prepare(compiled=False)
-    tokens = torch.randint(300, (2, 12))
-    _, taught = objective._teach(tokens)
-    assert isinstance(taught, _Taught)
-    for step, roots in ((1, torch.arange(11)), (3, torch.tensor([0, 2, 8]))):
-        at, kinds = (roots + step).expand(2, -1), torch.zeros(2, len(roots))
-        means, agree = objective._compared(taught.last[:, roots + step], taught, at, kinds)
-        assert all(abs(float(mean)) < 1e-5 for mean in means)
-        assert agree.tolist() == [1.0, 0.0]  # all are text, none an answer
-        (text, _, feature), _ = objective._compared(taught.last[:, roots], taught, at, kinds)
-        assert min(float(text), float(feature)) > 0.01
+    tokens, kinds = torch.randint(300, (2, 13)), torch.zeros(2, 13, dtype=torch.int64)
+    nothing = torch.zeros(2, 0, dtype=torch.int64)
+    _, last = target_features(Forward.make(compiled=False), target, tokens[:, :-1], ())
+
+    def losses(shift: int) -> list[float]:
+        def right(
+            head: HeadWeights, embedding: Tensor, features: Tensor, tokens: Tensor, roots: Tensor,
+            steps: int,
+        ) -> list[Tensor]:  # fmt: skip
+            rows = torch.arange(2)[:, None]
+            return [last[rows, roots + step + shift] for step in range(1, steps + 1)]
+
+        monkeypatch.setattr("specx.pocket.head_objective.unroll", right)
+        total, values = objective(Batch(tokens, kinds, nothing, nothing), 1.0)
+        return [float(total), *values.tolist()]
+
+    total, text, answer, feature, text_1, text_last, answer_1, _ = losses(0)
+    assert max(abs(total), abs(text), abs(feature)) < 1e-5
+    assert (text_1, text_last) == (1.0, 1.0)
+    assert (answer, answer_1) == (0.0, 0.0)  # all are text, none an answer
+    total, text, _, feature, *_ = losses(-1)
+    assert min(total, text, feature) > 0.01
 
 
-def test_roots_are_drawn_from_answers_more_often() -> None:
-    is_answer = torch.zeros(200, 64, dtype=torch.bool)
-    is_answer[:, 40:48] = True
-    roots = draw_roots(is_answer, 16)
+def answers_that_copy(sources: list[int]) -> Batch:
+    """An answer of len(sources) tokens, each copied from there, after 10 tokens of text."""
+    tokens, kinds = torch.zeros(1, 40, dtype=torch.int64), torch.zeros(1, 40, dtype=torch.int64)
+    kinds[0, 10 : 10 + len(sources)] = 1
+    rows = torch.tensor([[*range(9, 9 + len(sources)), 0, 0]])  # unused rows say -1
+    return Batch(tokens, kinds, rows, torch.tensor([[*sources, -1, -1]]))
+
+
+def test_a_leap_is_where_the_source_does_not_follow() -> None:
+    batch = answers_that_copy([2, 3, 4, 7, 8, -1, 9, 5])
+    where = leaps(batch)[0].nonzero().flatten().tolist()
+    assert where == [10, 13, 16, 17]
+    assert not leaps(answers_that_copy([])).any()
+
+
+def test_roots_near_leaps_and_in_answers_have_better_odds() -> None:
+    odds = root_odds(answers_that_copy([*range(12), 30, 31]), 36)[0]
+    # leaps are the tokens 10 and 22; root r guesses tokens r + 2, r + 3, ...
+    assert odds[:7].tolist() == [1.0] * 7
+    assert odds[8:12].tolist() == odds[20:24].tolist() == [LEAP_ODDS] * 4
+    assert odds[12:20].tolist() == [ANSWER_ODDS] * 8
+    assert odds[24:].tolist() == [1.0] * 12
+
+
+def test_roots_are_drawn_by_their_odds() -> None:
+    odds = torch.ones(200, 64)
+    odds[:, 40:48] = 8.0
+    roots = draw_roots(odds, 16)
     assert roots.shape == (200, 16)
     assert (roots.diff(dim=1) > 0).all()  # ascending, none twice
     assert 0 <= int(roots.min()) < int(roots.max()) <= 63
-    # the odds are 8 : 1, with 8 answers among 64: about 6.3 of 8 answers and 9.7 of 56 others
-    drawn = float(is_answer.gather(1, roots).sum(1).float().mean())
+    # the odds are 8 : 1, with 8 among 64: about 6.3 of these 8 and 9.7 of 56 others
+    drawn = float((odds.gather(1, roots) > 1).sum(1).float().mean())
     assert 5.8 < drawn < 6.9
-    everything = draw_roots(is_answer, 64)
+    everything = draw_roots(odds, 64)
     assert torch.equal(everything, torch.arange(64).expand(200, -1))
 
 
@@ -201,11 +240,11 @@ def test_agreement_counts_the_steps_of_every_root(target: Weights, head: HeadWei
     right = agreement(forward, head, few, tokens, 3)
     assert right.shape == (3, 37)
     assert 0.05 < right.float().mean() < 0.95
-    features, last = target_features(forward, few, tokens[None, :-1], eagle3=head.eagle3)
+    features, last = target_features(forward, few, tokens[None, :-1], head.reads)
     roots = torch.arange(37)
     outputs = unroll(head, few.embedding, features, tokens[None], roots[None], 3)
     for step, output in enumerate(outputs):
-        guess = (for_logits(head, output[0, :37]) @ few.embedding.t()).argmax(-1)
+        guess = (for_logits(head, output[0]) @ few.embedding.t()).argmax(-1)
         chosen = (last[0] @ few.embedding.t()).argmax(-1)
         assert right[step].tolist() == [bool(guess[r] == chosen[r + step + 1]) for r in range(37)]
 
@@ -269,6 +308,7 @@ def test_training_end_to_end(
         assert tensors["fc.weight"].shape == (64, 192)
         assert tensors["midlayer.self_attn.k_proj.weight"].shape == (32, 128)
         assert config["draft_vocab_size"] == config["vocab_size"] == 8192
+        assert config["eagle_aux_hidden_state_layer_ids"] == [2, 4, 7]
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     assert (config["rope_theta"], config["max_position_embeddings"]) == (10_000.0, 1024)
     assert log["phases"][0]["steps"] == 6

@@ -59,6 +59,7 @@ def test_orthogonal_makes_singular_values_even():
 def test_the_rate_rises_stays_and_falls():
     rates = [trapezoid(p, warm=0.1, flat=0.5) for p in (0.0, 0.05, 0.1, 0.5, 0.75, 1.0)]
     assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.0])
+    assert trapezoid(1.0, warm=0.1, flat=1.0) == 1.0  # never falls
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
