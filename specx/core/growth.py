@@ -148,6 +148,7 @@ class ForecastGrowth:
         """A new request. Without ``costs`` every tree has the configured depth and nodes."""
         self._costs_of = costs if self._config.size == "measured" else None
         self._costs: StepCosts | None = None
+        self._is_timed = False  # some draft of this request
 
     def plan(self) -> tuple[int, int]:
         """Levels to draft and rows to verify."""
@@ -172,8 +173,7 @@ class ForecastGrowth:
         """Take in a draft of ``levels``: the reach and depth of its nodes, and its seconds (None
         when it was not yet a recording: compiling takes a thousand times as long)."""
         if draft_s is not None:
-            known_s = self._draft_s.setdefault(levels, draft_s)
-            self._draft_s[levels] += _MOMENTUM * (draft_s - known_s)
+            self._time(levels, draft_s)
         guesses = sorted(zip(reaches, depths, strict=True), reverse=True)
         guesses = [(reach, depth) for reach, depth in guesses if depth > 0]
         seen = [self._by_size(guesses, depth) for depth in range(1, levels + 1)]
@@ -183,6 +183,19 @@ class ForecastGrowth:
             self._expected = seen
         for known, new in zip(self._expected, seen, strict=True):
             known[:] = [a + _MOMENTUM * (b - a) for a, b in zip(known, new, strict=True)]
+
+    def _time(self, levels: int, draft_s: float) -> None:
+        """Take in the seconds of a draft. Longer contexts slow all drafts alike, so what one depth
+        takes now corrects the others too; at once where they were timed for another request."""
+        if levels in self._draft_s:
+            weight = _MOMENTUM if self._is_timed else 1.0
+            factor = 1.0 + weight * (draft_s / self._draft_s[levels] - 1.0)
+            self._draft_s = {known: factor * s for known, s in self._draft_s.items()}
+        elif self._is_timed:
+            self._draft_s[levels] = draft_s
+        else:
+            self._draft_s = {levels: draft_s}
+        self._is_timed = True
 
     def _seconds(self, levels: int) -> float:
         """Of a draft; where none was timed, as the nearest, whose start cost like a level."""

@@ -250,6 +250,48 @@ def test_levels_that_nobody_drafted_are_tried_again(levels: int) -> None:
     assert forecast.plan()[0] == 10
 
 
+def test_draft_times_of_a_longer_text_do_not_keep_trees_short() -> None:
+    """Regression: drafts over a long context are slow, and bad there, so its trees had one level.
+    The next text was short and its guesses good, but eight levels were still thought to take what
+    they took before, and only deeper trees would have shown that they do not: on an H100 `spec`
+    kept two levels at 1K, all accepted, for whole documents."""
+    costs = StepCosts({1: 0.27, 8: 0.275, 64: 0.28})
+    forecast = ForecastGrowth(TreeConfig(nodes=32, depth=8, size="measured"), (1, 8, 16, 32, 64))
+
+    def request(level_s: float, chance: float) -> list[int]:
+        forecast.begin(lambda: costs)
+        planned = []
+        for _ in range(30):
+            levels, _ = forecast.plan()
+            chain = [chance**level for level in range(levels + 1)]
+            weak = 32 - levels
+            reaches, depths = chain + [0.001] * weak, [*range(levels + 1), *[1] * weak]
+            forecast.observe(levels, level_s * levels, reaches, depths)
+            planned.append(levels)
+        return planned
+
+    for _ in range(3):
+        assert request(0.3, 0.3)[-1] == 1
+        assert min(request(0.09, 0.95)[8:]) >= 5
+
+
+def test_what_one_depth_takes_corrects_the_others() -> None:
+    forecast = _forecast(depth=4)
+    for levels, draft_s in ((4, 4.0), (2, 2.0), (1, 1.0)):
+        forecast.observe(levels, draft_s, [1.0, 0.5], [0, 1])
+    forecast.begin(lambda: _CHEAP)
+    forecast.observe(2, 6.0, [1.0, 0.5], [0, 1])
+    assert [forecast._seconds(levels) for levels in (1, 2, 4)] == pytest.approx([3.0, 6.0, 12.0])
+    for _ in range(40):  # the same text grows: slowly, since one time may be an accident
+        forecast.observe(1, 6.0, [1.0, 0.5], [0, 1])
+    assert [forecast._seconds(levels) for levels in (1, 2, 4)] == pytest.approx(
+        [6.0, 12.0, 24.0], rel=1e-3
+    )
+    forecast.begin(lambda: _CHEAP)
+    forecast.observe(3, 1.2, [1.0, 0.5], [0, 1])  # nobody drafted three levels before
+    assert forecast._seconds(4) == pytest.approx(1.5)
+
+
 def test_a_plan_is_not_changed_for_a_hair() -> None:
     """Regression: every plan is a recording of its own, and a forecast that swayed between trees
     of 16 and 51 nodes, one per cent apart, recorded drafts all through a short text."""
