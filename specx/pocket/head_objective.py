@@ -65,7 +65,10 @@ where it failed, which is mostly there."""
 
 
 def leaps(batch: Batch) -> Tensor:
-    """[B, T + 1] bool: the tokens whose source does not follow the source of the token before."""
+    """[B, T + 1] bool: the tokens whose source does not follow the source of the token before.
+
+    A sequence with more than `batches.POINTER_ROWS` copied tokens has some at the gaps, too.
+    """
     source = torch.full_like(batch.tokens, -1)
     source.scatter_reduce_(1, batch.rows + 1, batch.sources, "amax")
     before = F.pad(source[:, :-1], (1, 0), value=-1)
