@@ -18,6 +18,7 @@ from specx.pocket.heads import THETA, HeadWeights
 
 SHARD = "15MB"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+LAYER_IDS = "eagle_aux_hidden_state_layer_ids"  # the inputs of these layers, as vLLM counts them
 
 
 def save(model: LlamaForCausalLM, folder: Path, tokenizer: Path, log: Mapping[str, object]) -> None:
@@ -52,7 +53,7 @@ def save_head(
     hidden, mlp = head.layer("mlp.down_proj.weight").shape
     own: dict[str, object] = {"bias": True}
     if head.eagle3:
-        own = {"draft_vocab_size": vocabulary, "eagle_aux_hidden_state_layer_ids": head.reads}
+        own = {"draft_vocab_size": vocabulary, LAYER_IDS: head.reads}
     config = {
         "architectures": ["LlamaForCausalLMEagle3" if head.eagle3 else "LlamaForCausalLM"],
         "model_type": "llama", "hidden_size": hidden, "intermediate_size": mlp,
@@ -88,13 +89,17 @@ def load(folder: Path) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def load_head(folder: Path, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def load_head(folder: Path, like: HeadWeights) -> dict[str, Tensor]:
     """The tensors of a head's folder in float32.
 
-    Raises ValueError where names or shapes are not those of `like`.
+    Raises ValueError where names, shapes or the target's layers are not those of `like`.
     """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    reads = tuple(config.get(LAYER_IDS, ()))
+    if reads != like.reads:
+        raise ValueError(f"{folder}: this head reads the layers {reads}, not {like.reads}")
     tensors = {name: t.float() for name, t in load_file(folder / "model.safetensors").items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
-    if found != {name: tuple(t.shape) for name, t in like.items()}:
+    if found != {name: tuple(t.shape) for name, t in like.tensors.items()}:
         raise ValueError(f"{folder}: this is no head of the wanted shape")
     return tensors

@@ -72,7 +72,7 @@ def initial(options: argparse.Namespace, target: Weights) -> HeadWeights:
     mlp = MICRO_MLP if options.micro else MLP
     head = make_head(target, eagle3=options.model == "eagle3", mlp=mlp, seed=options.seed)
     if options.resume:
-        tensors = checkpoint.load_head(options.resume, head.tensors)
+        tensors = checkpoint.load_head(options.resume, head)
         tensors["fc.weight"] = tensors["fc.weight"] / head.scales
         head = HeadWeights(head.shape, head.reads, head.scales, tensors)
     return head

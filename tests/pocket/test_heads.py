@@ -319,6 +319,19 @@ def test_training_end_to_end(
         torch.testing.assert_close(again[name], tensor, atol=1e-3, rtol=2e-3)
 
 
+def test_training_goes_on_only_from_the_same_kind_of_head(
+    target: Weights, head: HeadWeights, tmp_path: Path
+) -> None:
+    """A head that reads other layers has the same shapes: nothing else would tell."""
+    checkpoint.save_head(head, tmp_path / "head", 300, 512, {})
+    assert set(checkpoint.load_head(tmp_path / "head", head)) == set(head.tensors)
+    with pytest.raises(ValueError, match="reads the layers"):
+        checkpoint.load_head(tmp_path / "head", replace(head, reads=(1, 4, 7)))
+    wider = make_head(target, eagle3=head.eagle3, mlp=96, seed=3)
+    with pytest.raises(ValueError, match="no head of the wanted shape"):
+        checkpoint.load_head(tmp_path / "head", wider)
+
+
 def test_a_head_needs_its_target(source: Source, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(train, "source", lambda options: source)
     arguments = ["train", "eagle", "--corpus", "x", "--work", str(tmp_path), "--out", "x"]
