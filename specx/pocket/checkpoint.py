@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaForCausalLM
 
+from specx.heads.config import LAYER_IDS
 from specx.pocket.heads import THETA, HeadWeights
 
 SHARD = "15MB"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-LAYER_IDS = "eagle_aux_hidden_state_layer_ids"  # the inputs of these layers, as vLLM counts them
 
 
 def save(model: LlamaForCausalLM, folder: Path, tokenizer: Path, log: Mapping[str, object]) -> None:

@@ -6,7 +6,7 @@ loop, which saves the head in the published form. Knows no clock.
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -74,14 +74,14 @@ def initial(options: argparse.Namespace, target: Weights) -> HeadWeights:
     if options.resume:
         tensors = checkpoint.load_head(options.resume, head)
         tensors["fc.weight"] = tensors["fc.weight"] / head.scales
-        head = HeadWeights(head.shape, head.reads, head.scales, tensors)
+        head = replace(head, tensors=tensors)
     return head
 
 
 def trainable(head: HeadWeights, device: torch.device) -> HeadWeights:
     """The head on `device`, its tensors as parameters."""
     tensors = {name: nn.Parameter(tensor.to(device)) for name, tensor in head.tensors.items()}
-    return HeadWeights(head.shape, head.reads, head.scales.to(device), tensors)
+    return replace(head, scales=head.scales.to(device), tensors=tensors)
 
 
 class HeadProbe:
