@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from specx.core.stats import GenerationStats, Prefill, StepStats
     from specx.engine import Engine, load
     from specx.errors import SpecxError
-    from specx.preset import Preset
+    from specx.preset.preset import Preset
+    from specx.prompts import Prompt
     from specx.stream import Result, Stream, TextChunk, Verification
-    from specx.text import Prompt
 
 _HOMES = {
     "Engine": "specx.engine",
     "GenerationStats": "specx.core.stats",
     "Prefill": "specx.core.stats",
-    "Preset": "specx.preset",
-    "Prompt": "specx.text",
+    "Preset": "specx.preset.preset",
+    "Prompt": "specx.prompts",
     "Result": "specx.stream",
     "SamplingConfig": "specx.core.config",
     "SpecxError": "specx.errors",

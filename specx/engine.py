@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 
-from specx import hub
+from specx.checkpoints import load as hub
+from specx.checkpoints.eagle.loader import LoadedHead
 from specx.core.attention import Kernels
 from specx.core.config import MODES, Parts, SamplingConfig, parts_for
 from specx.core.decode import Decoder, Request
 from specx.core.drafts import Drafter, NoDraft
-from specx.core.drafts.lookup import LookupDrafter
+from specx.core.drafts.eagle import EagleHead
+from specx.core.drafts.growth import Governor, StepCosts
 from specx.core.drafts.model import DraftSettings, ModelDrafter
-from specx.core.eagle import EagleHead
-from specx.core.growth import Governor, StepCosts
+from specx.core.drafts.ngram import LookupDrafter
 from specx.core.kernels import is_available
-from specx.core.kernels.cuda import choose_kernels
+from specx.core.kernels.choice import choose_kernels
 from specx.core.model import Model
 from specx.core.replay import plain_logits
 from specx.core.retrieval import Retriever
@@ -29,16 +30,15 @@ from specx.core.sampling import Sampler
 from specx.core.target import MEASURED_ROWS, Target, static_rows
 from specx.core.workspace import Workspaces
 from specx.errors import ContextError, ResourceError, UsageError
-from specx.heads import LoadedHead
 from specx.memory import reset_peak
 from specx.needs import Shortage, needs_of, release, room_on, with_room
-from specx.preset import Preset, load_preset
+from specx.preset.preset import Preset, load_preset
 from specx.prompter import Prompter
+from specx.prompts import Prompt, TextStream
 from specx.stream import Difference, Result, Stream, Verification
-from specx.text import Prompt, TextStream
 
 #: What a preset's parts say about decoding without a draft.
-_PLAIN_PARTS = ("layers", "launch")
+_PLAIN_PARTS = ("launch",)
 
 
 def kernels_on(device: str) -> str:

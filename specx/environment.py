@@ -17,7 +17,7 @@ from typing import Any
 import platformdirs
 
 #: What names the folders of compiled programs, and ours.
-_COMPILED = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+_COMPILED = {"TRITON_CACHE_DIR": "triton"}
 _GIT_S = 5.0  # a slow disk must not hold up a result
 
 
@@ -41,10 +41,10 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def keep_compiled(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Let Triton and TorchInductor keep what they compile where the next run finds it.
+    """Let Triton keep what it compiles where the next run finds it.
 
     Below ``SPECX_CACHE_DIR``, else the user's cache folder. What the user has set counts, and where
-    nothing can be written both do as they do without us. No folder is made before it is needed.
+    nothing can be written it does as it does without us. No folder is made before it is needed.
     """
     given = environ.get("SPECX_CACHE_DIR")
     root = Path(given) if given else platformdirs.user_cache_path("specx")

@@ -6,8 +6,8 @@ plan can be made without reading weights.
 
 from transformers import PreTrainedTokenizerBase
 
-from specx.preset import PromptSpec
-from specx.text import Prompt, count_tokens, encode_prompt
+from specx.preset.preset import PromptSpec
+from specx.prompts import Prompt, count_tokens, encode_prompt
 
 
 class Prompter:

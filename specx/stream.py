@@ -21,7 +21,7 @@ from specx.core.stats import (
 from specx.errors import ResourceError
 from specx.memory import peak_bytes
 from specx.needs import is_out_of_memory
-from specx.text import TextStream
+from specx.prompts import TextStream
 
 _EMPTY = "the model wrote nothing: it ended at once"
 

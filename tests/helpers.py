@@ -26,8 +26,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from specx.checkpoint import quiet
-from specx.preset import Preset
+from specx.checkpoints.config import quiet
+from specx.preset.preset import Preset
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 VOCABULARY = 512

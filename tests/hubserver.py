@@ -220,7 +220,7 @@ def point_client_at(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for module in ("specx.repository", "specx.transfer"):
+    for module in ("specx.checkpoints.repository", "specx.checkpoints.transfer"):
         monkeypatch.setattr(f"{module}.PAUSES_S", (0.0, 0.0))
     huggingface_hub.close_session()
 

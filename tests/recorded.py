@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import specx
-from specx.checkpoint import quiet
+from specx.checkpoints.config import quiet
 
 BUNDLED = Path(specx.__file__).parent / "pocket"
 CONFIGS = Path(__file__).parent / "data" / "recorded"

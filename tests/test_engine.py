@@ -17,8 +17,8 @@ from specx.core.config import MODES, Parts, SamplingConfig
 from specx.core.model import Model
 from specx.engine import Engine
 from specx.errors import ContextError, ResourceError, UsageError
+from specx.prompts import Prompt
 from specx.stream import Result
-from specx.text import Prompt
 from tests.helpers import PairDirs, preset_for, save_pair, story
 
 GREEDY = SamplingConfig()
@@ -356,7 +356,9 @@ class TestVerify:
         wrong = another(honest.tokens[3])
         tokens = (*honest.tokens[:3], wrong, *honest.tokens[4:])
         found = engine.verify(prompt, replace(honest, tokens=tokens)).first_difference
-        target = specx.hub.load_pair(engine.preset, device="cpu", dtype="auto", offline=True).target
+        target = specx.checkpoints.load.load_pair(
+            engine.preset, device="cpu", dtype="auto", offline=True
+        ).target
         with torch.no_grad():
             logits = target(torch.tensor([[*prompt.tokens, *honest.tokens[:3]]])).logits[0, -1]
         assert found is not None
@@ -606,17 +608,13 @@ class TestMemory:
 
 
 class TestParts:
-    def test_layers_and_launch_of_a_preset_are_plain_decodings_too(
-        self, noisy_pair: PairDirs
-    ) -> None:
-        settings = {"parts__layers": "original", "parts__launch": "eager"}
+    def test_the_launch_of_a_preset_is_plain_decodings_too(self, noisy_pair: PairDirs) -> None:
+        settings = {"parts__launch": "eager"}
         engine = load(noisy_pair, parts__draft_cache="full", **settings)
-        assert engine._parts("plain", {}) == Parts(
-            drafter="none", layers="original", launch="eager"
-        )
+        assert engine._parts("plain", {}) == Parts(drafter="none", launch="eager")
         assert engine._parts("specx", {}).draft_cache == "full"
-        again = engine._parts("plain", {"layers": "fused", "tree_attention": "sdpa"})
-        assert (again.layers, again.launch, again.tree_attention) == ("fused", "eager", "sdpa")
+        again = engine._parts("plain", {"tree_attention": "sdpa"})
+        assert (again.launch, again.tree_attention) == ("eager", "sdpa")
 
     def test_what_a_part_could_not_have_is_told(
         self, engine: Engine, prompt: Prompt, monkeypatch: pytest.MonkeyPatch

@@ -44,7 +44,7 @@ def _engine(dtype: str, preset: str = "pocket") -> Engine:
 def _document(words: int) -> str:
     from importlib.resources import files
 
-    text = files("specx.pocket").joinpath("report.txt").read_text(encoding="utf-8")
+    text = files("training").joinpath("report.txt").read_text(encoding="utf-8")
     return " ".join(text.split()[:words])
 
 

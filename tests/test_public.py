@@ -58,7 +58,7 @@ def test_all_names_come_with_a_star() -> None:
         "specx.core.config",
         "specx.core.stats",
         "specx.errors",
-        "specx.preset",
+        "specx.preset.preset",
     ],
 )
 def test_importing_it_loads_no_heavy_package(module: str) -> None:

@@ -8,8 +8,8 @@ import specx
 from specx import Prefill, Stream, TextChunk
 from specx.core.config import MODES, SamplingConfig
 from specx.engine import Engine
+from specx.prompts import Prompt
 from specx.stream import Result
-from specx.text import Prompt
 from tests.helpers import PairDirs, preset_for, save_pair, story
 
 CHUNK = 64

@@ -16,8 +16,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from specx.bench.lengths import parse_lengths
+from specx.bench.modes import parse_mode
 from specx.bench.record import Object
-from specx.bench.variants import parse_mode
 from specx.errors import UsageError
 
 Part = Literal["value", "low", "high"]

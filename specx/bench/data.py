@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from specx.bench.hub_data import find_file
 from specx.bench.record import BenchDocument, Skipped
-from specx.documents import read_document
+from specx.documents.document import read_document
 from specx.errors import DocumentError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from specx.text import Prompt
+    from specx.prompts import Prompt
 
 SAMPLE = "sample"
 MAX_LINE_BYTES = 16 << 20

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from specx import hub
-from specx.bench.floor import cost_of, measure_floor
+from specx.bench.prepare import Setup, find_pair
 from specx.bench.record import Object
-from specx.bench.session import Setup, find_pair
-from specx.bench.views.wording import count, size
+from specx.bench.render.numbers import count, size
+from specx.bench.roofline import cost_of, measure_floor
+from specx.checkpoints import load as hub
+from specx.checkpoints.eagle.config import read_head
 from specx.core.model import Shape, shape_of
-from specx.headimplant import tensor_shapes
-from specx.heads.config import read_head
-from specx.preset import Preset
-from specx.shape import HeadShapeSpec
+from specx.preset.preset import Preset
+from specx.preset.shapes import HeadShapeSpec
+from specx.standin.head_implant import tensor_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

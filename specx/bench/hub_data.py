@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from specx.download import fetch_file
+from specx.checkpoints.download import fetch_file
+from specx.checkpoints.hub_errors import not_cached
+from specx.checkpoints.repository import find_data
 from specx.errors import UsageError
-from specx.hub_errors import not_cached
-from specx.repository import find_data
 
 #: Parts of a file's name, the most wanted first: what a model was not trained on.
 _SPLITS = (r"test", r"validation|valid|val|dev")

@@ -19,19 +19,19 @@ from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
-from specx import standin
 from specx._version import __version__
-from specx.bench import floor
+from specx.bench import roofline as floor
 from specx.bench.plan import StandInFacts, preset_facts
 from specx.bench.record import Object
 from specx.bench.rig import Rig, Task, levels_of, now, parts_of
-from specx.core.growth import WIDTH
+from specx.core.drafts.growth import WIDTH
 from specx.engine import Engine, load
 from specx.environment import environment, source_commit
 from specx.errors import ContextError
 from specx.memory import peak_bytes, reset_peak
 from specx.needs import is_out_of_memory, release
-from specx.preset import Preset, load_preset
+from specx.preset.preset import Preset, load_preset
+from specx.standin import build as standin
 
 _ROUNDS = 20  # turns of every piece
 _ROUNDS_WITHOUT_GPU = 3

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from specx.bench.record import BenchDocument, Cell, Object, Skipped
 from specx.core.config import SamplingConfig
-from specx.preset import Preset
+from specx.preset.preset import Preset
 
 
 class _Part(BaseModel):
@@ -39,7 +39,7 @@ class DraftFacts(_Part):
 
 
 class StandInFacts(_Part):
-    """Weights that are not the preset's own; see ``specx.standin``."""
+    """Weights that are not the preset's own; see ``specx.standin.build``."""
 
     pair: str  # whose behaviour is measured
     trained_tokens: int  # prompt and output; beyond them its acceptance means nothing

@@ -17,15 +17,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from specx.bench.floor import cost_of, level_weights
-from specx.bench.variants import with_part
+from specx.bench.modes import with_part
+from specx.bench.roofline import cost_of, level_weights
 from specx.core.attention import Kernels
 from specx.core.cache import KVCache
 from specx.core.config import Parts, SamplingConfig, parts_for
 from specx.core.drafts.device import DeviceDrafter
 from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.graphs import Graphs
-from specx.core.kernels.cuda import choose_kernels
+from specx.core.kernels.choice import choose_kernels
 from specx.core.retrieval import Retriever, Selection
 from specx.core.sampling import Sampler
 from specx.core.target import Target, static_rows

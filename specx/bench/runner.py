@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from specx.bench.engine_runner import Interrupted, Subject
 from specx.bench.journal import Journal
+from specx.bench.modes import Variant
 from specx.bench.plan import Plan
 from specx.bench.record import Cell, Sample
-from specx.bench.subject import Interrupted, Subject
-from specx.bench.variants import Variant
 from specx.errors import ResourceError
-from specx.text import Prompt
+from specx.prompts import Prompt
 
 _LONG_RUN_S = 60.0  # a run that is worth measuring the hardware twice
 

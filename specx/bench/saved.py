@@ -18,7 +18,7 @@ from specx.bench.report import MEASURES, SCHEMA, Samples, by_document, decode_to
 from specx.bench.statistics import geometric_interval, mean, median
 from specx.bench.validation import known, shown
 from specx.errors import DocumentError, UsageError
-from specx.strict_yaml import did_you_mean
+from specx.preset.yaml import did_you_mean
 
 COMPARE_SCHEMA = "specx.compare/1"
 METRICS = (*MEASURES, "tokens_per_step", "speedup")

@@ -8,29 +8,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from specx.cli.failures import DIFFERENCE
+from specx.cli.console import Screen
+from specx.cli.errors import DIFFERENCE
+from specx.cli.format import closing_line, phases_line
 from specx.cli.options import Format
-from specx.cli.output import Run, dumps, result_object
+from specx.cli.output_file import Sink
 from specx.cli.progress import Progress
-from specx.cli.screen import Screen
+from specx.cli.result_json import Run, dumps, result_object
 from specx.cli.settings import Settings
 from specx.cli.show.displays import AcceptDisplay, Display, Look, MapDisplay
 from specx.cli.show.mapview import Scene
 from specx.cli.show.recorder import TraceFile
 from specx.cli.signals import Interrupts, Stopped
-from specx.cli.sink import Sink
 from specx.cli.terminal import one_line
-from specx.cli.view import closing_line, phases_line
 from specx.core.stats import Prefill
 from specx.environment import environment
 from specx.errors import VerifyError
 
 if TYPE_CHECKING:
-    from specx.documents import Document
+    from specx.documents.document import Document
     from specx.engine import Engine
+    from specx.prompts import Prompt
     from specx.stream import Result, Verification
-    from specx.text import Prompt
-    from specx.trace.docmap import DocumentMap
+    from specx.trace.map import DocumentMap
     from specx.trace.write import TraceWriter
 
 #: How a command turns a document (None: there is none) into token ids.
@@ -111,7 +111,7 @@ def _map(job: Job, document: "Document | None", prompt: "Prompt") -> "DocumentMa
     """The document's map, if anything will use it."""
     if job.trace is None and job.look.show != "map":
         return None
-    from specx.trace.docmap import map_prompt
+    from specx.trace.map import map_prompt
 
     text = "" if document is None else document.text
     retrieval = job.settings.preset.retrieval
@@ -150,7 +150,7 @@ def _display(
     heading: str,
 ) -> Display:
     if job.look.show == "map" and document_map is not None:
-        from specx.trace.docmap import why_nothing_is_retrieved
+        from specx.trace.map import why_nothing_is_retrieved
 
         settings = job.settings
         note = why_nothing_is_retrieved(settings.preset, settings.mode, len(prompt.tokens))

@@ -1,24 +1,24 @@
 """Downloads on stderr, whatever command they happen in.
 
 Goes in: a ``Screen`` and, where the command has one, its progress display. Comes out: events of
-``specx.download`` shown there as long as the block lasts. It does not know what is downloaded.
+downloads shown there as long as the block lasts. It does not know what is downloaded.
 """
 
 import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from specx.cli.console import Screen
 from specx.cli.progress import LogProgress, Progress
-from specx.cli.screen import Screen
 
 if TYPE_CHECKING:
-    from specx.download import Download, Notice
+    from specx.checkpoints.download import Download, Notice
 
 
 @contextlib.contextmanager
 def downloads_shown(screen: Screen, progress: Progress | None = None) -> Iterator[None]:
     """Show downloads in this block: by ``progress``, or in lines above a command's own display."""
-    from specx.download import Notice, listening
+    from specx.checkpoints.download import Notice, listening
 
     shown = progress or (Progress() if screen.quiet else LogProgress(screen.note, ""))
 

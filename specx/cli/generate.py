@@ -9,9 +9,9 @@ from specx.cli.options import Question, Request, sources_of, takes
 from specx.errors import UsageError
 
 if TYPE_CHECKING:
-    from specx.documents import Document
+    from specx.documents.document import Document
     from specx.engine import Engine
-    from specx.text import Prompt
+    from specx.prompts import Prompt
 
 PLACE = "{document}"
 

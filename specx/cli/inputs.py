@@ -1,14 +1,14 @@
 """Which documents a command reads: files, ``-``, a pipe, or none.
 
 Goes in: the FILE arguments and stdin. Comes out: names, then documents. It does not know presets
-or models; how bytes become text is ``specx.documents``' part.
+or models; how bytes become text is ``specx.documents.document``' part.
 """
 
 import os
 import sys
 from typing import TextIO
 
-from specx.documents import Document, read_document, read_stdin
+from specx.documents.document import Document, read_document, read_stdin
 from specx.errors import UsageError
 
 STDIN = "-"

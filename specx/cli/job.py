@@ -11,23 +11,23 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from specx.cli.answer import Ask, Job, answer
-from specx.cli.failures import SOME_FAILED, error_object
+from specx.cli.console import Screen
+from specx.cli.errors import SOME_FAILED, error_object
 from specx.cli.fetching import downloads_shown
+from specx.cli.format import tab_separated
 from specx.cli.inputs import choose_inputs, read_input
 from specx.cli.options import Request, Sources
-from specx.cli.output import dumps
-from specx.cli.screen import Screen
+from specx.cli.output_file import Sink, open_sink
+from specx.cli.result_json import dumps
 from specx.cli.settings import Settings, resolve, setting_rows
 from specx.cli.show.displays import choose_look, show_legend
 from specx.cli.show.recorder import TraceFile, open_trace
 from specx.cli.signals import Interrupts
-from specx.cli.sink import Sink, open_sink
 from specx.cli.terminal import one_line
-from specx.cli.view import tab_separated
 from specx.errors import SpecxError, UsageError
 
 if TYPE_CHECKING:
-    from specx.documents import Document
+    from specx.documents.document import Document
     from specx.engine import Engine
 
 #: A document's name, and the document, none (a bare question), or why it cannot be read.

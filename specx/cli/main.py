@@ -17,10 +17,10 @@ from typer.main import get_command
 from specx._version import __version__
 from specx.cli.bench.command import bench
 from specx.cli.compare.command import compare
-from specx.cli.failures import (
+from specx.cli.console import Screen
+from specx.cli.errors import (
     PIPE_CLOSED,
     OutputClosed,
-    cannot_compile,
     crash,
     debug_lines,
     error_lines,
@@ -28,17 +28,16 @@ from specx.cli.failures import (
     out_of_memory,
 )
 from specx.cli.generate import generate
+from specx.cli.help import help_topic
 from specx.cli.options import VerifyCommand
-from specx.cli.output import dumps
+from specx.cli.output_file import Sink
 from specx.cli.presets import presets
 from specx.cli.pull import pull
-from specx.cli.screen import Screen
+from specx.cli.result_json import dumps
 from specx.cli.show.replay import trace
 from specx.cli.signals import Stopped
-from specx.cli.sink import Sink
 from specx.cli.summarize import summarize
 from specx.cli.terminal import printable
-from specx.cli.topics import help_topic
 from specx.environment import keep_compiled
 from specx.errors import SpecxError, UsageError
 
@@ -113,7 +112,7 @@ def run(arguments: Sequence[str]) -> int:
     except Stopped as stopped:
         return stopped.exit_code
     except (MemoryError, RuntimeError) as error:
-        known = out_of_memory(error) or cannot_compile(error)
+        known = out_of_memory(error)
         if known is None:
             raise
         known.__cause__ = error

@@ -19,7 +19,6 @@ Format = Literal["text", "json", "jsonl"]
 Mode = Literal["auto", "plain", "spec", "specx"]
 Color = Literal["auto", "always", "never"]
 Show = Literal["none", "accept", "map"]
-Compile = Literal["auto", "on", "off"]
 Sources = Mapping[str, str]  # parameter → where its value came from; absent: not given
 
 
@@ -50,10 +49,6 @@ Device = Annotated[
     str, option("--device", metavar="DEV", env="SPECX_DEVICE", help="cpu, cuda:0, mps [auto].")
 ]
 DType = Annotated[str, option("--dtype", metavar="TYPE", help="float32, bfloat16, float16 [auto].")]
-CompileChoice = Annotated[
-    Compile,
-    option("--compile", metavar="WHEN", help="on: TorchInductor, slow to start [auto]."),
-]
 TargetRepo = Annotated[
     str | None,
     option("--target", metavar="REPO", help="Model of no preset: Hub id or directory."),
@@ -155,7 +150,6 @@ class Request:
     set_: Assignments = field(default_factory=list)
     device: Device = "auto"
     dtype: DType = "auto"
-    compile: CompileChoice = "auto"
     offline: Offline = False
     verify: Annotated[
         str,

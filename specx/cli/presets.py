@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Context, Option, Typer
 
-from specx.cli.failures import SOME_FAILED, error_object
+from specx.cli.console import out_console
+from specx.cli.errors import SOME_FAILED, error_object
+from specx.cli.format import tab_separated, table
 from specx.cli.options import Offline
-from specx.cli.output import dumps
-from specx.cli.screen import out_console
+from specx.cli.output_file import Sink
+from specx.cli.result_json import dumps
 from specx.cli.settings import parse_assignments
-from specx.cli.sink import Sink
-from specx.cli.view import tab_separated, table
 from specx.errors import UsageError
 
 if TYPE_CHECKING:
-    from specx.paircheck import Outcome
-    from specx.preset import PresetEntry
+    from specx.checkpoints.check_pair import Outcome
+    from specx.preset.preset import PresetEntry
 
 _UNKNOWN = "?"
 Format = Annotated[
@@ -39,7 +39,7 @@ def _presets(context: Context) -> int:
 @presets.command("list")
 def list_presets(output: Format = "text") -> int:
     """List the presets that a name reaches."""
-    from specx.preset import available_presets
+    from specx.preset.preset import available_presets
 
     entries = available_presets()
     if output == "json":
@@ -60,7 +60,7 @@ def show_preset(
     output: Format = "text",
 ) -> int:
     """Print a preset with all its fields, defaults included, as YAML."""
-    from specx.preset import load_preset
+    from specx.preset.preset import load_preset
 
     preset = load_preset(name, parse_assignments(set_ or []))
     Sink().write(preset.to_yaml() if output == "text" else dumps(preset.as_mapping(), output))
@@ -70,7 +70,7 @@ def show_preset(
 @presets.command("schema")
 def print_schema() -> int:
     """Print the JSON Schema of a preset file."""
-    from specx.preset import preset_json_schema
+    from specx.preset.preset import preset_json_schema
 
     Sink().write(dumps(preset_json_schema(), "json"))
     return 0
@@ -121,10 +121,10 @@ def _checked(
     name: str | None, recorded_in: Path | None, offline: bool
 ) -> "dict[str, list[Outcome]]":
     """Preset → how its checks ended."""
-    from specx import hub
+    from specx.checkpoints import load as hub
+    from specx.checkpoints.check_pair import Check, Locate, Outcome, outcomes, recorded
     from specx.errors import SpecxError
-    from specx.paircheck import Check, Locate, Outcome, outcomes, recorded
-    from specx.preset import available_presets, load_preset
+    from specx.preset.preset import available_presets, load_preset
 
     def on_hub(repo: str, revision: str | None) -> Path:
         return hub.resolve(repo, revision, offline=offline)

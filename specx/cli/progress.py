@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from specx.cli.format import download_line, prefill_line, status_line
 from specx.cli.terminal import column_after, printable
-from specx.cli.view import download_line, prefill_line, status_line
 from specx.core.stats import GenerationStats, Prefill
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.status import Status
     from rich.text import Text
 
-    from specx.download import Download
+    from specx.checkpoints.download import Download
 
 REDRAW_S = 0.1
 LOG_S = 10.0

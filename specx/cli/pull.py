@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
+from specx.cli.console import Screen, out_console
 from specx.cli.fetching import downloads_shown
+from specx.cli.format import size, tab_separated, table
 from specx.cli.options import Assignments, ColorChoice, Offline, counter
-from specx.cli.output import dumps
+from specx.cli.output_file import Sink
 from specx.cli.presets import Format
-from specx.cli.screen import Screen, out_console
+from specx.cli.result_json import dumps
 from specx.cli.settings import parse_assignments
 from specx.cli.signals import Interrupts
-from specx.cli.sink import Sink
-from specx.cli.view import size, tab_separated, table
 
 if TYPE_CHECKING:
-    from specx.download import DownloadPlan
-    from specx.preset import Preset
+    from specx.checkpoints.download import DownloadPlan
+    from specx.preset.preset import Preset
 
 _HERE = {"bundled": "comes with specx", "directory": "a directory", "cache": "in the cache"}
 
@@ -73,15 +73,15 @@ def pull(
 def _pull(
     name: str, changes: dict[str, str], offline: bool, is_dry: bool, screen: Screen
 ) -> Pulled:
-    from specx.preset import load_preset
+    from specx.preset.preset import load_preset
 
     preset = load_preset(name, changes)
     progress = screen.progress("", shows_text=False)
     progress.busy(f"checking {preset.name}")
     try:
         with downloads_shown(screen, progress):
-            from specx import hub
-            from specx.download import Notice, free_bytes, pickle_notice, plan, tell
+            from specx.checkpoints import load as hub
+            from specx.checkpoints.download import Notice, free_bytes, pickle_notice, plan, tell
 
             files, sources = hub.located(preset, offline=offline)
             plans = [plan(source) for source in sources]

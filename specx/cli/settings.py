@@ -10,16 +10,15 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from specx.cli.options import Compile, Mode, Request, Sources
+from specx.cli.options import Mode, Request, Sources
 from specx.core.config import SamplingConfig
 from specx.errors import UsageError
-from specx.preset import Preset, load_preset
+from specx.preset.preset import Preset, load_preset
 
 # Keys of a preset that are listed as options, or that decide nothing.
 _LISTED_AS_OPTIONS = ("mode", "max_new_tokens", "sampling")
 _NOT_LISTED = (*_LISTED_AS_OPTIONS, "schema", "name", "about", "requires", "measured", "extends")
 
-_LAYERS = "parts.layers"
 #: Sources of a request that came from no command line.
 NOTHING_GIVEN: Sources = MappingProxyType({})
 
@@ -68,7 +67,7 @@ def resolve(
         named = chosen_preset(
             request.preset, request.target, request.draft, sources, offline=request.offline
         )
-        preset = load_preset(named, preset_changes(request.set_, request.compile))
+        preset = load_preset(named, parse_assignments(request.set_))
     max_tokens = preset.max_new_tokens if request.max_tokens is None else request.max_tokens
     if max_tokens < 1:
         raise UsageError(f"--max-tokens must be ≥ 1, not {max_tokens}")
@@ -99,7 +98,7 @@ def chosen_preset(
         return preset
     if "" in (target, draft):
         raise UsageError("--target and --draft must not be empty")
-    from specx.adhoc import adhoc_preset, with_draft
+    from specx.checkpoints.adhoc import adhoc_preset, with_draft
 
     if target is None:
         return with_draft(load_preset(preset), str(draft), offline=offline)
@@ -136,15 +135,6 @@ def parse_assignments(words: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-def preset_changes(words: Sequence[str], compile: Compile) -> dict[str, str]:
-    """What ``--set`` and ``--compile`` change in a preset.
-
-    ``auto`` is our own fused layers, which are there at once, so only ``on`` changes anything.
-    """
-    changes = parse_assignments(words)
-    return {**changes, _LAYERS: "compiled"} if compile == "on" else changes
-
-
 def parse_check(value: str) -> Check:
     """``off``, ``on`` or a number of tokens. Raises ``UsageError``."""
     if value in ("on", "off"):
@@ -163,8 +153,6 @@ def setting_rows(request: Request, settings: Settings, sources: Sources) -> list
         return Setting(key, value, sources.get(option, fallback))
 
     def from_preset(key: str) -> str:
-        if key == _LAYERS and request.compile == "on":
-            return "--compile"
         if key in assigned:
             return "--set"
         group = key.split(".")[0]
@@ -180,7 +168,7 @@ def setting_rows(request: Request, settings: Settings, sources: Sources) -> list
     for each in fields(SamplingConfig):
         value = getattr(settings.sampling, each.name)
         rows.append(own(each.name, value, each.name, from_preset(f"sampling.{each.name}")))
-    for name in ("stop", "ignore_eos", "device", "dtype", "compile", "offline", "verify"):
+    for name in ("stop", "ignore_eos", "device", "dtype", "offline", "verify"):
         rows.append(own(name, getattr(request, name), name, "default"))
     for name in ("output", "show", "trace", "out"):
         rows.append(own(name, getattr(request, name), name, "default"))

@@ -8,9 +8,9 @@ from specx.cli.job import execute
 from specx.cli.options import Request, sources_of, takes
 
 if TYPE_CHECKING:
-    from specx.documents import Document
+    from specx.documents.document import Document
     from specx.engine import Engine
-    from specx.text import Prompt
+    from specx.prompts import Prompt
 
 
 @takes(Request)

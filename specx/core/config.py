@@ -14,7 +14,6 @@ DraftCache = Literal["full", "window", "retrieval"]
 DraftPrefill = Literal["full", "window"]
 PrefillAttention = Literal["fused", "eager"]
 TreeAttention = Literal["hybrid", "triton", "flash", "sdpa", "masked"]
-LayerForm = Literal["fused", "compiled", "original"]
 Launch = Literal["graph", "eager"]
 CopiedGuesses = Literal["tree", "none"]
 TreeSize = Literal["fixed", "measured"]
@@ -104,7 +103,6 @@ class Parts:
     draft_prefill: DraftPrefill = "window"
     prefill_attention: PrefillAttention = "fused"
     tree_attention: TreeAttention = "hybrid"  # the best backend there is
-    layers: LayerForm = "fused"  # where a GPU with Triton runs them
     launch: Launch = "graph"  # CUDA graphs, where the kernels allow them
     copies: CopiedGuesses = "tree"  # of the text, beside those of a draft model
 

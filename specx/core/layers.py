@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specx.core import kernels
-from specx.core.compiled import CompiledLayer
-from specx.core.config import LayerForm
 
 _KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -245,31 +243,21 @@ class Layers:
     ) -> None:
         self._decoder = cast(Any, decoder)
         layers, norm, rotary = self._decoder.layers, self._decoder.norm, self._decoder.rotary_emb
-        own: tuple[nn.Module, ...] = layers, norm, rotary
-        self._forms: dict[LayerForm, tuple[nn.Module, ...]] = {"original": own, "fused": own}
         if fuses:
             for layer in layers:
                 check_layer(layer)
-            fused = nn.ModuleList(FusedLayer(layer, products) for layer in layers)
+            self._decoder.layers = nn.ModuleList(FusedLayer(layer, products) for layer in layers)
+            self._decoder.norm = FusedNorm(norm)
             # These change their frequencies with the length.
-            changes = any(kind in rotary.rope_type for kind in ("dynamic", "longrope"))
-            turned = rotary if changes else FusedRotary(rotary)
-            self._forms["fused"] = fused, FusedNorm(norm), turned
-        compiled = nn.ModuleList(CompiledLayer(layer) for layer in layers)
-        # Nothing is compiled before it runs. Norm and rotation between layers are the fused ones.
-        self._forms["compiled"] = compiled, *self._forms["fused"][1:]
+            if not any(kind in rotary.rope_type for kind in ("dynamic", "longrope")):
+                self._decoder.rotary_emb = FusedRotary(rotary)
         if next(decoder.parameters()).is_cuda:
             torch.cuda.empty_cache()  # the separate matrices, which nothing else can reuse
 
     @property
     def lists(self) -> tuple[nn.Module, ...]:
-        """The lists of layers, one of each form."""
-        return tuple(dict.fromkeys(parts[0] for parts in self._forms.values()))
-
-    def use(self, form: LayerForm) -> None:
-        """Let the decoder run its layers in this form."""
-        decoder = self._decoder
-        decoder.layers, decoder.norm, decoder.rotary_emb = self._forms[form]
+        """The list of layers."""
+        return (self._decoder.layers,)
 
 
 def check_layer(layer: nn.Module) -> None:

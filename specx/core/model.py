@@ -19,8 +19,6 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from specx.core import kernels
 from specx.core.cache import KVCache
-from specx.core.compiled import attend, attention_by
-from specx.core.config import LayerForm
 from specx.core.layers import Layers, fastest_products
 from specx.core.linear import pack_linears
 
@@ -68,7 +66,6 @@ class DraftModel(Protocol):
         tokens: Tensor,
         positions: Tensor,
         attention_pass: AttentionPass,
-        form: LayerForm = "fused",
         features: Tensor | None = None,
     ) -> Tensor:
         """States [n, hidden] after tokens [n] at positions [n] int64; see ``Model.forward``."""
@@ -168,14 +165,12 @@ class Model:
         positions: Tensor,
         attention_pass: AttentionPass,
         logits_from: int = 0,
-        form: LayerForm = "fused",
     ) -> Output:
         """Tokens [n] and positions [n] int64 → logits of rows ``logits_from`` … n, features.
 
-        ``attention_pass`` decides what each row sees and stores the new keys and values. ``form``
-        of the layers: "fused" where there is one, transformers' "original", or that "compiled".
+        ``attention_pass`` decides what each row sees and stores the new keys and values.
         """
-        hidden = self.hidden(tokens, positions, attention_pass, form)
+        hidden = self.hidden(tokens, positions, attention_pass)
         features = hidden if self._taps is None else self._taps.take()
         return Output(logits=self.logits(hidden[logits_from:]), features=features)
 
@@ -189,22 +184,17 @@ class Model:
         tokens: Tensor,
         positions: Tensor,
         attention_pass: AttentionPass,
-        form: LayerForm = "fused",
         features: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [n, hidden size] after the final norm; see ``forward``. ``features`` are
         a head's business, see ``DraftModel``."""
-        self._layers.use(form)
-        is_compiled = form == "compiled"
-        with attention_by(attention_pass, self.shape.layers):
-            output: Tensor = self.decoder(
-                input_ids=tokens[None],
-                position_ids=positions[None],
-                past_key_values=None,
-                use_cache=False,
-                # Programs reach it through an operator of their own.
-                attention_pass=None if is_compiled else attention_pass,
-            ).last_hidden_state[0]
+        output: Tensor = self.decoder(
+            input_ids=tokens[None],
+            position_ids=positions[None],
+            past_key_values=None,
+            use_cache=False,
+            attention_pass=attention_pass,
+        ).last_hidden_state[0]
         return output
 
     @torch.inference_mode()
@@ -255,15 +245,12 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    attention_pass: AttentionPass | None,
+    attention_pass: AttentionPass,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention signature: [1, H, n, D] in, [1, n, H, D] out. Without
-    ``attention_pass`` this is traced, and the forward under way has one."""
+    """transformers' attention signature: [1, H, n, D] in, [1, n, H, D] out."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if attention_pass is None:
-        return attend(query[0], key[0], value[0], scale).transpose(0, 1)[None], None
     out = attention_pass.attend(module.layer_idx, query[0], key[0], value[0], scale)  # type: ignore[arg-type]
     return out.transpose(0, 1)[None], None
 

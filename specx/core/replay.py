@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from specx.core.config import parts_for
-from specx.core.kernels.cuda import choose_kernels
+from specx.core.kernels.choice import choose_kernels
 from specx.core.model import Model
 from specx.core.target import Target
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from specx.core.attention import Kernels
-from specx.core.config import LayerForm, Parts
+from specx.core.config import Parts
+from specx.core.drafts.growth import StepCosts
+from specx.core.forward_passes import TargetPass
 from specx.core.graphs import Graphs
-from specx.core.growth import StepCosts
 from specx.core.model import Model
-from specx.core.passes import TargetPass
 from specx.core.progress import Progress
 from specx.core.retrieval import Retriever, Selection
 from specx.core.tree import Path, TokenTree
@@ -139,9 +139,7 @@ class Target:
         self.cache.truncate(0)
         self._query: Tensor | None = None
         self._scale = 1.0
-        self._key = (kernels.name, parts.layers)
-        # Chunks come in any length, and compiling one takes longer than reading it.
-        self._prompt_form: LayerForm = "fused" if parts.layers == "fused" else "original"
+        self._key = kernels.name
         records = parts.launch == "graph"
         self.graphs = self.buffers.graphs if records else Graphs(model.device, enabled=False)
 
@@ -161,7 +159,7 @@ class Target:
         count, start = tokens.shape[0], self.cache.stage(tokens.shape[0])
         positions = torch.arange(start, start + count, device=tokens.device)
         attention = self._pass(start, None)
-        output = self.model.forward(tokens, positions, attention, count - 1, self._prompt_form)
+        output = self.model.forward(tokens, positions, attention, count - 1)
         self._query, self._scale = attention.query, attention.scale
         self.cache.commit(count)
         return output.logits, output.features
@@ -267,7 +265,7 @@ class Target:
         attention = self._pass(start, tree.mask)
         tokens = tree.tokens.clamp(min=0)  # padding
         positions = start + tree.depths
-        output = self.model.forward(tokens, positions, attention, 0, self._parts.layers)
+        output = self.model.forward(tokens, positions, attention)
         assert attention.query is not None
         self._scale = attention.scale
         if self.is_static:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from specx.core import stats as core
 from specx.core.config import RetrievalConfig, SamplingConfig
-from specx.trace.docmap import DocumentMap, Tick
+from specx.trace.map import DocumentMap, Tick
 
 Count = Annotated[int, Field(ge=0, lt=1 << 40)]
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]

@@ -14,7 +14,7 @@ from specx._version import __version__
 from specx.core.config import SamplingConfig
 from specx.core.stats import Prefill as Progress
 from specx.core.stats import StepStats, StepTree
-from specx.trace.docmap import DocumentMap, token_text, why_nothing_is_retrieved
+from specx.trace.map import DocumentMap, token_text, why_nothing_is_retrieved
 from specx.trace.records import (
     End,
     Header,
@@ -35,10 +35,10 @@ from specx.trace.records import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from specx.documents import Document
+    from specx.documents.document import Document
     from specx.engine import Engine
+    from specx.prompts import Prompt
     from specx.stream import Result, TextChunk
-    from specx.text import Prompt
 
 
 @dataclass(frozen=True, slots=True)

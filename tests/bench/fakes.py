@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from specx.bench.engine_runner import Interrupted
 from specx.bench.journal import Journal
+from specx.bench.modes import Variant, parse_mode
 from specx.bench.plan import (
     DataFacts,
     DraftFacts,
@@ -27,11 +29,9 @@ from specx.bench.record import (
     Sample,
 )
 from specx.bench.runner import Event, Runner
-from specx.bench.subject import Interrupted
-from specx.bench.variants import Variant, parse_mode
 from specx.core.config import SamplingConfig
 from specx.errors import ResourceError
-from specx.text import Prompt
+from specx.prompts import Prompt
 
 ENVIRONMENT = {
     "device": "cpu",

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx import hub
 from specx.bench import data
 from specx.bench.data import BenchData, cut_prompt, load_data
-from specx.download import Download, Notice, listening
+from specx.checkpoints import load as hub
+from specx.checkpoints.download import Download, Notice, listening
 from specx.errors import DocumentError, ModelUnavailableError, ResourceError, UsageError
-from specx.preset import load_preset
+from specx.preset.preset import load_preset
 from specx.prompter import Prompter
-from specx.text import Prompt
+from specx.prompts import Prompt
 from tests.helpers import tiny_tokenizer
 from tests.hubserver import LISTING, HubServer, point_client_at, serving
 

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from specx.bench.journal import Journal, newest
+from specx.bench.modes import parse_mode
 from specx.bench.record import Cell, Difference
-from specx.bench.variants import parse_mode
 from specx.errors import UsageError
-from specx.text import Prompt
+from specx.prompts import Prompt
 from tests.bench.fakes import (
     BUILD,
     ENVIRONMENT,

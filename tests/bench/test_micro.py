@@ -12,14 +12,15 @@ import pytest
 import torch
 
 import specx
-from specx.bench import floor, micro, rig
+from specx.bench import micro, rig
+from specx.bench import roofline as floor
 from specx.bench.micro import Limits, Measured, Piece, measure, micro_object
+from specx.bench.render import micro as views
 from specx.bench.rig import Rig
-from specx.bench.views import micro as views
 from specx.core.drafts.device import DeviceDrafter
 from specx.core.kernels.reference import StaticKernels
 from specx.errors import ContextError
-from specx.preset import load_preset
+from specx.preset.preset import load_preset
 from tests.helpers import PairDirs, preset_for
 
 BANDWIDTH, RATE = 2e9, 5e9

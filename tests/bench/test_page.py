@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from specx.bench.record import Sample
-from specx.bench.views.page import to_html
+from specx.bench.render.page import to_html
 from tests.bench.objects import bench_object, with_difference, with_energy
 
 NAMES = (

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from specx.bench.paper import check_paper, with_paper
+from specx.bench.render.page import to_html
+from specx.bench.render.paper import paper_lines, paper_table
+from specx.bench.render.tables import to_markdown
 from specx.bench.saved import read_bench
-from specx.bench.views.page import to_html
-from specx.bench.views.paper import paper_lines, paper_table
-from specx.bench.views.tables import to_markdown
 from specx.errors import UsageError
-from specx.preset import Preset, load_preset
+from specx.preset.preset import Preset, load_preset
 from tests.bench.objects import bench_object
 
 LENGTHS = (1024, 2048)

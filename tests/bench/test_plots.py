@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from specx.bench.views import plots, series
+from specx.bench.render import plots, series
 from specx.errors import UsageError
 from tests.bench.objects import bench_object
 

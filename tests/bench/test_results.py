@@ -15,9 +15,9 @@ import pytest
 
 from specx.bench.plan import StandInFacts
 from specx.bench.record import Object
+from specx.bench.render.page import to_html
+from specx.bench.render.tables import to_markdown
 from specx.bench.results import result_object
-from specx.bench.views.page import to_html
-from specx.bench.views.tables import to_markdown
 from tests.bench.fakes import BUILD, ENVIRONMENT, Bench, new_journal, plan, resumed_journal
 
 _SNAPSHOTS = Path(__file__).parent / "snapshots"

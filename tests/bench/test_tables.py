@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specx.bench.modes import GROUPS
 from specx.bench.record import PHASES, Cell, Sample
-from specx.bench.variants import GROUPS
-from specx.bench.views import tables, wording
+from specx.bench.render import numbers as wording
+from specx.bench.render import tables
 from tests.bench.objects import bench_object, with_difference, with_energy
 
 HOSTILE = (

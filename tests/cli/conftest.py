@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from specx.bench import floor
+from specx.bench import roofline as floor
 from specx.cli.main import run
 from tests.cli.support import (
     Captured,

@@ -97,7 +97,7 @@ def test_braces_and_markup_are_only_text(cli, tmp_path, base):
 def test_control_characters_of_a_model_reach_a_pipe_but_not_a_terminal(
     cli, workplace, base, monkeypatch
 ):
-    from specx.text import TextStream
+    from specx.prompts import TextStream
 
     push = TextStream.push
     monkeypatch.setattr(TextStream, "push", lambda self, ids: push(self, ids) + "\x1b[2J\r\x9b1m")
@@ -191,30 +191,3 @@ def test_what_the_machine_lacks_is_told_once(cli, workplace, base, monkeypatch):
     assert lost not in cli(*words, "-q").err
     result = json.loads(cli("summarize", workplace.short, *base, "-o", "json").out)
     assert result["warnings"] == [{"message": lost}]
-
-
-@pytest.mark.parametrize("choice", ["auto", "off", "on"])
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("summarize", "--mode", "plain"),
-        ("generate", "--mode", "plain"),
-        ("compare", "--with", "plain", "--with", "plain+original"),
-    ],
-    ids=lambda words: words[0],
-)
-def test_layers_are_compiled_on_request_only(cli, workplace, monkeypatch, words, choice):
-    from specx.core.compiled import CompiledLayer
-
-    compiled = []
-
-    def run(self, *given, **named):
-        compiled.append(1)
-        return self.layer(*given, **named)
-
-    monkeypatch.setattr(CompiledLayer, "forward", run)
-    command, *options = words
-    place = ("-m", workplace.preset, "-n", "4", "--compile", choice)
-    done = cli(command, workplace.short, *options, *place)
-    assert done.code == 0, done.err
-    assert bool(compiled) == (choice == "on")

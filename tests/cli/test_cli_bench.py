@@ -24,7 +24,7 @@ Bench = Callable[..., Outcome]
 
 #: ``python -m specx`` with what ``quick_floors`` does.
 QUICK = """\
-from specx.bench import floor
+from specx.bench import roofline as floor
 from specx.cli.main import main
 floor._BANDWIDTH_S, floor._RATE_S, floor._PRODUCTS = 0.02, 0.02, floor._PRODUCTS[:1]
 main()

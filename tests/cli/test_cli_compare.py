@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from specx.bench.comparison import Began, Progressed
 from specx.cli.compare import versus
 from specx.cli.compare.report import Grid
 from specx.cli.compare.versus import Column, Columns, OneByOne
-from specx.compare import Began, Progressed
 from specx.core.stats import GenerationStats, Prefill, StepStats
 from specx.stream import Difference, TextChunk
 from tests.bench.objects import bench_object
@@ -142,7 +142,7 @@ def test_other_targets_are_named_and_not_judged(cli, workplace, tmp_path):
 
 
 def interrupt_after(monkeypatch, pushes):
-    from specx.text import TextStream
+    from specx.prompts import TextStream
 
     push, count = TextStream.push, [0]
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from specx.cli.failures import out_of_memory
+from specx.cli.errors import out_of_memory
 from tests.cli.support import Untouchable, write_preset
 
 
@@ -43,7 +43,6 @@ def assert_told(outcome, code, *words):
         (["--encoding", "utf-9"], "utf-9"),
         (["--dtype", "float12"], "float12"),
         (["--device", "abacus"], "abacus"),
-        (["--compile", "always"], "'auto'"),
         (["--nonsense"], "--nonsense"),
         (["-", "-"], "twice"),
         (["-o", "json", "another.txt"], "jsonl"),
@@ -218,19 +217,6 @@ def test_the_next_document_goes_on_without_the_first_ones_memory(cli, workplace,
     assert (first["schema"], first["code"]) == ("specx.error/1", "resources")
     assert first["input"]["path"] == str(workplace.document)
     assert second["tokens"]["new"] == 4
-
-
-def test_layers_that_cannot_be_compiled(cli, workplace, monkeypatch):
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    from specx.core.compiled import CompiledLayer
-
-    def fail(*_, **__):
-        raise InvalidCxxCompiler
-
-    monkeypatch.setattr(CompiledLayer, "forward", fail)
-    words = ("summarize", workplace.short, "-m", workplace.preset, "--mode", "plain")
-    assert_told(cli(*words, "--compile", "on"), 2, "compiled", "--compile off")
 
 
 def test_other_errors_are_no_lack_of_memory(cli, workplace, monkeypatch):

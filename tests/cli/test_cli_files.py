@@ -6,9 +6,9 @@ import tempfile
 
 import pytest
 
-from specx.cli.failures import OutputClosed
+from specx.cli.errors import OutputClosed
+from specx.cli.output_file import Sink, open_sink
 from specx.cli.signals import Stopped
-from specx.cli.sink import Sink, open_sink
 from specx.errors import ResourceError, UsageError
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints.eagle.files import LAYOUTS, write_head
 from tests.cli.support import Outcome
-from tests.heads.files import LAYOUTS, write_head
 from tests.helpers import PairDirs, preset_for, save_pair, story
 
 Cli = Callable[..., Outcome]

@@ -6,7 +6,7 @@ import json
 import jsonschema
 import pytest
 
-from specx.cli.topics import read_schema
+from specx.cli.help import read_schema
 
 
 def closed(schema):

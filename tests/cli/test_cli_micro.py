@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from specx.cli.topics import read_schema
+from specx.cli.help import read_schema
 from tests.cli.support import Outcome, Workplace
 
 pytestmark = pytest.mark.usefixtures("quick_floors")

@@ -17,10 +17,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from specx import download, transfer
+from specx.checkpoints import download, transfer
+from specx.checkpoints.download import Download
+from specx.checkpoints.repository import HubFile, Source
 from specx.cli.progress import LogProgress, TerminalProgress
-from specx.download import Download
-from specx.repository import HubFile, Source
 from tests.cli.support import Outcome, Workplace, specx
 from tests.helpers import PairDirs, edit_json, preset_for, save_pair, story, tiny_config
 from tests.hubserver import COMMIT, HubServer, point_client_at, serving, sha256

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from specx.cli.options import Request
-from specx.cli.settings import Check, parse_assignments, parse_check, preset_changes, resolve
+from specx.cli.settings import Check, parse_assignments, parse_check, resolve
 from specx.errors import UsageError
 
 
@@ -43,16 +43,6 @@ def test_preset_fields_are_listed_with_their_source(settings):
     assert rows["device"] == ("auto", "default")
 
 
-def test_compile_is_a_part_of_the_preset(settings):
-    for words in ((), ("--compile", "auto"), ("--compile", "off")):
-        assert "parts.layers" not in settings(*words)
-    assert settings()["compile"] == ("auto", "default")
-    rows = settings("--compile", "on", "--set", "parts.layers=original")
-    assert rows["compile"] == ("on", "--compile")
-    assert rows["parts.layers"] == ("compiled", "--compile")
-    assert settings("--set", "parts.layers=original")["parts.layers"] == ("original", "--set")
-
-
 def test_settings_as_text_are_three_columns(cli, workplace):
     done = cli("summarize", "-m", workplace.preset, "--show-settings")
     header, *rows = [line.split("\t") for line in done.out.splitlines()]
@@ -85,14 +75,6 @@ def test_assignments():
     for wrong in ("novalue", "=x", ""):
         with pytest.raises(UsageError):
             parse_assignments([wrong])
-
-
-def test_preset_changes():
-    assert preset_changes(["tree.nodes=8"], "off") == {"tree.nodes": "8"}
-    assert preset_changes(["tree.nodes=8"], "on") == {
-        "tree.nodes": "8",
-        "parts.layers": "compiled",
-    }
 
 
 def test_checks():

@@ -11,7 +11,7 @@ from rich.console import Console
 from specx.cli.show.mapview import MapView, Scene, head_rows, quote_rows
 from specx.cli.terminal import printable
 from specx.core.config import RetrievalConfig
-from specx.trace.docmap import DocumentMap, Tick
+from specx.trace.map import DocumentMap, Tick
 from specx.trace.read import read_trace
 from tests.cli.support import Untouchable, specx
 
@@ -103,7 +103,7 @@ def test_where_nothing_can_be_shown(cli, words, show, tmp_path, monkeypatch):
 
 
 def test_hostile_text_is_only_text(cli, words, monkeypatch):
-    from specx.text import TextStream
+    from specx.prompts import TextStream
 
     monkeypatch.setattr(TextStream, "push", lambda self, tokens: HOSTILE if tokens else "")
     shown = cli(*words[:4], "-n", "2", "--show", "accept", to_terminal=True).out

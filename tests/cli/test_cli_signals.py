@@ -64,7 +64,7 @@ def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored():
 
 def interrupt_after(monkeypatch, chunks):
     """SIGINT, as from Ctrl-C, when that many pieces of text have been made."""
-    from specx.text import TextStream
+    from specx.prompts import TextStream
 
     push, count = TextStream.push, [0]
 

@@ -11,9 +11,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from specx.cli import progress
+from specx.cli.format import closing_line, fold, seconds, size, tab_separated
 from specx.cli.progress import LOG_S, LogProgress, SharedProgress
 from specx.cli.terminal import column_after, one_line, printable
-from specx.cli.view import closing_line, fold, seconds, size, tab_separated
 from specx.core.stats import GenerationStats, Memory, Prefill, StepStats
 
 WIDTH = 24

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from specx.core.config import MODES, Parts, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.core.decode import Emitted
-from specx.core.growth import Governor, StepCosts
+from specx.core.drafts.growth import Governor, StepCosts
 from specx.core.retrieval import Retriever, Selection
 from specx.core.sampling import Sampler
 from specx.core.stats import Prefill, StepStats

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from specx.core.config import MODES, Parts, SamplingConfig, TreeConfig
-from specx.core.copies import Copies
-from specx.core.growth import Governor, StepCosts
+from specx.core.drafts.copies import Copies
+from specx.core.drafts.growth import Governor, StepCosts
 from specx.core.stats import StepStats
 from specx.core.target import STATIC_ROWS, static_rows
 from tests.core.tiny import RETRIEVAL, Job, Pair, Run, random_tokens

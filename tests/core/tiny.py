@@ -26,9 +26,9 @@ from specx.core.config import MODES, Parts, RetrievalConfig, SamplingConfig, Tre
 from specx.core.decode import Decoder, Emitted, Request
 from specx.core.drafts import Drafter, NoDraft
 from specx.core.drafts.device import DeviceDrafter
-from specx.core.drafts.lookup import LookupDrafter
+from specx.core.drafts.growth import Governor, StepCosts
 from specx.core.drafts.model import DraftSettings, ModelDrafter
-from specx.core.growth import Governor, StepCosts
+from specx.core.drafts.ngram import LookupDrafter
 from specx.core.kernels.reference import StaticKernels
 from specx.core.model import Model
 from specx.core.retrieval import Retriever

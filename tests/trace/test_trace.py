@@ -9,9 +9,9 @@ import pytest
 
 import specx
 from specx.core.stats import Prefill
-from specx.documents import Document
+from specx.documents.document import Document
 from specx.errors import DocumentError
-from specx.trace.docmap import map_prompt
+from specx.trace.map import map_prompt
 from specx.trace.read import MAX_TRACE_BYTES, read_trace, trace_json_schema
 from specx.trace.write import Asked, TraceWriter, header_of
 from tests.helpers import preset_for, save_pair, story

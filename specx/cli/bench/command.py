@@ -18,12 +18,12 @@ from specx.cli.bench.micro import run_micro
 from specx.cli.bench.paper import check_paper, presets_of, with_paper
 from specx.cli.bench.progress import BenchProgress
 from specx.cli.bench.view import render
-from specx.cli.failures import CONDITION_HELD, DIFFERENCE, SOME_FAILED
+from specx.cli.console import Screen
+from specx.cli.errors import CONDITION_HELD, DIFFERENCE, SOME_FAILED
 from specx.cli.fetching import downloads_shown
 from specx.cli.options import (
     Assignments,
     ColorChoice,
-    CompileChoice,
     Device,
     DraftRepo,
     DType,
@@ -34,18 +34,17 @@ from specx.cli.options import (
     option,
     takes,
 )
-from specx.cli.output import dumps
-from specx.cli.screen import Screen
-from specx.cli.settings import chosen_presets, preset_changes
+from specx.cli.output_file import Sink
+from specx.cli.result_json import dumps
+from specx.cli.settings import chosen_presets, parse_assignments
 from specx.cli.signals import Interrupts, Stopped
-from specx.cli.sink import Sink
 from specx.errors import SpecxError, UsageError
 
 if TYPE_CHECKING:
     from specx.bench.conditions import Condition
+    from specx.bench.engine_runner import Subject
     from specx.bench.journal import Journal
-    from specx.bench.session import Options, Setup
-    from specx.bench.subject import Subject
+    from specx.bench.prepare import Options, Setup
 
 BenchFormat = Literal["auto", "md", "csv", "json", "jsonl"]
 _BUDGET_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
@@ -142,7 +141,6 @@ class BenchRequest:
     set_: Assignments = field(default_factory=list)
     device: Device = "auto"
     dtype: DType = "auto"
-    compile: CompileChoice = "auto"
     offline: Offline = False
     output: Annotated[
         BenchFormat,
@@ -165,7 +163,7 @@ def bench(context: Context, request: BenchRequest) -> int:
     conditions = [parse_condition(text, BENCH_METRICS) for text in request.fail_if]
     exports = Exports(request.export, force=request.force, inputs=request.data)
     if request.plot:
-        from specx.bench.views.plots import require_plotext
+        from specx.bench.render.plots import require_plotext
 
         require_plotext()
     if request.saved is not None:
@@ -199,7 +197,7 @@ def _settle_libraries(screen: Screen, *, offline: bool) -> None:
 
 def _options(request: BenchRequest) -> "Options":
     from specx.bench.lengths import parse_lengths
-    from specx.bench.session import Options
+    from specx.bench.prepare import Options
 
     for name, least in (("samples", 1), ("reps", 1), ("warmup", 0), ("max_tokens", 2)):
         if getattr(request, name) < least:
@@ -209,7 +207,7 @@ def _options(request: BenchRequest) -> "Options":
         presets=chosen_presets(
             request.preset, request.target, request.draft, offline=request.offline
         ),
-        overrides=preset_changes(request.set_, request.compile),
+        overrides=parse_assignments(request.set_),
         lengths=parse_lengths(request.lengths),
         modes=tuple(request.modes or ["default"]),
         baseline=request.baseline,
@@ -236,7 +234,7 @@ def _prepare(options: "Options", screen: Screen) -> "Setup":
     progress = screen.progress("bench", shows_text=False)
     progress.busy("reading documents and tokenizers")
     try:
-        from specx.bench.session import prepare
+        from specx.bench.prepare import prepare
 
         with downloads_shown(screen, progress):
             setup = prepare(options)
@@ -289,7 +287,7 @@ def _measure(
 
 def _loading(setup: "Setup", interrupts: Interrupts) -> "Callable[[str], Subject]":
     """How presets are loaded: the first signal ends that at once, and with it a download."""
-    from specx.bench.subject import Interrupted
+    from specx.bench.engine_runner import Interrupted
 
     def load(name: str) -> "Subject":
         try:
@@ -343,7 +341,7 @@ def _show(
         kind = "md" if request.output == "auto" else request.output
         Sink().write(as_text(found, kind, profile=request.profile))
         if request.plot and kind == "md":
-            from specx.bench.views.plots import terminal_plot
+            from specx.bench.render.plots import terminal_plot
 
             Sink().write(f"\n```\n{terminal_plot(found, 100, 24, color=False)}\n```\n")
     for sentence in unmatched(conditions, found):
@@ -355,7 +353,7 @@ def _show(
 
 
 def _code(found: dict[str, Any], held: list[str]) -> int:
-    from specx.bench.variants import WITNESSES
+    from specx.bench.modes import WITNESSES
 
     # Others' kernels may round differently: witnesses are shown, not judged.
     unequal = [

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from specx.cli.failures import cannot_write
-from specx.cli.output import dumps
-from specx.cli.sink import check_replaceable, mode_for
+from specx.cli.errors import cannot_write
+from specx.cli.output_file import check_replaceable, mode_for
+from specx.cli.result_json import dumps
 from specx.errors import UsageError
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".md", ".png", ".svg", ".html")
@@ -27,7 +27,7 @@ class Exports:
         for path in self._paths:
             _check(path, force=force, inputs=inputs)
         if any(path.suffix.lower() in _DRAWN for path in self._paths):
-            from specx.bench.views.plots import require_matplotlib
+            from specx.bench.render.plots import require_matplotlib
 
             require_matplotlib()
 
@@ -72,8 +72,8 @@ def _check(path: Path, *, force: bool, inputs: list[str]) -> None:
 
 def as_text(bench: dict[str, Any], kind: str, *, profile: bool) -> str:
     """``bench`` as json, jsonl, csv, md or html."""
-    from specx.bench.views.page import to_html
-    from specx.bench.views.tables import to_csv, to_jsonl, to_markdown
+    from specx.bench.render.page import to_html
+    from specx.bench.render.tables import to_csv, to_jsonl, to_markdown
 
     if kind == "json":
         return dumps(bench, "json")
@@ -87,7 +87,7 @@ def as_text(bench: dict[str, Any], kind: str, *, profile: bool) -> str:
 
 
 def _bytes(bench: dict[str, Any], suffix: str, profile: bool) -> bytes:
-    from specx.bench.views.plots import figure_bytes
+    from specx.bench.render.plots import figure_bytes
 
     if suffix == ".png":
         return figure_bytes(bench, "png")

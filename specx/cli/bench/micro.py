@@ -13,13 +13,13 @@ from typer import Context
 
 from specx.cli.bench.exports import Exports, write_whole
 from specx.cli.bench.view import fitting, print_lines
-from specx.cli.failures import SOME_FAILED
+from specx.cli.console import Screen, out_console
+from specx.cli.errors import SOME_FAILED
 from specx.cli.fetching import downloads_shown
 from specx.cli.options import sources_of
-from specx.cli.output import dumps
-from specx.cli.screen import Screen, out_console
-from specx.cli.settings import chosen_presets, preset_changes
-from specx.cli.sink import Sink
+from specx.cli.output_file import Sink
+from specx.cli.result_json import dumps
+from specx.cli.settings import chosen_presets, parse_assignments
 from specx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _TAKEN = frozenset(
             "device",
             "dtype",
         ),
-        *("compile", "offline", "output", "quiet", "verbose", "color"),
+        *("offline", "output", "quiet", "verbose", "color"),
     )
 )
 _OPTIONS = {"saved": "--from"}  # where an option is not named as its field
@@ -85,7 +85,7 @@ def _measure(request: "BenchRequest", screen: Screen) -> dict[str, Any]:
     from specx.bench.lengths import parse_lengths
 
     lengths = parse_lengths(request.lengths)
-    overrides = preset_changes(request.set_, request.compile)
+    overrides = parse_assignments(request.set_)
     chosen = chosen_presets(request.preset, request.target, request.draft, offline=request.offline)
     began = time.perf_counter()
     progress = screen.progress("bench", shows_text=False)
@@ -113,14 +113,14 @@ def _measure(request: "BenchRequest", screen: Screen) -> dict[str, Any]:
 
 
 def _as_text(found: dict[str, Any], kind: str) -> str:
-    from specx.bench.views.micro import to_markdown
+    from specx.bench.render.micro import to_markdown
 
     return dumps(found, "json") if kind == "json" else to_markdown(found)
 
 
 def _render(found: dict[str, Any], color: str) -> None:
-    from specx.bench.views.micro import floor_lines, memory_table, notes, pieces_table, settings
-    from specx.bench.views.wording import stand_in_lines
+    from specx.bench.render.micro import floor_lines, memory_table, notes, pieces_table, settings
+    from specx.bench.render.numbers import stand_in_lines
 
     console = out_console(color)
     print_lines(console, [f"{line}." for line in stand_in_lines(found)], "bold")

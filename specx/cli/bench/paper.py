@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from specx.errors import UsageError
 
 if TYPE_CHECKING:
-    from specx.bench.session import Options
-    from specx.preset import Preset
+    from specx.bench.prepare import Options
+    from specx.preset.preset import Preset
 
 
 def check_paper(options: "Options") -> None:
@@ -31,7 +31,7 @@ def presets_of(saved: dict[str, Any]) -> "dict[str, Preset]":
 
     Raises ``UsageError`` where one is gone.
     """
-    from specx.preset import available_presets, load_preset
+    from specx.preset.preset import available_presets, load_preset
 
     planned = saved["plan"]["presets"]
     if any(each.get("stand_in") for each in planned):
@@ -55,7 +55,7 @@ def with_paper(bench: dict[str, Any], presets: "Mapping[str, Preset]") -> dict[s
 
 
 def _presets(options: "Options") -> "Iterator[Preset]":
-    from specx.preset import load_preset
+    from specx.preset.preset import load_preset
 
     for name in options.presets:
         yield load_preset(name)

@@ -6,8 +6,8 @@ Goes in: the runner's events. Comes out: what is drawn on stderr. It does not kn
 import time
 from typing import TYPE_CHECKING
 
-from specx.cli.screen import Screen
-from specx.cli.view import seconds
+from specx.cli.console import Screen
+from specx.cli.format import seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

@@ -5,14 +5,14 @@ Goes in: a ``specx.bench/1`` object. Comes out: Rich output on stdout. It comput
 
 from typing import TYPE_CHECKING, Any
 
-from specx.cli.screen import out_console
+from specx.cli.console import out_console
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from specx.bench.views.tables import TableModel
+    from specx.bench.render.tables import TableModel
 
 _GAP = 2  # blanks between the columns of a table
 _LONGEST_BAR = 60
@@ -23,8 +23,8 @@ _PHASE_MARKS = "█▓▒░▚▞▄▀▌"
 
 def render(bench: dict[str, Any], color: str, *, profile: bool, plot: bool) -> None:
     """Floor, tables, warnings, definitions and settings, as one report."""
-    from specx.bench.views.paper import paper_lines, paper_table
-    from specx.bench.views.tables import (
+    from specx.bench.render.paper import paper_lines, paper_table
+    from specx.bench.render.tables import (
         definitions,
         floor_lines,
         footer,
@@ -91,7 +91,7 @@ def _bars(console: "Console", bench: dict[str, Any]) -> None:
     """Where a step's time goes, one stacked bar a row; phases differ in colour and in pattern."""
     from rich.text import Text
 
-    from specx.bench.views.tables import profile_bars
+    from specx.bench.render.tables import profile_bars
 
     widest = max((len(label) for label, _ in profile_bars(bench, 1)), default=0)
     bars = profile_bars(bench, max(10, min(_LONGEST_BAR, console.width - widest - 2)))
@@ -133,7 +133,7 @@ def _legend(looks: dict[str, tuple[str, str]], drawn: set[str], width: int) -> l
 def _plot(console: "Console", bench: dict[str, Any]) -> None:
     from rich.text import Text
 
-    from specx.bench.views.plots import terminal_plot
+    from specx.bench.render.plots import terminal_plot
 
     has_color = console.color_system is not None and not console.no_color
     drawn = terminal_plot(bench, min(console.width, 100), 18, color=has_color)

@@ -10,11 +10,11 @@ from typing import Annotated
 
 from typer import Argument, Context
 
+from specx.cli.console import Screen
 from specx.cli.inputs import choose_inputs
 from specx.cli.options import (
     Assignments,
     ColorChoice,
-    CompileChoice,
     Device,
     DraftRepo,
     DType,
@@ -31,13 +31,12 @@ from specx.cli.options import (
     sources_of,
     takes,
 )
-from specx.cli.screen import Screen
 from specx.errors import UsageError
 
 _SAVED_ONLY = ("metric", "fail_if")
 _LIVE_ONLY = (
     *("with_", "text", "prompt", "preset", "target", "draft", "max_tokens", "temperature"),
-    *("seed", "set_", "device", "dtype", "compile", "offline", "encoding"),
+    *("seed", "set_", "device", "dtype", "offline", "encoding"),
 )
 
 
@@ -81,7 +80,6 @@ class CompareRequest:
     set_: Assignments = field(default_factory=list)
     device: Device = "auto"
     dtype: DType = "auto"
-    compile: CompileChoice = "auto"
     offline: Offline = False
     encoding: Encoding = None
     saved: Annotated[bool, option("--saved", help="Compare two saved benches: A.json B.json.")] = (
@@ -154,7 +152,6 @@ def _as_request(request: CompareRequest) -> Request:
         set_=request.set_,
         device=request.device,
         dtype=request.dtype,
-        compile=request.compile,
         offline=request.offline,
         output=request.output,
         out=request.out,

@@ -7,20 +7,7 @@ a table or a JSON object in the sink, an exit code. It does not know how a run i
 import os
 from collections.abc import Sequence
 
-from specx.cli.compare.versus import FEWEST_ROWS, Columns, Display, OneByOne
-from specx.cli.compare.words import difference_line, runs_report
-from specx.cli.failures import DIFFERENCE
-from specx.cli.fetching import downloads_shown
-from specx.cli.inputs import read_input
-from specx.cli.options import Request, Sources
-from specx.cli.output import dumps
-from specx.cli.screen import Screen
-from specx.cli.settings import Settings, chosen_preset, preset_changes, resolve
-from specx.cli.signals import Interrupts, Stopped
-from specx.cli.sink import Sink, open_sink
-from specx.cli.terminal import one_line
-from specx.cli.view import phases_line
-from specx.compare import (
+from specx.bench.comparison import (
     WARMUP_NEW_TOKENS,
     WARMUP_PROMPT_TOKENS,
     Began,
@@ -31,7 +18,20 @@ from specx.compare import (
     live_object,
     parse_contestants,
 )
-from specx.documents import Document
+from specx.cli.compare.versus import FEWEST_ROWS, Columns, Display, OneByOne
+from specx.cli.compare.words import difference_line, runs_report
+from specx.cli.console import Screen
+from specx.cli.errors import DIFFERENCE
+from specx.cli.fetching import downloads_shown
+from specx.cli.format import phases_line
+from specx.cli.inputs import read_input
+from specx.cli.options import Request, Sources
+from specx.cli.output_file import Sink, open_sink
+from specx.cli.result_json import dumps
+from specx.cli.settings import Settings, chosen_preset, parse_assignments, resolve
+from specx.cli.signals import Interrupts, Stopped
+from specx.cli.terminal import one_line
+from specx.documents.document import Document
 from specx.environment import environment
 from specx.errors import SpecxError, VerifyError
 
@@ -47,7 +47,7 @@ def run_live(
     shows_text: bool,
 ) -> int:
     """Run the comparison; its exit code. Raises ``SpecxError`` when nothing was finished."""
-    changes = preset_changes(request.set_, request.compile)
+    changes = parse_assignments(request.set_)
     base = chosen_preset(
         request.preset, request.target, request.draft, sources, offline=request.offline
     )

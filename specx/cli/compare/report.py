@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from specx.bench.views.markdown import escaped, pipe_table
-from specx.cli.screen import out_console
-from specx.cli.view import fold
+from specx.bench.render.markdown import escaped, pipe_table
+from specx.cli.console import out_console
+from specx.cli.format import fold
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,11 +7,11 @@ code. It does not know how benches are joined.
 from dataclasses import dataclass
 
 from specx.cli.compare.words import row_label, saved_report
-from specx.cli.failures import CONDITION_HELD
+from specx.cli.console import Screen
+from specx.cli.errors import CONDITION_HELD
 from specx.cli.options import Format
-from specx.cli.output import dumps
-from specx.cli.screen import Screen
-from specx.cli.sink import open_sink
+from specx.cli.output_file import open_sink
+from specx.cli.result_json import dumps
 from specx.errors import UsageError
 
 

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from specx.bench.views.wording import number, times
+from specx.bench.comparison import Began, Ended, Progressed, Run, rates, speedup
+from specx.bench.render.numbers import number, times
+from specx.cli.format import fold
 from specx.cli.progress import REDRAW_S, Progress
 from specx.cli.terminal import one_line, printable
-from specx.cli.view import fold
-from specx.compare import Began, Ended, Progressed, Run, rates, speedup
 from specx.core.stats import GenerationStats, Prefill
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from specx.compare import Event
+    from specx.bench.comparison import Event
 
 FEWEST_ROWS = 12  # of a terminal that has room for columns
 _COLUMN_CELLS = 16  # a narrower column holds no line of text; then runs stand below each other

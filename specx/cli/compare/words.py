@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from specx.bench.views.wording import NOTHING, moment, number, plain_text, size, times
+from specx.bench.comparison import Run, end_to_end_speedup, rates, speedup
+from specx.bench.render.numbers import NOTHING, moment, number, plain_text, size, times
 from specx.cli.compare.report import Grid, Report
-from specx.compare import Run, end_to_end_speedup, rates, speedup
 
 _SEPARATOR = " · "
 _NAME_CELLS = 40

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from specx.cli.console import Screen
+from specx.cli.format import prefill_line, status_line
 from specx.cli.options import Request, Show
+from specx.cli.output_file import Sink
 from specx.cli.progress import Progress
-from specx.cli.screen import Screen
 from specx.cli.show.mapview import MapView, Scene, head_rows, legend, quote_rows
-from specx.cli.sink import Sink
-from specx.cli.view import prefill_line, status_line
 from specx.core.stats import Prefill
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from specx.cli.terminal import one_line, printable, split_space
-from specx.trace.docmap import DocumentMap, Retrievals
+from specx.trace.map import DocumentMap, Retrievals
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from specx.cli.failures import cannot_write
-from specx.cli.sink import check_replaceable
+from specx.cli.errors import cannot_write
+from specx.cli.output_file import check_replaceable
 from specx.errors import SpecxError, UsageError
 
 

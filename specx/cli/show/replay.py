@@ -13,8 +13,17 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from specx.cli.console import Screen
+from specx.cli.format import (
+    acceptance,
+    closing_line,
+    prefill_line,
+    seconds,
+    status_line,
+    tab_separated,
+)
 from specx.cli.options import Color
-from specx.cli.screen import Screen
+from specx.cli.output_file import Sink, open_sink
 from specx.cli.show.displays import (
     Look,
     codes_for,
@@ -25,16 +34,7 @@ from specx.cli.show.displays import (
 )
 from specx.cli.show.mapview import Scene
 from specx.cli.signals import Interrupts
-from specx.cli.sink import Sink, open_sink
 from specx.cli.terminal import one_line
-from specx.cli.view import (
-    acceptance,
-    closing_line,
-    prefill_line,
-    seconds,
-    status_line,
-    tab_separated,
-)
 from specx.core.stats import GenerationStats
 from specx.core.stats import Prefill as Progress
 from specx.errors import UsageError

@@ -17,12 +17,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from specx.core.beam import CHILDREN, Beam, best_guesses
 from specx.core.cache import KVCache
+from specx.core.drafts.growth import WIDTH, ForecastGrowth, StepCosts
 from specx.core.drafts.model import DraftSettings, ModelDrafter
+from specx.core.drafts.tree_beam import CHILDREN, Beam, best_guesses
+from specx.core.forward_passes import StagedPass, UnreadPass
 from specx.core.graphs import Graphs
-from specx.core.growth import WIDTH, ForecastGrowth, StepCosts
-from specx.core.passes import StagedPass, UnreadPass
 from specx.core.retrieval import Selection, best_chunks
 from specx.core.sampling import Sampler
 from specx.core.target import FEATURE_ROWS, STATIC_ROWS, TargetBuffers, static_rows
@@ -273,7 +273,7 @@ class DeviceDrafter(ModelDrafter):
         nowhere = torch.zeros_like(tokens)  # the pass rotates
         features = self._waiting(numbers)
         fused = None if features is None else self._model.fuse(features)
-        hidden = self._model.hidden(tokens, nowhere, attention, self._parts.layers, fused)
+        hidden = self._model.hidden(tokens, nowhere, attention, fused)
         self._held += count
         self._read.copy_(progress.produced)
         return hidden.index_select(0, (count - 1)[None])
@@ -288,7 +288,7 @@ class DeviceDrafter(ModelDrafter):
         )
         tokens = self._embeddable(self._beam.frontier(level - 1))
         positions = (self._held + (level - 1)).expand(WIDTH)
-        return self._model.hidden(tokens, positions, attention, self._parts.layers, features)
+        return self._model.hidden(tokens, positions, attention, features)
 
     def _embeddable(self, tokens: Tensor) -> Tensor:
         """A token that only the target's padded vocabulary knows must not break the draft."""

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, empty, empty_like, int64, uint8
 
-from specx.core.copies import FADING, LONGEST, MATCH_BITS, PLACE_BITS, SHORTEST, CopyState
-from specx.core.growth import WIDTH
+from specx.core.drafts.copies import FADING, LONGEST, MATCH_BITS, PLACE_BITS, SHORTEST, CopyState
+from specx.core.drafts.growth import WIDTH
 
 _BLOCK = 1024  # places of the text that a program compares
 _MATCH_WARPS = 4

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specx.core.beam import Levels
-from specx.core.growth import WIDTH
+from specx.core.drafts.growth import WIDTH
+from specx.core.drafts.tree_beam import Levels
 
 _SMALL_BLOCK = 1024  # columns a program reads, where a row has few
 _LARGE_BLOCK = 4096

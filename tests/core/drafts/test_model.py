@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specx.core.attention import SdpaKernels
-from specx.core.config import LayerForm, Parts, RetrievalConfig, SamplingConfig, TreeConfig
+from specx.core.config import Parts, RetrievalConfig, SamplingConfig, TreeConfig
+from specx.core.drafts.growth import StepCosts
 from specx.core.drafts.model import DraftSettings, ModelDrafter
-from specx.core.growth import StepCosts
+from specx.core.forward_passes import Rotary, WorkingPass
 from specx.core.model import AttentionPass, Model
-from specx.core.passes import Rotary, WorkingPass
 from specx.core.retrieval import Selection, recent_selection
 from specx.core.sampling import Sampler
 from tests.core import reference
@@ -62,11 +62,10 @@ class SpyModel(Model):
         tokens: Tensor,
         positions: Tensor,
         attention_pass: AttentionPass,
-        form: LayerForm = "fused",
         features: Tensor | None = None,
     ) -> Tensor:
         before = attention_pass.working.length if isinstance(attention_pass, WorkingPass) else 0
-        states = super().hidden(tokens, positions, attention_pass, form, features)
+        states = super().hidden(tokens, positions, attention_pass, features)
         if isinstance(attention_pass, WorkingPass):
             places = torch.arange(1_000_000)[attention_pass.positions].tolist()
             mask = attention_pass.mask

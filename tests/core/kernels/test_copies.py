@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx.core.copies import LONGEST, Copies
-from specx.core.growth import WIDTH
+from specx.core.drafts.copies import LONGEST, Copies
+from specx.core.drafts.growth import WIDTH
 from specx.core.kernels import is_available
-from tests.core.test_copies import FOUND, drive, text_of
+from tests.core.drafts.test_copies import FOUND, drive, text_of
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="needs Triton")
 

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx.core.beam import CHILDREN, Beam
+from specx.core.drafts.tree_beam import CHILDREN, Beam
 from specx.core.kernels import is_available
 from specx.core.kernels.guess import best_guesses
-from tests.core.test_beam import assert_same, draft, grow_on_device, grow_on_host
+from tests.core.drafts.test_tree_beam import assert_same, draft, grow_on_device, grow_on_host
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="needs Triton")
 

@@ -1,0 +1,274 @@
+"""What is measured: a loaded preset, asked to run one cell.
+
+In: a cell's prompt and variant. Out: a ``Sample``. It does not know plans, journals or order.
+Prefill and decode are timed apart: the first token ends the prefill, and the device has finished
+its work when a token is seen.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from specx.bench.data import cut_prompt
+from specx.bench.energy import GpuEnergy
+from specx.bench.modes import Variant
+from specx.bench.plan import PresetFacts, preset_facts
+from specx.bench.record import Cell, Difference, Floor, Joules, MemoryBytes, Phases, Sample
+from specx.bench.roofline import measure_floor
+from specx.bench.transformers_baseline import Witnesses
+from specx.checkpoints.load import ModelPair
+from specx.core.config import SamplingConfig
+from specx.core.stats import GenerationStats, StepStats
+from specx.engine import Engine
+from specx.errors import ResourceError
+from specx.prompts import Prompt
+from specx.stream import Stream, TextChunk
+
+
+class Interrupted(Exception):
+    """The run was cancelled; there is no sample."""
+
+
+class Subject(Protocol):
+    """A loaded preset as the runner sees it."""
+
+    @property
+    def facts(self) -> PresetFacts:
+        """What the plan keeps of the preset."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about the files behind it."""
+        ...
+
+    def prompt(self, text: str, tokens: int) -> Prompt | None:
+        """A prompt of ``tokens`` tokens over the beginning of ``text``; None: it is too short."""
+        ...
+
+    def run(self, cell: Cell, variant: Variant, prompt: Prompt) -> Sample:
+        """One run. Raises ``Interrupted`` after ``cancel``, ``ResourceError`` out of memory."""
+        ...
+
+    def difference(
+        self, prompt: Prompt, plain: Sequence[int], tokens: Sequence[int]
+    ) -> Difference | None:
+        """Where ``tokens`` part from plain decoding's."""
+        ...
+
+    def floor(self, length: int, *, again: bool) -> Floor:
+        """The least time that this hardware allows at ``length`` tokens.
+
+        ``again``: measure the hardware once more and take the better figures.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """End the run under way; safe from a signal handler."""
+        ...
+
+
+class EngineSubject:
+    """A real engine, and transformers' own generation on copies of its models where asked.
+
+    ``witness_pair``: those copies, where they cannot be loaded once more.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_tokens: int,
+        ignore_eos: bool,
+        sampling: SamplingConfig,
+        facts: PresetFacts | None = None,
+        witness_pair: ModelPair | None = None,
+        offline: bool = False,
+        energy: GpuEnergy | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._engine, self._clock, self._energy = engine, clock, energy
+        self._max_tokens, self._ignore_eos, self._sampling = max_tokens, ignore_eos, sampling
+        self._offline, self._witness_pair = offline, witness_pair
+        self._facts = facts or preset_facts(engine.preset, engine.kernels)
+        self._stream: Stream | None = None
+        self._is_cancelled = False
+        self._witnesses: Witnesses | None = None
+
+    @property
+    def facts(self) -> PresetFacts:
+        """See ``Subject``."""
+        return self._facts
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See ``Subject``."""
+        return self._engine.notes
+
+    def prompt(self, text: str, tokens: int) -> Prompt | None:
+        """See ``Subject``."""
+        return cut_prompt(self._engine, text, tokens)
+
+    def run(self, cell: Cell, variant: Variant, prompt: Prompt) -> Sample:
+        """See ``Subject``."""
+        if self._is_cancelled:
+            raise Interrupted
+        if variant.witness is not None:
+            return self._witness(cell, variant, prompt)
+        start_j, began = self._joules(), self._clock()
+        stream = self._stream = self._engine.stream(
+            prompt,
+            mode=variant.mode,
+            parts=variant.parts,
+            max_tokens=self._max_tokens,
+            sampling=self._sampling,
+            ignore_eos=self._ignore_eos,
+        )
+        first = last = began
+        first_j = start_j
+        for event in stream:
+            if not isinstance(event, TextChunk):
+                continue
+            last = self._clock()
+            if event.step is None:
+                first, first_j = last, self._joules()
+        if stream.result.finish_reason == "interrupted":
+            raise Interrupted
+        if stream.result.tokens and stream.result.warnings:
+            # What gave way to something else must not be measured under its name.
+            raise ResourceError(f"{variant.name} cannot run", reason=stream.result.warnings[0])
+        energy = _joules(start_j, first_j, self._joules())
+        return _sample(cell, stream, began, first, last, energy)
+
+    def difference(
+        self, prompt: Prompt, plain: Sequence[int], tokens: Sequence[int]
+    ) -> Difference | None:
+        """See ``Subject``."""
+        found = self._engine.difference(prompt, plain, tokens, sampling=self._sampling)
+        if found is None:
+            return None
+        return Difference(
+            index=found.index, expected=found.expected, got=found.got, margin=found.margin
+        )
+
+    def floor(self, length: int, *, again: bool) -> Floor:
+        """See ``Subject``."""
+        engine = self._engine
+        return measure_floor(engine.preset, engine.target, engine.draft, length, again=again)
+
+    def cancel(self) -> None:
+        """See ``Subject``."""
+        self._is_cancelled = True
+        if self._stream is not None:
+            self._stream.cancel()
+
+    def _witness(self, cell: Cell, variant: Variant, prompt: Prompt) -> Sample:
+        engine = self._engine
+        assert variant.witness is not None
+        if self._witnesses is None:
+            self._witnesses = Witnesses(
+                engine.preset,
+                engine.device,
+                engine.dtype,
+                offline=self._offline,
+                pair=self._witness_pair,
+            )
+        start_j = first_j = self._joules()
+
+        def on_tokens(count: int) -> None:
+            nonlocal first_j
+            if self._is_cancelled:
+                raise Interrupted
+            if first_j is start_j:
+                first_j = self._joules()
+
+        run = self._witnesses.run(
+            variant.witness, prompt.tokens, self._max_tokens, self._ignore_eos, on_tokens
+        )
+        return Sample(
+            cell=cell,
+            prompt_tokens=len(prompt.tokens),
+            new_tokens=len(run.tokens),
+            finish_reason=run.finish_reason,
+            prefill_target_s=run.prefill_s,
+            prefill_draft_s=0.0,
+            ttft_s=run.prefill_s,
+            decode_s=run.decode_s,
+            total_s=run.total_s,
+            first_tokens=run.first_tokens,
+            steps=run.steps,
+            drafted=None,
+            accepted=run.accepted,
+            histogram=list(run.histogram),
+            memory=run.memory,
+            energy=_joules(start_j, first_j, self._joules()),
+            tokens=list(run.tokens),
+        )
+
+    def _joules(self) -> float | None:
+        return None if self._energy is None else self._energy.read_joules()
+
+
+def _sample(
+    cell: Cell, stream: Stream, began: float, first: float, last: float, energy: Joules | None
+) -> Sample:
+    result, stats = stream.result, stream.result.stats
+    memory = stats.memory
+    return Sample(
+        cell=cell,
+        prompt_tokens=stats.prompt_tokens,
+        new_tokens=len(result.tokens),
+        finish_reason=result.finish_reason,
+        prefill_target_s=stats.prefill_target_s,
+        prefill_draft_s=stats.prefill_draft_s,
+        tune_s=stats.tune_s,
+        ttft_s=first - began,
+        decode_s=last - first,
+        total_s=last - began,
+        steps=len(stats.steps),
+        drafted=stats.drafted,
+        accepted=stats.accepted,
+        draft_forwards=sum(len(step.draft_levels_s) for step in stats.steps),
+        histogram=stats.accepted_histogram,
+        copied=stats.copied,
+        phases=phases(stats, last - first),
+        memory=MemoryBytes(
+            weights=memory.weights_bytes,
+            kv_target=memory.kv_target_bytes,
+            kv_draft=memory.kv_draft_bytes,
+            peak=memory.peak_bytes,
+        ),
+        energy=energy,
+        tokens=list(result.tokens),
+        mode_reason=result.mode_reason,
+    )
+
+
+def phases(stats: GenerationStats, decode_s: float) -> Phases:
+    """Where ``decode_s`` went; what no step accounts for is the host's."""
+    spent = stats.phases_s
+    levels = _by_level(stats.steps)
+    named_s = sum(spent.values()) - spent["host"]
+    return Phases(
+        draft_levels=levels,
+        draft_tree=max(0.0, spent["draft"] - sum(levels)),
+        verify=spent["verify"],
+        accept=spent["accept"],
+        commit=spent["commit"],
+        retrieve=spent["retrieve"],
+        host=max(0.0, decode_s - named_s),
+    )
+
+
+def _by_level(steps: Sequence[StepStats]) -> list[float]:
+    depth = max((len(step.draft_levels_s) for step in steps), default=0)
+    return [
+        sum(step.draft_levels_s[level] for step in steps if level < len(step.draft_levels_s))
+        for level in range(depth)
+    ]
+
+
+def _joules(start: float | None, first: float | None, end: float | None) -> Joules | None:
+    if start is None or first is None or end is None:
+        return None
+    return Joules(prefill=max(0.0, first - start), decode=max(0.0, end - first))

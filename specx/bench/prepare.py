@@ -1,0 +1,259 @@
+"""From what was asked to a plan that can run: presets, texts that are long enough, one environment.
+
+In: ``Options``. Out: a ``Setup``. Tokenizers are read here, weights only when a preset's turn has
+come. It does not know screens or journals.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from specx._version import __version__
+from specx.bench.data import BenchData, Text, cut_prompt, load_data
+from specx.bench.energy import GpuEnergy, open_energy
+from specx.bench.engine_runner import EngineSubject, Subject
+from specx.bench.modes import Variant, parse_mode, parse_modes
+from specx.bench.plan import DataFacts, Plan, PresetFacts, StandInFacts, preset_facts
+from specx.bench.record import Object, Skipped
+from specx.checkpoints import load as hub
+from specx.core.config import SamplingConfig
+from specx.engine import Engine, kernels_on, load
+from specx.environment import environment, source_commit
+from specx.errors import ContextError, DocumentError, UsageError
+from specx.preset.preset import Preset, load_preset
+from specx.prompter import Prompter
+from specx.standin import build as standin
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was asked for; lengths and modes are already read."""
+
+    presets: tuple[str | Preset, ...] = ("pocket",)
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)
+    modes: tuple[str, ...] = ("default",)
+    baseline: str = "plain"
+    data: tuple[str, ...] = ("sample",)
+    text_field: str = "text"
+    samples: int = 5
+    reps: int = 1
+    warmup: int = 1
+    max_tokens: int = 128
+    ignore_eos: bool = True
+    temperature: float | None = None
+    seed: int | None = None
+    verify: bool = True
+    energy: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    offline: bool = False
+    skip_unfit: bool = False
+    stand_in: bool = False  # the presets' shapes with stand-in weights
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A plan and everything that running it needs."""
+
+    plan: Plan
+    variants: Mapping[str, Variant]
+    texts: tuple[str, ...]
+    environment: Object
+    build: Object  # specx's version and commit
+    notes: tuple[str, ...]  # what was decided that was not asked for
+    presets: Mapping[str, Preset]
+    options: Options
+    energy: GpuEnergy | None = None
+
+    def load(self, name: str) -> Subject:
+        """Read the weights of a preset of the plan, or build the stand-in's."""
+        preset, options = self.presets[name], self.options
+        witness_pair = None
+        if options.stand_in:
+            began = time.perf_counter()
+            pair = standin.load_pair(preset, device=self.plan.device, dtype=options.dtype)
+            if any(variant.witness for variant in self.variants.values()):
+                witness_pair = standin.twin(pair)
+            engine = Engine(preset, pair, load_s=time.perf_counter() - began)
+        else:
+            engine = load(
+                preset, device=self.plan.device, dtype=options.dtype, offline=options.offline
+            )
+        return EngineSubject(
+            engine,
+            facts=next(facts for facts in self.plan.presets if facts.name == name),
+            witness_pair=witness_pair,
+            max_tokens=self.plan.max_tokens,
+            ignore_eos=self.plan.ignore_eos,
+            sampling=self.plan.sampling,
+            offline=self.options.offline,
+            energy=self.energy,
+        )
+
+
+def prepare(options: Options) -> Setup:
+    """Check everything that can be checked before weights are read.
+
+    Raises ``UsageError``, ``DocumentError``, ``ContextError``, and what finding models raises.
+    """
+    presets = _presets(options)
+    variants, notes = _variants(options)
+    sampling = _sampling(options, presets[0])
+    if sampling.temperature > 0 and any(variant.witness for variant in variants):
+        raise UsageError("the witnesses decode greedily", hints=["leave out -t, or hf"])
+    lengths, dropped = _lengths(options, presets)
+    device = hub.choose_device(options.device)
+    prompters = [_prompter(preset, options) for preset in presets]
+    data = load_data(
+        options.data, field=options.text_field, samples=options.samples, offline=options.offline
+    )
+    for each in prompters:
+        cut_prompt(each, data.documents[0].text, min(lengths))  # refuses one without any room
+    texts, too_short = _long_enough(data, prompters, max(lengths), options.samples)
+    meter = None
+    if options.energy:
+        access = open_energy(device)
+        meter = access.meter
+        notes += [] if meter is not None else [f"no energy: {access.reason}"]
+    facts = [_facts(preset, options, device) for preset in presets]
+    plan = Plan(
+        presets=tuple(facts),
+        modes=tuple(variant.name for variant in variants),
+        baseline=options.baseline,
+        lengths=lengths,
+        data=DataFacts(
+            name=data.name,
+            documents=tuple(text.document for text in texts),
+            skipped=(*data.skipped, *too_short),
+        ),
+        reps=options.reps,
+        warmup=options.warmup,
+        max_tokens=options.max_tokens,
+        ignore_eos=options.ignore_eos,
+        verify=options.verify,
+        energy=meter is not None,
+        sampling=sampling,
+        device=device,
+        dtype=", ".join(dict.fromkeys(each.target.dtype for each in facts)),
+    )
+    return Setup(
+        plan=plan,
+        variants={variant.name: variant for variant in variants},
+        texts=tuple(text.text for text in texts),
+        environment=environment(device),
+        build={"version": __version__, "commit": source_commit()},
+        notes=(*notes, *dropped, *([] if options.stand_in else _unpinned(presets))),
+        presets={preset.name: preset for preset in presets},
+        options=options,
+        energy=meter,
+    )
+
+
+def _presets(options: Options) -> list[Preset]:
+    overrides = dict(options.overrides)
+    presets = [load_preset(name, overrides) for name in options.presets]
+    if options.stand_in:  # what is set by hand counts more than what a stand-in needs
+        presets = [standin.adapted(preset).with_overrides(overrides) for preset in presets]
+    names = [preset.name for preset in presets]
+    if len(set(names)) < len(names):
+        raise UsageError("a preset is given twice", reason=", ".join(names))
+    return presets
+
+
+def _variants(options: Options) -> tuple[list[Variant], list[str]]:
+    """The modes asked for; the baseline comes first, and plain where outputs are compared."""
+    variants = {variant.name: variant for variant in parse_modes(options.modes)}
+    notes = []
+    for name in dict.fromkeys(
+        ("plain", options.baseline) if options.verify else (options.baseline,)
+    ):
+        if name not in variants:
+            variants = {name: parse_mode(name), **variants}
+            notes.append(f"{name} is measured too: the others are compared with it")
+    return list(variants.values()), notes
+
+
+def _sampling(options: Options, preset: Preset) -> SamplingConfig:
+    given: dict[str, Any] = {"temperature": options.temperature, "seed": options.seed}
+    try:
+        return replace(
+            preset.sampling, **{name: value for name, value in given.items() if value is not None}
+        )
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
+
+
+def _lengths(options: Options, presets: Sequence[Preset]) -> tuple[tuple[int, ...], list[str]]:
+    """The lengths that fit every preset's context with the output behind them."""
+    context = min(preset.context_tokens for preset in presets)
+    fit = tuple(length for length in options.lengths if length + options.max_tokens <= context)
+    unfit = [f"{length:,}" for length in options.lengths if length not in fit]
+    if not unfit:
+        return fit, []
+    new = f"{options.max_tokens:,} new tokens"
+    sentence = f"{', '.join(unfit)} and {new} exceed the context of {context:,}"
+    if not options.skip_unfit or not fit:
+        raise ContextError(
+            "lengths exceed the context",
+            reason=sentence,
+            hints=["give shorter --lengths", "--skip-unfit leaves these out"],
+        )
+    return fit, [f"left out: {sentence}"]
+
+
+def _prompter(preset: Preset, options: Options) -> Prompter:
+    return Prompter(find_pair(preset, options).tokenizer, preset.prompt)
+
+
+def find_pair(preset: Preset, options: Options) -> hub.PairFiles:
+    """The configs and the tokenizer of what will be measured; raises what finding models raises."""
+    if options.stand_in:
+        return standin.find_pair(preset)
+    return hub.find_pair(preset, offline=options.offline)
+
+
+def _unpinned(presets: Sequence[Preset]) -> list[str]:
+    """A sentence for every model on the Hub that may be another one tomorrow."""
+    return [
+        f"preset {preset.name} names no revision of {spec.repo}: another day may measure another"
+        for preset in presets
+        for spec in (preset.target, preset.draft)
+        if spec.repo is not None and spec.revision is None and hub.is_on_hub(spec.repo)
+    ]
+
+
+def _long_enough(
+    data: BenchData, prompters: Sequence[Prompter], longest: int, samples: int
+) -> tuple[list[Text], list[Skipped]]:
+    """The first texts that reach the longest length for every preset: all lengths cut the same."""
+    chosen: list[Text] = []
+    skipped: list[Skipped] = []
+    for text in data.documents:
+        if len(chosen) == samples:
+            break
+        if all(cut_prompt(each, text.text, longest) is not None for each in prompters):
+            chosen.append(text)
+        else:
+            reason = f"shorter than {longest:,} tokens"
+            skipped.append(Skipped(where=text.name, reason=reason))
+    if not chosen:
+        raise DocumentError(
+            f"no document of {data.name} reaches {longest:,} tokens",
+            reason=f"{len(skipped)} were read; a length is never reached by padding",
+            hints=["give shorter --lengths", "give longer texts with --data"],
+        )
+    return chosen, skipped
+
+
+def _facts(preset: Preset, options: Options, device: str) -> PresetFacts:
+    dtype = hub.choose_dtype(options.dtype, preset.target.dtype, device)
+    stand_in = None
+    if options.stand_in:
+        stand_in = StandInFacts(
+            pair="pocket", trained_tokens=standin.TRAINED_TOKENS, about=standin.about(preset)
+        )
+    facts = preset_facts(preset, kernels_on(device), stand_in)
+    target = facts.target.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+    return facts.model_copy(update={"target": target})

@@ -1,0 +1,257 @@
+"""The least time that this machine allows for a step and for a prefill.
+
+In: a target, its draft, a length. Out: ``record.Floor``: bytes and operations counted from the
+models' shapes, and the bandwidth and matmul rate measured here, in this process, on this device.
+It knows no runs and no engine.
+
+What is counted is what no implementation can avoid. A forward of the target over one row reads
+every weight once, except the rows of an input embedding that other tokens use, and the keys and
+values of every earlier token. A product of one row with n weights is 2·n operations; attention of
+one row over L tokens is 4·H·D·L a layer; of L rows over each other, causally, 2·H·D·L².
+
+Bandwidth is measured by summing a float32 buffer and by copying one half of it over the other, and
+the faster way counts. On a CPU both are as fast as or faster than ``dot``, ``amax`` or a float64
+sum, and up to three times as fast as a product of a matrix with one row; on a GPU the copy wins
+on small buffers, the sum on large ones. The buffer is as large as what a step reads: a cache that
+helps the step helps the floor. A draft is smaller than that, so its levels may run faster than
+their floor says. The matmul rate comes from the linear layer that the engine itself would use.
+Other work on the machine only ever lowers these figures, so the best one of a process stands.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from specx.bench.record import Floor
+from specx.core.drafts.eagle import EagleHead
+from specx.core.linear import PackedLinear, pack_linears
+from specx.core.model import Shape
+from specx.needs import room_on
+from specx.preset.preset import Preset
+
+_LEAST_BYTES = 64 << 20
+_MOST_BYTES = {"cuda": 4 << 30}  # a larger buffer is no faster and no slower
+_MOST_BYTES_ELSEWHERE = 1 << 30
+_BANDWIDTH_S = 1.5  # time box of one size
+_RATE_S = 1.0
+_LONGEST_PRODUCT_S = 0.25
+#: Rows and width of square linear layers, from one that suits two cores to one that suits a GPU.
+_PRODUCTS = ((256, 1024), (1024, 2048), (2048, 4096), (4096, 8192))
+#: What this process has measured: bytes a second by buffer size, and operations a second.
+_BANDWIDTHS: dict[torch.device, dict[int, float]] = {}
+_RATES: dict[tuple[torch.device, torch.dtype], float] = {}
+
+
+class Weighed(Protocol):
+    """What has to be known of a loaded model; ``core.model.Model`` has it all."""
+
+    shape: Shape
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The layers with their embedding, packed or not."""
+        ...
+
+    @property
+    def head(self) -> nn.Module:
+        """The linear layer that makes logits."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCost:
+    """What forwards of one model cost, by the shapes of its parts."""
+
+    weight_bytes: int  # that one forward reads
+    linear_parameters: int  # of all linear layers but the head
+    head_parameters: int
+    kv_row_bytes: int  # keys and values of one token, all layers
+    attention_flop: int  # of one row over one earlier token, all layers
+
+    def step_bytes(self, length: int) -> int:
+        """Bytes that one row after ``length`` tokens has to read."""
+        return self.weight_bytes + self.kv_row_bytes * length
+
+    def step_flop(self, length: int) -> int:
+        """Operations of one row after ``length`` tokens."""
+        linear = 2 * (self.linear_parameters + self.head_parameters)
+        return linear + self.attention_flop * length
+
+    def prefill_flop(self, length: int) -> int:
+        """Operations of reading ``length`` tokens, logits of the last one only."""
+        linear = 2 * (self.linear_parameters * length + self.head_parameters)
+        return linear + self.attention_flop * length * length // 2
+
+
+def cost_of(model: Weighed) -> ModelCost:
+    """Count one model's weights. A tied table counts once: it is read as the head."""
+    shape, size = model.shape, model.dtype.itemsize
+    decoder, head = model.decoder, model.head
+    tables = [part for part in decoder.modules() if isinstance(part, nn.Embedding)]
+    table_bytes = sum(_own_bytes(table) for table in tables)
+    return ModelCost(
+        weight_bytes=_total_bytes(decoder) - table_bytes + _total_bytes(head),
+        linear_parameters=_linear_parameters(decoder),
+        head_parameters=_linear_parameters(head),
+        kv_row_bytes=2 * shape.layers * shape.kv_heads * shape.head_dim * size,
+        attention_flop=4 * shape.layers * shape.heads * shape.head_dim,
+    )
+
+
+def level_weights(draft: Weighed) -> int:
+    """Bytes of the weights that one level of a draft reads, behind its first. EAGLE-3 merges the
+    target's features once a draft."""
+    merging = 0
+    if isinstance(draft, EagleHead) and draft.config.generation == 3:
+        merging = _total_bytes(draft.decoder.get_submodule("fc"))
+    return cost_of(draft).weight_bytes - merging
+
+
+def measure_floor(
+    preset: Preset, target: Weighed, draft: Weighed | None, length: int, *, again: bool = False
+) -> Floor:
+    """The floor of ``preset`` on ``length`` prompt tokens.
+
+    The first call measures for about three seconds, later ones at similar sizes not at all.
+    ``again`` measures once more and takes the better figure: worth it on a busy machine.
+    """
+    cost = cost_of(target)
+    level_bytes = 0
+    if draft is not None:
+        # The least that a drafter of this preset keeps in sight; the ``full`` cache reads more.
+        rows = min(length, preset.retrieval.budget_tokens)
+        level_bytes = level_weights(draft) + cost_of(draft).kv_row_bytes * rows
+    step_bytes = cost.step_bytes(length)
+    return Floor(
+        preset=preset.name,
+        length=length,
+        step_bytes=step_bytes,
+        step_flop=cost.step_flop(length),
+        draft_level_bytes=level_bytes,
+        prefill_flop=cost.prefill_flop(length),
+        bandwidth_bytes_s=bandwidth(target.device, step_bytes, again=again),
+        rate_flop_s=matmul_rate(target.device, target.dtype, again=again),
+    )
+
+
+def bandwidth(device: torch.device, count: int, *, again: bool = False) -> float:
+    """Bytes a second at which about ``count`` bytes are read over and over."""
+    most = _MOST_BYTES.get(device.type, _MOST_BYTES_ELSEWHERE)
+    largest = min(most, max(free_bytes(device) // 4, 1 << 20))
+    size = rounded(min(max(count, _LEAST_BYTES), largest))
+    known = _BANDWIDTHS.setdefault(device, {})
+    if again or size not in known:
+        known[size] = max(known.get(size, 0.0), _read_bytes_s(device, size))
+    # More bytes cannot be read faster than fewer: such a figure says that this one was disturbed.
+    return max(rate for other, rate in known.items() if other >= size)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, *, again: bool = False) -> float:
+    """Operations a second of the fastest linear layer of prefill-like size."""
+    key = (device, dtype)
+    if again or key not in _RATES:
+        _RATES[key] = max(_RATES.get(key, 0.0), _product_flop_s(device, dtype))
+    return _RATES[key]
+
+
+def rounded(count: int) -> int:
+    """``count`` to two significant binary digits behind the first: similar sizes share a figure."""
+    grain = 1 << max(0, count.bit_length() - 3)
+    return max(grain, round(count / grain) * grain)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on ``device``; as much as is needed here where nobody says."""
+    free = room_on(device).free_bytes
+    return _system_free_bytes() if free is None else free
+
+
+def _system_free_bytes() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows, macOS
+        return 4 * _LEAST_BYTES
+
+
+@torch.inference_mode()
+def _read_bytes_s(device: torch.device, count: int) -> float:
+    buffer = torch.ones(count // 8 * 2, dtype=torch.float32, device=device)
+    low, high = buffer.chunk(2)
+    ways = (buffer.sum, lambda: low.copy_(high))  # a copy reads one half and writes the other
+    best_s = min(_best_s(way, device, _BANDWIDTH_S / len(ways)) for way in ways)
+    return buffer.nbytes / best_s
+
+
+def _product_flop_s(device: torch.device, dtype: torch.dtype) -> float:
+    best, left_s = 0.0, _RATE_S
+    for rows, width in _PRODUCTS:
+        flop = 2 * rows * width * width
+        if best and flop / best > _LONGEST_PRODUCT_S:
+            break
+        left_s /= 2
+        best = max(best, flop / _product_s(device, dtype, rows, width, left_s))
+    return best
+
+
+@torch.inference_mode()
+def _product_s(
+    device: torch.device, dtype: torch.dtype, rows: int, width: int, limit_s: float
+) -> float:
+    layer = nn.Sequential(nn.Linear(width, width, bias=False, device=device, dtype=dtype))
+    pack_linears(layer)
+    inputs = torch.randn(rows, width).to(device, dtype)
+    return _best_s(lambda: layer(inputs), device, limit_s)
+
+
+def _best_s(work: Callable[[], object], device: torch.device, limit_s: float) -> float:
+    """Seconds of the fastest repetition: at least three, after one to warm up."""
+    work()
+    best, count, end = math.inf, 0, time.perf_counter() + limit_s
+    while count < 3 or time.perf_counter() < end:
+        best = min(best, _timed_s(work, device))
+        count += 1
+    return max(best, 1e-9)
+
+
+def _timed_s(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        stop = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start.record()
+        work()
+        stop.record()
+        stop.synchronize()
+        return float(start.elapsed_time(stop)) / 1000.0
+    began = time.perf_counter()
+    work()
+    if device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter() - began
+
+
+def _linear_parameters(module: nn.Module) -> int:
+    return sum(
+        part.in_features * part.out_features
+        for part in module.modules()
+        if isinstance(part, nn.Linear | PackedLinear)
+    )
+
+
+def _total_bytes(module: nn.Module) -> int:
+    return sum(_own_bytes(part) for part in module.modules())
+
+
+def _own_bytes(part: nn.Module) -> int:
+    """Bytes of a module's own weights; a packed layer keeps its in a layout that has no size."""
+    if isinstance(part, PackedLinear):
+        bias = 0 if part.bias is None else part.bias.nbytes
+        return 4 * part.in_features * part.out_features + bias
+    return sum(weight.nbytes for weight in part.parameters(recurse=False))

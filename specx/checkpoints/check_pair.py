@@ -1,0 +1,287 @@
+"""Whether a target and a draft fit together, found out before any weight is there.
+
+In: a preset, and a way to the directories with its configs and tokenizers. Out: what was found in
+them, or an error that names the disagreement with both sides. This module does not know the Hub,
+weights, devices or the screen.
+"""
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specx.checkpoints.config import (
+    check_template,
+    has_tokenizer,
+    read_config,
+    read_json,
+    read_tokenizer,
+)
+from specx.checkpoints.eagle.config import check_kind, feature_layers, position_limit, read_head
+from specx.errors import ModelError, PairError, SpecxError
+from specx.preset.preset import DraftSpec, Preset, TargetSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+#: Repository and revision → a directory with its config and tokenizer files.
+Locate = Callable[[str, str | None], Path]
+
+
+@dataclass(frozen=True, slots=True)
+class PairFiles:
+    """A pair found and checked, weights not yet read (or, from the Hub, not yet downloaded)."""
+
+    target_dir: Path
+    target_config: "PreTrainedConfig"
+    tokenizer: "PreTrainedTokenizerBase"
+    draft_dir: Path | None = None
+    draft_config: "PreTrainedConfig | None" = None  # of a model
+    head_config: dict[str, Any] | None = None  # of a head, as it stands in its file
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that is about to be looked at: ``name``, and what it is about."""
+
+    name: str
+    about: str
+
+
+def examine(preset: Preset, locate: Locate) -> Generator[Check, None, PairFiles]:
+    """Yields every check before it is made; returns what was found.
+
+    The last ``Check`` that came out is the one that an error belongs to. Raises
+    ``ModelUnavailableError``, ``ModelError`` and ``PairError``.
+    """
+    target, draft = preset.target, preset.draft
+    yield Check("target config", target.repo)
+    target_dir = locate(target.repo, target.revision)
+    target_config = read_config(target_dir)
+    _check_shape("target", target, target_config)
+    yield Check("target tokenizer", f"prompt template {preset.prompt.template}")
+    tokenizer = read_tokenizer(target_dir)
+    check_rows(tokenizer, target_config.vocab_size)
+    if preset.prompt.template == "auto" and tokenizer.chat_template:
+        check_template(tokenizer)
+    yield Check("target context", f"{preset.context_tokens:,} tokens")
+    check_context(preset, target_config)
+    if not draft.has_weights or draft.repo is None:
+        return PairFiles(target_dir, target_config, tokenizer)
+    yield Check("draft config", draft.repo)
+    draft_dir = locate(draft.repo, draft.revision)
+    if draft.is_head:
+        raw = read_json(draft_dir / "config.json")
+        facts = read_head(raw, _scaling(draft))
+        yield Check("head and target", f"{draft.kind}, {facts.hidden} wide")
+        check_head(raw, target_config, preset, tokenizer)
+        yield Check("draft context", f"{draft.trained_context_tokens:,} tokens")
+        _check_draft_context(preset, facts.positions)
+        return PairFiles(target_dir, target_config, tokenizer, draft_dir, head_config=raw)
+    draft_config = read_config(draft_dir)
+    _check_shape("draft", draft, draft_config)
+    yield Check("same tokens", f"{target_config.vocab_size} and {draft_config.vocab_size} rows")
+    # A draft without a tokenizer of its own shares the target's, as pocket/draft does.
+    draft_tokenizer = read_tokenizer(draft_dir) if has_tokenizer(draft_dir) else None
+    check_pair(tokenizer, draft_tokenizer, target_config, draft_config)
+    yield Check("draft context", f"{draft.trained_context_tokens:,} tokens")
+    _check_draft_context(preset, _positions(draft_config))
+    return PairFiles(target_dir, target_config, tokenizer, draft_dir, draft_config)
+
+
+def examined(preset: Preset, locate: Locate) -> PairFiles:
+    """As ``examine``, all at once."""
+    checks = examine(preset, locate)
+    while True:
+        try:
+            next(checks)
+        except StopIteration as end:
+            files: PairFiles = end.value
+            return files
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one check ended. ``doubt``: it is odd, and nothing is refused for it."""
+
+    check: Check
+    problem: SpecxError | None = None
+    doubt: str = ""
+
+
+def outcomes(preset: Preset, locate: Locate) -> list[Outcome]:
+    """Every check of ``examine`` up to the first that fails, and doubts about what passed."""
+    found: list[Outcome] = []
+    checks = examine(preset, locate)
+    try:
+        while True:
+            found.append(Outcome(next(checks)))
+    except StopIteration as end:
+        note = Check("preset's facts", f"{len(preset.requires.unverified)} unverified")
+        found += [Outcome(note, doubt=doubt) for doubt in doubts(preset, end.value)]
+    except SpecxError as error:
+        found[-1] = Outcome(found[-1].check, error)
+    return found
+
+
+def recorded(directory: Path, otherwise: Locate) -> Locate:
+    """Takes a repository from ``directory/owner__name`` where that is, else asks ``otherwise``."""
+
+    def locate(repo: str, revision: str | None) -> Path:
+        here = directory / repo.replace("/", "__")
+        return here if (here / "config.json").is_file() else otherwise(repo, revision)
+
+    return locate
+
+
+def check_pair(
+    target: "PreTrainedTokenizerBase",
+    draft: "PreTrainedTokenizerBase | None",
+    target_config: "PreTrainedConfig",
+    draft_config: "PreTrainedConfig",
+) -> None:
+    """Raise ``PairError`` unless every token of the target means the same text to the draft.
+
+    Ids are compared up to the smaller vocabulary; rows beyond the real tokens are padding and may
+    differ. ``draft`` None: it shares the target's tokenizer, so both must have as many rows.
+    """
+    target_rows, draft_rows = target_config.vocab_size, draft_config.vocab_size
+    if draft is None and target_rows != draft_rows:
+        raise PairError(
+            "target and draft do not share a vocabulary",
+            reason=f"the target has {target_rows} rows, the draft {draft_rows} and no tokenizer",
+        )
+    check_rows(target, target_rows)
+    theirs = _texts(target)
+    if draft is not None:
+        ours = _texts(draft)
+        differing = [i for i in sorted(theirs.keys() & ours.keys()) if theirs[i] != ours[i]]
+        if differing:
+            i = differing[0]
+            raise PairError(
+                "target and draft do not speak the same tokens",
+                reason=f"token {i} is {theirs[i]!r} to the target and {ours[i]!r} to the draft; "
+                f"{len(differing):,} of {len(theirs):,} differ",
+                hints=["choose a draft of the target's own family"],
+            )
+        for i in (target.bos_token_id, target.eos_token_id):
+            if i is not None and i not in ours:
+                raise PairError(f"the draft does not know the target's special token {theirs[i]!r}")
+    _check_known(target, target_rows, draft_rows)
+
+
+def check_head(
+    head_config: Mapping[str, Any],
+    target_config: "PreTrainedConfig",
+    preset: Preset,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+) -> None:
+    """Raise ``PairError`` unless a head's config.json fits the target and the preset.
+
+    ``head_config`` is the raw JSON object. Compared are kind, width, vocabulary and layers; with a
+    ``tokenizer`` also whether the head knows each of its tokens.
+    """
+    head, wanted = read_head(head_config), preset.draft.kind
+    check_kind(head.kind, wanted, str(preset.draft.repo))
+    width = target_config.hidden_size
+    needed = head.target_hidden or head.hidden
+    if needed != width:
+        raise PairError(
+            "the head does not belong to this target",
+            reason=f"it reads hidden states {needed} wide, the target's are {width} wide",
+            hints=["choose a head that was trained for this target"],
+        )
+    if head.vocabulary > target_config.vocab_size:
+        raise PairError(
+            "head and target do not share a vocabulary",
+            reason=f"the head has {head.vocabulary} rows, the target {target_config.vocab_size}",
+        )
+    if head.draft_vocabulary > head.vocabulary:
+        raise PairError(
+            f"the head makes {head.draft_vocabulary} logits",
+            reason=f"the vocabulary that they are chosen from has {head.vocabulary} rows",
+        )
+    if tokenizer is not None:
+        _check_known(tokenizer, target_config.vocab_size, head.vocabulary)
+    if wanted == "eagle3":
+        override = preset.draft.head.feature_layers if preset.draft.head else None
+        feature_layers(head_config, target_config.num_hidden_layers, override)
+
+
+def check_context(preset: Preset, target_config: "PreTrainedConfig") -> None:
+    """Raise ``PairError`` for a preset whose context the target was not built for."""
+    limit = _positions(target_config)
+    if limit is not None and preset.context_tokens > limit:
+        raise PairError(
+            f"{preset.target.repo} was built for {limit:,} positions",
+            reason=f"the preset's context_tokens are {preset.context_tokens:,}",
+            hints=[f"--set context_tokens={limit}"],
+        )
+
+
+def check_rows(tokenizer: "PreTrainedTokenizerBase", rows: int) -> None:
+    """Raise ``ModelError`` when a target's tokenizer makes tokens that it has no rows for.
+
+    Some fine-tunes add a special token without a row; no text can ask for that one.
+    """
+    special = set(tokenizer.all_special_ids)
+    beyond = {i: text for i, text in _texts(tokenizer, rows).items() if i not in special}
+    if beyond:
+        first = min(beyond)
+        raise ModelError(
+            "the target's tokenizer does not belong to its weights",
+            reason=f"token {first}, {beyond[first]!r}, is beyond the {rows} rows",
+        )
+
+
+def doubts(preset: Preset, files: PairFiles) -> list[str]:
+    """What is odd and stops nothing: a head's shape is only what stand-in weights are made of."""
+    shape, raw = preset.draft.head_shape, files.head_config
+    difference = shape.difference(read_head(raw)) if shape and raw else ""
+    return [f"draft.head_shape: {difference}"] if difference else []
+
+
+def _check_known(tokenizer: "PreTrainedTokenizerBase", target_rows: int, draft_rows: int) -> None:
+    beyond = {i: text for i, text in _texts(tokenizer, draft_rows).items() if i < target_rows}
+    if beyond:
+        first = min(beyond)
+        raise PairError(
+            f"the draft has {draft_rows} rows and the target more tokens than that",
+            reason=f"token {first}, {beyond[first]!r}, is unknown to the draft",
+        )
+
+
+def _check_draft_context(preset: Preset, limit: int | None) -> None:
+    trained = preset.draft.trained_context_tokens
+    if limit is not None and trained > limit:
+        raise PairError(
+            f"{preset.draft.repo} was built for {limit:,} positions",
+            reason=f"the preset's draft.trained_context_tokens are {trained:,}",
+            hints=[f"--set draft.trained_context_tokens={limit}"],
+        )
+
+
+def _check_shape(role: str, spec: TargetSpec | DraftSpec, config: "PreTrainedConfig") -> None:
+    """A preset's shape is what stand-in weights are measured with, so it has to be true."""
+    difference = spec.shape.difference(config) if spec.shape else ""
+    if difference:
+        raise ModelError(
+            f"{spec.repo} does not have the shape that the preset says",
+            reason=difference,
+            hints=[f"correct {role}.shape in the preset, or leave it out"],
+        )
+
+
+def _scaling(draft: DraftSpec) -> Mapping[str, Any] | None:
+    return draft.head.rope_scaling if draft.head else None
+
+
+def _positions(config: "PreTrainedConfig") -> int | None:
+    longest = getattr(config, "max_position_embeddings", None)
+    if not isinstance(longest, int):
+        return None
+    return position_limit(longest, getattr(config, "rope_parameters", None))
+
+
+def _texts(tokenizer: "PreTrainedTokenizerBase", first: int = 0) -> dict[int, str]:
+    return {i: text for text, i in tokenizer.get_vocab().items() if i >= first}

@@ -1,0 +1,1 @@
+"""The published layouts of EAGLE heads."""

@@ -1,0 +1,232 @@
+"""From a preset to a loaded pair: find the files, check them, then read the weights.
+
+In goes a preset; out comes a ``ModelPair``. Everything that can be refused is refused before any
+weight is downloaded or read: architectures, damaged files, tokenizers that disagree. This module
+does not know decoding, documents or the screen.
+"""
+
+import copy
+import os
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specx.checkpoints.check_pair import PairFiles, check_pair, examined
+from specx.checkpoints.config import (
+    DAMAGE,
+    check_architecture,
+    quiet,
+    summary,
+)
+from specx.checkpoints.download import Notice, fetch, fetch_metadata, pickle_notice, plan, tell
+from specx.checkpoints.eagle.loader import LoadedHead, load_head
+from specx.checkpoints.repository import Source, find, is_on_hub
+from specx.checkpoints.weights import check_weights, choose_entry, is_pickled
+from specx.errors import ModelError, ResourceError, UsageError
+from specx.needs import is_out_of_memory
+from specx.preset.preset import Preset
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "ModelPair",
+    "PairFiles",
+    "check_architecture",
+    "check_pair",
+    "choose_device",
+    "choose_dtype",
+    "end_tokens",
+    "fetch_weights",
+    "find_pair",
+    "is_on_hub",
+    "load_pair",
+    "located",
+    "resolve",
+]
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPair:
+    """Loaded models in evaluation mode on one device. ``draft`` is None without weights of its own;
+    a head has yet to be put beside its target.
+
+    ``notes``: what the user should know about their files.
+    """
+
+    target: "PreTrainedModel"
+    draft: "PreTrainedModel | LoadedHead | None"
+    tokenizer: "PreTrainedTokenizerBase"
+    notes: tuple[str, ...] = ()
+
+
+def load_pair(preset: Preset, *, device: str, dtype: str, offline: bool) -> ModelPair:
+    """The preset's models and tokenizer, ready to run.
+
+    ``device``: auto, cpu, cuda, cuda:N or mps. ``dtype``: auto (see ``choose_dtype``), float32,
+    float16 or bfloat16, for both models. Raises ``UsageError``, ``ModelUnavailableError``,
+    ``ModelError``, ``PairError`` and ``ResourceError``.
+    """
+    device = choose_device(device)
+    target_dtype = choose_dtype(dtype, preset.target.dtype, device)
+    draft_dtype = choose_dtype(dtype, preset.draft.dtype, device)
+    files, sources = located(preset, offline=offline)
+    fetch_weights(files, sources)
+    notes = tuple(filter(None, map(pickle_notice, sources)))
+    for note in notes:
+        tell(Notice(note))
+    draft: PreTrainedModel | LoadedHead | None = None
+    if files.head_config is not None and files.draft_dir is not None:
+        known = len(files.tokenizer)
+        draft = load_head(files.draft_dir, preset.draft, files.target_config, known)
+        for note in draft.notes:
+            tell(Notice(note))
+        notes += draft.notes
+    elif files.draft_dir is not None and files.draft_config is not None:
+        draft = _load_model(files.draft_dir, files.draft_config, draft_dtype, device)
+    target = _load_model(files.target_dir, files.target_config, target_dtype, device)
+    return ModelPair(target, draft, files.tokenizer, notes)
+
+
+def fetch_weights(files: PairFiles, sources: Sequence[Source]) -> None:
+    """Bring the weights of a pair that ``located`` found to this disk; compare with its configs.
+
+    Raises ``ResourceError`` before the first byte when the disk lacks room,
+    ``ModelUnavailableError`` and ``ModelError``.
+    """
+    fetch([plan(source) for source in sources])
+    check_weights(files.target_dir, files.target_config)
+    if files.draft_dir is not None and files.draft_config is not None:
+        check_weights(files.draft_dir, files.draft_config)
+
+
+def end_tokens(pair: ModelPair) -> frozenset[int]:
+    """Ids that end the target's text: its generation settings' and its tokenizer's."""
+    config = pair.target.generation_config
+    ends = None if config is None else config.eos_token_id
+    ids = set(ends if isinstance(ends, list) else [ends])
+    return frozenset(i for i in ids | {pair.tokenizer.eos_token_id} if i is not None)
+
+
+def find_pair(preset: Preset, *, offline: bool) -> PairFiles:
+    """Resolve both repositories, read configs and tokenizers, and check that they fit.
+
+    Fetches no weights. Raises ``ModelUnavailableError``, ``ModelError`` and ``PairError``.
+    """
+    return located(preset, offline=offline)[0]
+
+
+def located(preset: Preset, *, offline: bool) -> tuple[PairFiles, list[Source]]:
+    """As ``find_pair``, with the places of the weights: the target's, then the draft's."""
+    sources: list[Source] = []
+
+    def locate(repo: str, revision: str | None) -> Path:
+        sources.append(_locate(repo, revision, offline))
+        return sources[-1].directory
+
+    return examined(preset, locate), sources
+
+
+def resolve(repo: str, revision: str | None, *, offline: bool) -> Path:
+    """The directory of ``repo``: bundled, a directory as it is, or the Hub's cache.
+
+    Configs and tokenizer files are fetched, weights are not. Raises ``ModelUnavailableError`` when
+    it cannot be had, ``ResourceError`` when the disk is full.
+    """
+    return _locate(repo, revision, offline).directory
+
+
+def _locate(repo: str, revision: str | None, offline: bool) -> Source:
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the Hub's client is imported
+    source = find(repo, revision, offline=offline)
+    fetch_metadata(source)
+    return source
+
+
+def choose_device(device: str) -> str:
+    """``auto`` is cuda where there is one, else cpu. Raises ``UsageError`` for an unusable name."""
+    import torch
+
+    name = device.strip().lower()
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, colon, number = name.partition(":")
+    if name == "cpu" or (name == "mps" and torch.backends.mps.is_available()):
+        return name
+    if kind == "mps":
+        raise UsageError("there is no mps device here", hints=["use --device cpu"])
+    if kind != "cuda" or (colon and not number.isdecimal()):
+        raise UsageError(
+            f"{device!r} is not a device", hints=["write auto, cpu, cuda, cuda:0 or mps"]
+        )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number or 0) >= count:
+        raise UsageError(
+            f"there is no device {name}",
+            reason=f"torch sees {count} CUDA devices",
+            hints=["use --device cpu"],
+        )
+    return name
+
+
+def choose_dtype(dtype: str, preset_dtype: str, device: str) -> "torch.dtype":
+    """``auto``: float32 on the CPU, where equality is exact; half precision on a GPU.
+
+    On a GPU the preset chooses between float16 and bfloat16; float32 there must be asked for.
+    Raises ``UsageError`` for an unknown name.
+    """
+    import torch
+
+    name = dtype.strip().lower()
+    if name == "auto" and device == "cpu":
+        name = "float32"
+    elif name == "auto":
+        name = preset_dtype if preset_dtype == "bfloat16" else "float16"
+    if name not in DTYPES:
+        raise UsageError(f"{dtype!r} is not a dtype", hints=[f"write auto, {', '.join(DTYPES)}"])
+    chosen: torch.dtype = getattr(torch, name)
+    return chosen
+
+
+def _load_model(
+    directory: Path, config: "PreTrainedConfig", dtype: "torch.dtype", device: str
+) -> "PreTrainedModel":
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    entry = choose_entry({path.name for path in directory.iterdir()})
+    try:
+        with quiet():
+            # The attention function's name lives on the config, so no two models may share one.
+            model, report = AutoModelForCausalLM.from_pretrained(
+                directory,
+                config=copy.deepcopy(config),
+                dtype=dtype,
+                use_safetensors=entry is None or not is_pickled(entry),
+                weights_only=True,  # the unpickler that runs no code, should it be a pickle
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        model = model.to(device).eval().requires_grad_(False)
+    except (*DAMAGE, MemoryError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        if is_out_of_memory(error):
+            message = f"no memory on {device} for the weights in {directory}"
+            hints = ("--dtype float16 halves what float32 needs", "--device cpu", "-m pocket")
+            raise ResourceError(message, reason=summary(error), hints=hints) from error
+        message = f"the weights in {directory} cannot be read"
+        raise ModelError(message, reason=summary(error)) from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        wrong = [k for k in report[kind] if "rotary_emb.inv_freq" not in str(k)]
+        if wrong:
+            raise ModelError(
+                f"the weights in {directory} do not fit config.json",
+                reason=f"{kind.replace('_', ' ')}: {sorted(map(str, wrong))[0]}",
+            )
+    return model

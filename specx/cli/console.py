@@ -1,0 +1,138 @@
+"""stderr: messages in their three grades of importance, and the progress display that fits.
+
+Goes in: messages and the options ``-q``, ``-v`` and ``--color``. Comes out: text on stderr. It
+does not know engines, documents or stdout's content.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from specx.cli.errors import OutputClosed, debug_lines, error_lines, is_on
+from specx.cli.format import fold
+from specx.cli.progress import (
+    LogProgress,
+    Progress,
+    SharedProgress,
+    TerminalProgress,
+)
+from specx.cli.terminal import printable
+from specx.errors import SpecxError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Screen:
+    """stderr as one object; ``quiet`` 1 hides notes and stats, 2 hides warnings too."""
+
+    def __init__(
+        self,
+        *,
+        color: str = "auto",
+        quiet: int = 0,
+        verbose: int = 0,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self.quiet = quiet
+        self.verbose = verbose
+        self.color = color
+        self.is_terminal = sys.stderr.isatty()
+        self._environ = environ
+        self.console = _console(color, self.is_terminal, environ)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether something may be drawn here and drawn over."""
+        is_off = is_on(self._environ.get("SPECX_NO_PROGRESS"))
+        return self.is_terminal and self._environ.get("TERM") != "dumb" and not is_off
+
+    def note(self, text: str) -> None:
+        """Stats and remarks."""
+        if self.quiet < 1:
+            self._remark(text, "dim")
+
+    def detail(self, text: str) -> None:
+        """What only ``-v`` asks for."""
+        if self.verbose:
+            self._remark(text, "dim")
+
+    def warn(self, text: str) -> None:
+        """Something that the user should know and that is no failure."""
+        if self.quiet < 2:
+            self._remark(f"warning: {text}", "yellow")
+
+    def fail(self, error: SpecxError) -> None:
+        """An error: always shown; with ``SPECX_DEBUG`` its traceback first."""
+        self._print(debug_lines(error, self._environ))
+        what, *rest = error_lines(error)
+        self._print([what], "bold red")
+        self._print(rest)
+
+    def progress(self, mode: str, *, shows_text: bool) -> Progress:
+        """The display for one run; ``shows_text``: model text is streamed to a terminal."""
+        if self.quiet or is_on(self._environ.get("SPECX_NO_PROGRESS")):
+            return Progress()
+        if not self.is_terminal or self._environ.get("TERM") == "dumb":
+            return LogProgress(self.note, mode)
+        if not shows_text:
+            return TerminalProgress(self.console, mode)
+        return SharedProgress(self.console, mode) if _same_terminal() else Progress()
+
+    def _remark(self, text: str, style: str) -> None:
+        """On a terminal wrapped between parts or words, in a log one line."""
+        lines = fold(text, self.console.width) if self.is_terminal else [text]
+        self._print(lines, style, wraps=self.is_terminal)
+
+    def _print(self, lines: Iterable[str], style: str = "", *, wraps: bool = False) -> None:
+        from rich.text import Text
+
+        with contextlib.suppress(OSError):  # a full disk behind stderr must not cost the answer
+            for line in lines:
+                self.console.print(Text(printable(line), style=style), soft_wrap=not wraps)
+
+
+def _console(color: str, is_terminal: bool, environ: Mapping[str, str]) -> "Console":
+    from rich.console import Console
+
+    class ErrConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise OutputClosed
+
+    wants_color = color == "always" or (
+        color == "auto"
+        and (is_terminal or is_on(environ.get("FORCE_COLOR")))
+        and not environ.get("NO_COLOR")
+        and environ.get("TERM") != "dumb"
+    )
+    return ErrConsole(
+        stderr=True,
+        force_terminal=is_terminal or wants_color,
+        color_system="auto" if wants_color else None,
+        no_color=not wants_color,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def out_console(color: str = "auto") -> "Console":
+    """Rich on stdout, for tables that specx itself made up; never for model text."""
+    from rich.console import Console
+
+    return Console(
+        highlight=False,
+        markup=False,
+        emoji=False,
+        force_terminal=True if color == "always" else None,
+        color_system=None if color == "never" else "auto",
+    )
+
+
+def _same_terminal() -> bool:
+    try:
+        return os.ttyname(sys.stdout.fileno()) == os.ttyname(sys.stderr.fileno())
+    except (OSError, AttributeError):  # no terminal, or a system without terminal names
+        return False

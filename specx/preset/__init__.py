@@ -1,0 +1,1 @@
+"""A pair and its settings as one YAML file: reading, checking, changing."""

@@ -1,0 +1,391 @@
+"""Presets: which models run, and with which settings, as one small YAML file.
+
+In goes a preset's name or a file; out comes a frozen, fully checked ``Preset``. A name is looked
+up among the user's presets and then among those shipped with specx, never in the current
+directory. This module does not know torch, checkpoints, the network or the screen: whether a
+repository exists or a pair fits together is found out by ``specx.checkpoints.load``.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import platformdirs
+import yaml
+from pydantic import BaseModel, Field, model_validator
+from typing_extensions import is_typeddict
+
+from specx.core.config import RetrievalConfig, SamplingConfig, TreeConfig
+from specx.errors import UsageError
+from specx.preset.sections import (
+    WITH_WEIGHTS,
+    DraftSpec,
+    DType,
+    Frozen,
+    HeadSpec,
+    Measurement,
+    Mode,
+    PaperRow,
+    PartsOverrides,
+    PromptSpec,
+    Requirements,
+    RopeScaling,
+    TargetSpec,
+    Text,
+)
+from specx.preset.yaml import Lines, did_you_mean, parse_mapping, parse_scalar, validate
+
+__all__ = [
+    "MAX_PRESET_BYTES",
+    "DType",
+    "DraftSpec",
+    "HeadSpec",
+    "Measurement",
+    "Mode",
+    "PaperRow",
+    "PartsOverrides",
+    "Preset",
+    "PresetEntry",
+    "PromptSpec",
+    "Requirements",
+    "RopeScaling",
+    "TargetSpec",
+    "available_presets",
+    "find_preset",
+    "load_preset",
+    "preset_from",
+    "preset_json_schema",
+    "preset_keys",
+    "user_preset_dir",
+]
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9._-]+$")]
+
+MAX_PRESET_BYTES = 1 << 20
+_IDENTITY = ("schema", "name", "extends")  # belong to the file, so no override may change them
+_DOCUMENTATION = ("about", "requires", "measured", "paper")  # change nothing that is computed
+_NOT_INHERITED = ("name", "measured", "paper")  # numbers of another preset
+_NONE_SET: Mapping[str, object] = MappingProxyType({})
+
+
+class Preset(Frozen):
+    """All settings of a model pair, checked; change some with ``with_overrides``."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    name: Name
+    about: str = ""
+    target: TargetSpec
+    draft: DraftSpec
+    context_tokens: int = Field(ge=64, le=1 << 24)  # prompt and new tokens together
+    prompt: PromptSpec = PromptSpec()
+    mode: Mode = "auto"
+    tree: TreeConfig = TreeConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    max_new_tokens: int = Field(default=256, ge=1)
+    prefill_chunk_tokens: int = Field(default=2048, ge=1)
+    parts: PartsOverrides = Field(default_factory=PartsOverrides)
+    requires: Requirements = Requirements()
+    measured: tuple[Measurement, ...] = ()
+    paper: tuple[PaperRow, ...] = ()
+    extends: Name | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Preset":
+        if self.max_new_tokens >= self.context_tokens:
+            raise ValueError(
+                f"max_new_tokens ({self.max_new_tokens}) must be less than context_tokens "
+                f"({self.context_tokens})"
+            )
+        drafter = self.parts.get("drafter")
+        if drafter in WITH_WEIGHTS and drafter != self.draft.kind:
+            raise ValueError(f"parts.drafter is {drafter}, but draft.kind is {self.draft.kind}")
+        budget, trained = self.retrieval.budget_tokens, self.draft.trained_context_tokens
+        if self.draft.has_weights and budget > trained:
+            raise ValueError(
+                f"retrieval keeps up to {budget} tokens for a draft trained on {trained} "
+                "(draft.trained_context_tokens); lower retrieval.top_chunks"
+            )
+        return self
+
+    def with_overrides(self, overrides: Mapping[str, object]) -> "Preset":
+        """A copy with settings replaced: ``{"tree.nodes": "8"}``.
+
+        A string is read as YAML reads a scalar unless the setting is a text. Raises
+        ``UsageError`` for an unknown key or a value that the preset file could not hold either.
+        """
+        data = self.as_mapping()
+        for key, value in overrides.items():
+            _assign(data, key, value)
+        return _validate(data, f"preset {self.name}")
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Plain values under the keys of the YAML file, defaults included."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def to_yaml(self) -> str:
+        """The preset as a file that ``load_preset`` reads back."""
+        return yaml.safe_dump(self.as_mapping(), sort_keys=False, allow_unicode=True, width=100)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all settings, overrides included: what computes the same, has the same one."""
+        data = {k: v for k, v in self.as_mapping().items() if k not in _DOCUMENTATION}
+        canonical = json.dumps(data, sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PresetEntry:
+    """A preset file as found: ``problem`` is set, and the rest empty, when it does not load."""
+
+    name: str
+    path: Path
+    origin: Literal["user", "shipped", "file"]
+    about: str = ""
+    target: str = ""
+    draft_kind: str = ""
+    license: str | None = None
+    gated: bool = False
+    download_gib: float | None = None
+    memory_at_16k_gib: float | None = None
+    problem: str = ""
+
+
+def load_preset(
+    name_or_path: "str | Preset", overrides: Mapping[str, object] = _NONE_SET
+) -> Preset:
+    """Find, read and check a preset, then apply ``overrides`` (see ``Preset.with_overrides``).
+
+    A ``Preset`` is taken as it is. Raises ``UsageError`` when there is no such preset or anything
+    in it is wrong.
+    """
+    if isinstance(name_or_path, Preset):
+        return name_or_path.with_overrides(overrides) if overrides else name_or_path
+    entry = find_preset(name_or_path)
+    data, lines = _read(entry.path)
+    if data.get("extends") is not None:
+        data = _extended(data, entry)
+    preset = _validate(data, f"preset file {entry.path}", lines)
+    if preset.name != entry.name:
+        raise UsageError(
+            f"preset file {entry.path} calls itself {preset.name}",
+            reason="the name in a preset file must be the name of the file",
+            hints=[f"write name: {entry.name}, or rename the file to {preset.name}.yaml"],
+        )
+    return preset.with_overrides(overrides) if overrides else preset
+
+
+def preset_from(data: dict[str, Any], source: str) -> Preset:
+    """A preset of plain values under the keys of a file; ``source`` names it in messages.
+
+    Raises ``UsageError``.
+    """
+    return _validate(data, source)
+
+
+def find_preset(name_or_path: str) -> PresetEntry:
+    """Where a preset stands. A value with a path separator or ending in .yaml is a file.
+
+    Raises ``UsageError`` with the closest names when there is none.
+    """
+    separators = [os.sep, *([os.altsep] if os.altsep else [])]
+    is_file_name = name_or_path.lower().endswith((".yaml", ".yml"))
+    if is_file_name or any(separator in name_or_path for separator in separators):
+        path = Path(os.path.expanduser(name_or_path))
+        return PresetEntry(name=path.stem, path=path, origin="file")
+    return _named(name_or_path)
+
+
+def available_presets() -> list[PresetEntry]:
+    """Every preset that a name reaches, sorted; a broken file is listed with its ``problem``."""
+    return sorted((_described(entry) for entry in _entries()), key=lambda entry: entry.name)
+
+
+def user_preset_dir() -> Path:
+    """Where the user's presets stand; ``SPECX_CONFIG_DIR`` moves it."""
+    override = os.environ.get("SPECX_CONFIG_DIR")
+    return (Path(override) if override else platformdirs.user_config_path("specx")) / "presets"
+
+
+def preset_keys() -> tuple[str, ...]:
+    """Every key of a preset file, dotted (``tree.nodes``)."""
+    return tuple(key for key, _ in _leaves(Preset))
+
+
+def preset_json_schema() -> dict[str, Any]:
+    """The JSON Schema of a preset file; one that extends another may leave most keys out."""
+    schema = Preset.model_json_schema(by_alias=True)
+    extends = {"required": ["extends"], "properties": {"extends": {"type": "string"}}}
+    schema |= {"if": extends, "else": {"required": schema["required"]}}
+    schema["required"] = ["schema", "name"]
+    return schema
+
+
+def _named(name: str) -> PresetEntry:
+    entries = {entry.name: entry for entry in _entries()}
+    if name in entries:
+        return entries[name]
+    raise UsageError(
+        f"there is no preset named {name!r}",
+        hints=[
+            *did_you_mean(name, entries),
+            f"available: {', '.join(sorted(entries))}",
+            "for a file of your own give its path: ./my-preset.yaml",
+        ],
+    )
+
+
+def _entries() -> Iterator[PresetEntry]:
+    package = Path(__file__).parent.parent
+    shipped = package / "presets"  # in a wheel; in a checkout the folder stands beside the package
+    if not shipped.is_dir():
+        shipped = package.parent / "presets"
+    seen: set[str] = set()
+    places: tuple[tuple[Literal["user", "shipped"], Path], ...] = (
+        ("user", user_preset_dir()),
+        ("shipped", shipped),
+    )
+    for origin, directory in places:
+        for path in sorted(directory.glob("*.yaml")):
+            if path.stem not in seen:
+                seen.add(path.stem)
+                yield PresetEntry(name=path.stem, path=path, origin=origin)
+
+
+def _described(entry: PresetEntry) -> PresetEntry:
+    try:
+        preset = load_preset(str(entry.path))
+    except UsageError as error:
+        return dataclasses.replace(entry, problem=str(error))
+    requires = preset.requires
+    return dataclasses.replace(
+        entry,
+        about=preset.about,
+        target=preset.target.repo,
+        draft_kind=preset.draft.kind,
+        license=requires.license,
+        gated=requires.gated,
+        download_gib=requires.download_gib,
+        memory_at_16k_gib=requires.memory_at_16k_gib,
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Lines]:
+    """The file's mapping with relative directories made absolute, and the line of every key."""
+    source = f"preset file {path}"
+    try:
+        if not path.is_file():
+            reason = "it is not a regular file" if path.exists() else "there is no such file"
+            raise UsageError(f"cannot read {source}", reason=reason)
+        with path.open("rb") as file:
+            raw = file.read(MAX_PRESET_BYTES + 1)
+        if len(raw) > MAX_PRESET_BYTES:
+            raise UsageError(f"{source} is too large", reason="a preset has at most 1 MiB")
+        data, lines = parse_mapping(raw.decode("utf-8-sig"), source)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {source}", reason=str(error)) from error
+    if data.get("schema") != 1 or isinstance(data["schema"], bool):
+        found = f"schema {data['schema']!r}" if "schema" in data else "no schema number"
+        hint = "its first line must be: schema: 1"
+        raise UsageError(f"{source} has {found}; this specx reads schema 1", hints=[hint])
+    for part in (data.get("target"), data.get("draft")):
+        repo = part.get("repo") if isinstance(part, dict) else None
+        if isinstance(part, dict) and isinstance(repo, str) and repo.startswith(("./", "../")):
+            part["repo"] = str((path.parent / repo).resolve())
+    return data, lines
+
+
+def _extended(data: dict[str, Any], entry: PresetEntry) -> dict[str, Any]:
+    """``data`` laid over the preset that it extends; measured numbers are not inherited."""
+    base_name = data["extends"]
+    if not isinstance(base_name, str):
+        raise UsageError(f"preset file {entry.path} is not valid", reason="extends must be a name")
+    base_data, _ = _read(_named(base_name).path)
+    if base_data.get("extends") is not None:
+        raise UsageError(
+            f"preset {entry.name} extends {base_name}, which extends {base_data['extends']}",
+            reason="a preset that is extended must stand alone",
+        )
+    inherited = {key: base_data[key] for key in base_data if key not in _NOT_INHERITED}
+    return _merged(inherited, data)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        result[key] = _merged(below, value) if both and below is not None else value
+    return result
+
+
+def _assign(data: dict[str, Any], key: str, value: object) -> None:
+    leaves = dict(_leaves(Preset))
+    if key in _IDENTITY:
+        raise UsageError(f"{key} cannot be overridden", reason="it belongs to the preset file")
+    inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
+    is_left_out = bool(inside) and value in (None, "null")  # an optional group; else refused below
+    if key not in leaves and not is_left_out:
+        hints = [f"set one of {', '.join(inside)}"] if inside else did_you_mean(key, leaves)
+        what = "is a group of settings" if inside else "is not a setting of a preset"
+        raise UsageError(f"{key} {what}", hints=hints or [f"settings: {', '.join(leaves)}"])
+    *groups, last = key.split(".")
+    for group in groups:
+        if data.get(group) is None:  # an optional group that the file leaves out
+            data[group] = {}
+        data = data[group]
+    if is_left_out:
+        data[last] = None
+    else:
+        data[last] = _scalar(value, leaves[key]) if isinstance(value, str) else value
+
+
+def _scalar(text: str, annotation: Any) -> object:
+    """What ``text`` means to YAML where the setting is no text; a text stays what it is."""
+    if annotation is str:
+        return text
+    value = parse_scalar(text)
+    is_list = any(get_origin(part) is tuple for part in (annotation, *get_args(annotation)))
+    if is_list and value is not None:
+        return [parse_scalar(part.strip()) for part in text.strip("[]").split(",")]
+    is_optional_text = annotation in (str | None, Text | None)
+    return text if is_optional_text and value is not None else value
+
+
+def _validate(data: dict[str, Any], source: str, lines: Lines | None = None) -> Preset:
+    keys = preset_keys()
+    groups = dict.fromkeys(key.partition(".")[0] for key in keys)
+    return validate(Preset, data, source, known_keys=[*keys, *groups], lines=lines or {})
+
+
+def _leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and type of every setting, groups opened."""
+    if dataclasses.is_dataclass(group):
+        members = [(f.name, f.type) for f in dataclasses.fields(group)]
+    elif is_typeddict(group):
+        members = list(get_type_hints(group).items())
+    else:
+        members = [(f.alias or name, f.annotation) for name, f in group.model_fields.items()]
+    for name, kind in members:
+        kind = _opened(kind)
+        is_model = isinstance(kind, type) and issubclass(kind, BaseModel)
+        if is_model or is_typeddict(kind) or dataclasses.is_dataclass(kind):
+            yield from _leaves(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", kind
+
+
+def _opened(kind: Any) -> Any:
+    """Of an optional group of settings, the group."""
+    inner = [part for part in get_args(kind) if part is not type(None)]
+    is_optional = len(inner) == 1 and len(get_args(kind)) == 2
+    if not is_optional:
+        return kind
+    is_model = isinstance(inner[0], type) and issubclass(inner[0], BaseModel)
+    return inner[0] if is_model or is_typeddict(inner[0]) else kind

@@ -1,0 +1,220 @@
+"""The groups of a preset file, each frozen and checked by itself.
+
+In go the file's values; out come the parts of which ``Preset`` is made. This module
+does not know files, torch or the network, nor how the groups have to fit each other.
+"""
+
+import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from typing_extensions import TypedDict
+
+from specx.core.config import (
+    CopiedGuesses,
+    DraftCache,
+    DrafterKind,
+    DraftPrefill,
+    Launch,
+    PrefillAttention,
+    TreeAttention,
+)
+from specx.preset.shapes import HeadShapeSpec, ShapeSpec
+
+DType = Literal["auto", "float32", "float16", "bfloat16"]
+Mode = Literal["plain", "spec", "specx", "auto"]
+Text = Annotated[str, Field(min_length=1)]
+RopeType = Literal["linear", "dynamic", "yarn", "llama3"]
+
+#: Kinds of draft that are a head on the target's hidden states.
+HEADS: tuple[DrafterKind, ...] = ("eagle", "eagle3")
+#: Kinds of draft that have weights of their own.
+WITH_WEIGHTS: tuple[DrafterKind, ...] = ("lm", *HEADS)
+
+
+class Frozen(BaseModel):
+    """A group that nothing changes and that takes no key it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TargetSpec(Frozen):
+    """The model whose text is produced. ``repo``: ``pocket/target``, a directory or a Hub id."""
+
+    repo: Text
+    revision: str | None = None
+    dtype: DType = "auto"
+    shape: ShapeSpec | None = None
+
+
+class RopeScaling(TypedDict, total=False):
+    """How a head's positions are stretched, under the keys of a checkpoint's config.
+
+    ``type`` and ``rope_type`` are two spellings of the same key; one of them is needed.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    type: RopeType
+    rope_type: RopeType
+    factor: Annotated[float, Field(ge=1)]
+    original_max_position_embeddings: Annotated[int, Field(ge=1)]
+    low_freq_factor: float
+    high_freq_factor: float
+    beta_fast: float
+    beta_slow: float
+    attention_factor: float
+
+
+class HeadSpec(Frozen):
+    """What a preset knows better than the head's own config; None: what the checkpoint says."""
+
+    rope_theta: float | None = Field(default=None, gt=1)
+    rope_scaling: RopeScaling | None = None
+    #: Whose hidden states the head reads, counted as in transformers' ``hidden_states``:
+    #: i is the input of layer i.
+    feature_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    norm_before_residual: bool | None = None
+
+    @field_validator("rope_scaling")
+    @classmethod
+    def _is_whole(cls, scaling: RopeScaling | None) -> RopeScaling | None:
+        if scaling is None:
+            return None
+        if ("type" in scaling) == ("rope_type" in scaling):
+            raise ValueError("draft.head.rope_scaling needs either type or rope_type")
+        if "factor" not in scaling:
+            raise ValueError("draft.head.rope_scaling.factor is missing")
+        return scaling
+
+    @field_validator("feature_layers")
+    @classmethod
+    def _rises(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers is not None and (not layers or list(layers) != sorted(set(layers))):
+            raise ValueError("draft.head.feature_layers must be rising layer numbers")
+        return layers
+
+
+class DraftSpec(Frozen):
+    """What guesses tokens: nothing, the prompt itself, a small model, or a head on the target.
+
+    ``lm``, ``eagle`` (EAGLE-1 and -2) and ``eagle3`` need ``repo``; the others have no weights.
+    """
+
+    kind: DrafterKind = "lm"
+    repo: Text | None = None
+    revision: str | None = None
+    dtype: DType = "auto"
+    trained_context_tokens: int = Field(default=2048, ge=64)  # the draft sees no later position
+    shape: ShapeSpec | None = None  # of a model
+    head: HeadSpec | None = None  # corrections, for a head only
+    head_shape: HeadShapeSpec | None = None
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> "DraftSpec":
+        if self.kind in WITH_WEIGHTS and self.repo is None:
+            raise ValueError(f"draft.repo is missing: a draft of kind {self.kind} needs one")
+        # A kind without weights ignores both: it may be set over any preset.
+        if self.kind == "lm" and (self.head or self.head_shape):
+            raise ValueError("draft.head and draft.head_shape belong to the kinds eagle and eagle3")
+        if self.is_head and self.shape is not None:
+            raise ValueError(f"a draft of kind {self.kind} has a head_shape, no shape")
+        features = self.head_shape.features if self.head_shape else 1
+        if self.kind == "eagle" and features != 1:
+            raise ValueError(f"draft.head_shape.features is {features}; an EAGLE-1 head reads 1")
+        return self
+
+    @property
+    def is_head(self) -> bool:
+        """Whether the draft reads the target's hidden states."""
+        return self.kind in HEADS
+
+    @property
+    def generation(self) -> Literal[1, 3]:
+        """Of EAGLE, where the draft is a head: EAGLE-2 runs heads of the first."""
+        return 3 if self.kind == "eagle3" else 1
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is a checkpoint to fetch."""
+        return self.kind in WITH_WEIGHTS
+
+
+class PromptSpec(Frozen):
+    """How a document becomes a prompt. ``template="auto"`` is the target's chat template."""
+
+    template: Literal["auto", "raw"] = "auto"
+    summarize: Text = "Summarize the text above."
+    ask: str = "{document}\n\n{instruction}"
+
+    @field_validator("ask")
+    @classmethod
+    def _has_both_places(cls, ask: str) -> str:
+        for place in ("{document}", "{instruction}"):
+            if ask.count(place) != 1:
+                raise ValueError(f"prompt.ask must contain {place} exactly once")
+        return ask
+
+
+class PartsOverrides(TypedDict, total=False):
+    """Single parts of the mode replaced, for ablations; an absent key keeps the mode's part."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    drafter: DrafterKind
+    draft_cache: DraftCache
+    draft_prefill: DraftPrefill
+    prefill_attention: PrefillAttention
+    tree_attention: TreeAttention
+    launch: Launch
+    copies: CopiedGuesses
+
+
+class Requirements(Frozen):
+    """What a user should know before a download, and where each fact was read."""
+
+    download_gib: float | None = Field(default=None, ge=0)  # of both checkpoints; null: unknown
+    #: Weights, caches and about 1 GiB of workspace at a prompt of 16384 tokens, or of the whole
+    #: context where that is shorter; null: unknown.
+    memory_at_16k_gib: float | None = Field(default=None, ge=0)
+    gated: bool = False
+    license: str | None = None
+    sources: dict[Text, Text] = Field(default_factory=dict)  # fact → public page
+    unverified: tuple[Text, ...] = ()  # what was inferred, or read nowhere yet
+
+
+class Measurement(Frozen):
+    """A result on a named device, kept beside the settings that gave it."""
+
+    device: Text
+    date: datetime.date
+    prompt_tokens: int = Field(ge=1)
+    tokens_per_step: float = Field(ge=0)
+    speedup: float = Field(ge=0)
+    stand_in: bool = False  # weights of pocket's behaviour: acceptance is not this pair's
+    raw: str | None = None  # the bench's JSON, beside the preset file
+
+
+class PaperRow(Frozen):
+    """A published result that this preset should come near to on the same device.
+
+    ``tok_s`` is new tokens over the whole time, prefill included; ``tokens_per_step`` counts the
+    bonus token; ``speedup_vs_ar`` is against the paper's own plain decoding.
+    """
+
+    source: Text
+    device: Text = "A100 80GB"
+    data: Literal["govreport", "pg19", "booksum", "aime24"]
+    prompt_tokens: int | None = Field(default=None, ge=1)  # None: no length was set
+    mode: Literal["plain", "spec", "specx"]
+    tokens_per_step: float = Field(ge=1)
+    tok_s: float = Field(gt=0)
+    speedup_vs_ar: float | None = Field(default=None, gt=0)
+    suspect: bool = False
+    reason: str = ""  # why it is suspect, or what is to be known about it
+
+    @model_validator(mode="after")
+    def _says_why(self) -> "PaperRow":
+        if self.suspect and not self.reason:
+            raise ValueError("a suspect row of the paper must give its reason")
+        return self

@@ -1,0 +1,1 @@
+"""Models of a preset's real size that compute what the bundled pair computes."""

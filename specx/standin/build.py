@@ -1,0 +1,291 @@
+"""Stand-in weights: a preset's shapes at full size, computing what a bundled pocket pair does.
+
+In: a preset that names its shapes. Out: a ``hub.ModelPair`` of those shapes, built on the device
+and nowhere else, with pocket's tokenizer; a head stands in for a head of its kind. Nothing is
+downloaded. It does not know requests, measurements, the screen, or how one model or head is put
+into another (``implant`` and ``headimplant`` do).
+
+What a bench measures on such a pair: time, memory and attention of the real shapes, with the text
+and the acceptance of a real, if small, pair.
+"""
+
+import copy
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from specx.checkpoints import load as hub
+from specx.checkpoints.config import quiet, read_config, read_json
+from specx.checkpoints.eagle.config import read_head
+from specx.checkpoints.eagle.loader import LoadedHead
+from specx.errors import ResourceError, UsageError
+from specx.needs import room_on
+from specx.preset.preset import DraftSpec, Preset, TargetSpec, load_preset
+from specx.preset.shapes import HeadShapeSpec
+from specx.standin.implant import Implant, epsilon, misfit
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+#: Tokens of prompt and output together on which the pair inside was trained.
+TRAINED_TOKENS = 17408
+SUFFIX = "-stand-in"
+
+#: Kind of draft → the preset of the bundled pair whose draft is of that kind, and that draft.
+_POCKETS = {
+    "lm": ("pocket", "pocket/draft"),
+    "eagle": ("pocket-eagle", "pocket/eagle"),
+    "eagle3": ("pocket-eagle3", "pocket/eagle3"),
+}
+_ROOM_TOKENS = 4096  # behind a prompt as long as the preset's context
+
+
+def adapted(preset: Preset) -> Preset:
+    """The settings with which ``preset``'s shapes are measured on stand-in weights.
+
+    Whatever acceptance depends on is pocket's: what the draft was trained on, retrieval, prompt,
+    sampling. The tree stays the preset's. Positions are pocket's as well, so the context is at
+    least pocket's, with some room behind a prompt that fills it. The name tells that it is a
+    stand-in. Raises ``UsageError`` for a preset without shapes and for shapes that cannot hold
+    pocket.
+    """
+    pocket = _pocket(preset)
+    _configs(preset)
+    changes = {
+        "name": f"{preset.name}{SUFFIX}",
+        "context_tokens": max(preset.context_tokens, pocket.context_tokens) + _ROOM_TOKENS,
+        "draft": preset.draft.model_copy(
+            update={"trained_context_tokens": pocket.draft.trained_context_tokens}
+        ),
+        "prompt": pocket.prompt,
+        "retrieval": pocket.retrieval,
+        "sampling": pocket.sampling,
+        "measured": (),
+        "extends": None,
+    }
+    return preset.model_copy(update=changes).with_overrides({})
+
+
+def about(preset: Preset) -> str:
+    """What numbers measured on an ``adapted`` preset are, in a sentence."""
+    draft = preset.draft
+    head = "of the head " if draft.is_head else ""
+    shapes = f" and {head}{draft.repo}" if draft.has_weights else ""
+    pair = f"pocket target and its {draft.kind} head compute" if head else "pocket pair computes"
+    return (
+        f"stand-in weights: {preset.name} has the shapes of {preset.target.repo}{shapes} and "
+        f"computes what specx's {pair}, so time and memory are those of the shapes, "
+        "text and acceptance are pocket's"
+    )
+
+
+def find_pair(preset: Preset) -> hub.PairFiles:
+    """As ``hub.find_pair``: the configs that ``load_pair`` builds, and pocket's tokenizer."""
+    target, draft = _configs(preset)
+    files = hub.find_pair(_pocket(preset), offline=True)
+    small = files.target_dir, target, files.tokenizer, files.draft_dir
+    return hub.PairFiles(*small, draft, files.head_config)
+
+
+def load_pair(preset: Preset, *, device: str, dtype: str) -> hub.ModelPair:
+    """Build the pair on ``device``; arguments as for ``hub.load_pair``, same weights every time.
+
+    Raises ``UsageError`` as ``adapted`` does, and ``ResourceError`` where memory is short.
+    """
+    device = hub.choose_device(device)
+    configs = _configs(preset)
+    dtypes = [hub.choose_dtype(dtype, spec.dtype, device) for spec in (preset.target, preset.draft)]
+    outlines = [
+        _outline(config, chosen)
+        for config, chosen in zip(configs, dtypes, strict=True)
+        if config is not None
+    ]
+    _check_room(outlines, device, preset)
+    small = hub.load_pair(_pocket(preset), device="cpu", dtype="float32", offline=True)
+    target = _filled(outlines[0], small.target, device)
+    draft: PreTrainedModel | LoadedHead | None = None
+    if isinstance(small.draft, LoadedHead):
+        draft = _filled_head(preset, small.draft, target, small.target)
+    elif len(outlines) > 1 and small.draft is not None:
+        draft = _filled(outlines[1], small.draft, device)
+    return hub.ModelPair(target, draft, small.tokenizer, small.notes)
+
+
+def twin(pair: hub.ModelPair) -> hub.ModelPair:
+    """The same models once more over the same weights, for a second owner.
+
+    Needs a ``pair`` that nobody has taken over yet. A head is left out: transformers runs none, and
+    keeping its tensors would hold them twice, as the first owner copies them.
+    """
+    draft = None
+    if pair.draft is not None and not isinstance(pair.draft, LoadedHead):
+        draft = _shared(pair.draft)
+    return hub.ModelPair(_shared(pair.target), draft, pair.tokenizer)
+
+
+def _pocket(preset: Preset) -> Preset:
+    """The bundled pair with a draft like the ``preset``'s, whatever the user calls pocket."""
+    kind = preset.draft.kind if preset.draft.kind in _POCKETS else "lm"
+    name, draft = _POCKETS[kind]
+    repos = {"target.repo": "pocket/target", "draft.kind": kind, "draft.repo": draft}
+    return load_preset(name).with_overrides(repos)
+
+
+def _configs(preset: Preset) -> "tuple[PreTrainedConfig, PreTrainedConfig | None]":
+    """Configs of the large models, checked: each can hold its small one, and so can a head."""
+    target = _config("target", preset.target, preset)
+    if preset.draft.is_head:
+        _check_head(preset)
+    draft = _config("draft", preset.draft, preset) if preset.draft.kind == "lm" else None
+    return target, draft
+
+
+def _check_head(preset: Preset) -> None:
+    """Raise ``UsageError`` unless the preset's head can hold the bundled one of its kind."""
+    from specx.standin.head_implant import head_misfit
+
+    shape, target = preset.draft.head_shape, preset.target.shape
+    if shape is None or target is None:
+        raise UsageError(
+            f"preset {preset.name} does not say the shape of its head",
+            reason="stand-in weights are built from it",
+            hints=[
+                f"add draft.head_shape to the preset: {', '.join(HeadShapeSpec.model_fields)}",
+                "specx presets show vicuna-7b-eagle has one",
+            ],
+        )
+    directory = hub.resolve(_POCKETS[preset.draft.kind][1], None, offline=True)
+    small = read_head(read_json(directory / "config.json"))
+    reason = head_misfit(shape, target, small, preset.draft.generation)
+    if reason:
+        raise UsageError(f"no stand-in can be built for preset {preset.name}: head", reason=reason)
+
+
+def _config(
+    role: Literal["target", "draft"], spec: TargetSpec | DraftSpec, preset: Preset
+) -> "PreTrainedConfig":
+    from transformers import AutoConfig
+
+    shape = spec.shape
+    if shape is None:
+        raise UsageError(
+            f"preset {preset.name} does not say the shape of its {role}",
+            reason="stand-in weights are built from it",
+            hints=[
+                f"add {role}.shape to the preset: family, layers, hidden, heads, kv_heads, "
+                "head_dim, mlp, vocabulary",
+                "specx presets show vicuna-7b has one",
+            ],
+        )
+    small = read_config(hub.resolve(f"pocket/{role}", None, offline=True))
+    reason = misfit(shape, small)
+    if reason:
+        raise UsageError(
+            f"no stand-in can be built for preset {preset.name}: {role}", reason=reason
+        )
+    window = {"sliding_window": None} if shape.family == "mistral" else {}
+    return AutoConfig.for_model(
+        shape.family,
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=preset.context_tokens,
+        rms_norm_eps=epsilon(shape.hidden, small),
+        rope_parameters=copy.deepcopy(small.rope_parameters),
+        tie_word_embeddings=shape.tied,
+        hidden_act=small.hidden_act,
+        bos_token_id=small.bos_token_id,
+        eos_token_id=small.eos_token_id,
+        pad_token_id=small.pad_token_id,
+        **window,
+    )
+
+
+def _outline(config: "PreTrainedConfig", dtype: "torch.dtype") -> "PreTrainedModel":
+    """The model without memory for its weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=dtype
+        )
+    return model
+
+
+def _check_room(outlines: "list[PreTrainedModel]", device: str, preset: Preset) -> None:
+    """Raise ``ResourceError`` before memory is touched: a CPU kills whoever asks for too much."""
+    import torch
+
+    need = sum(part.nbytes for outline in outlines for part in outline.parameters())
+    if preset.draft.is_head:
+        need += _head_bytes(preset, outlines[0].dtype)
+    have = room_on(torch.device(device)).free_bytes
+    if have is not None and need > have:
+        raise ResourceError(
+            f"no memory on {device} for stand-in weights of {preset.name}",
+            reason=f"they need {need / 2**30:.1f} GiB, and {have / 2**30:.1f} GiB are free",
+            hints=["--dtype float16 halves float32", "choose another --device", "-m pocket"],
+        )
+
+
+def _head_bytes(preset: Preset, dtype: "torch.dtype") -> int:
+    """What a head takes while it is put beside its target, which makes a copy of it."""
+    from specx.standin.head_implant import tensor_shapes
+
+    shape, target = preset.draft.head_shape, preset.target.shape
+    assert shape is not None
+    assert target is not None
+    shapes = tensor_shapes(shape, preset.draft.generation, target.vocabulary).values()
+    return 2 * dtype.itemsize * sum(map(math.prod, shapes))
+
+
+def _filled_head(
+    preset: Preset, small: LoadedHead, target: "PreTrainedModel", small_target: "PreTrainedModel"
+) -> LoadedHead:
+    """The preset's head beside ``target``, making the guesses of the ``small`` one."""
+    import torch
+
+    from specx.standin.head_implant import HeadImplant
+
+    assert preset.draft.head_shape is not None, "checked with the configs"
+    try:
+        return HeadImplant(small, preset.draft.head_shape, target, small_target).build()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ResourceError(f"no memory on {target.device} for a stand-in head") from error
+
+
+def _filled(model: "PreTrainedModel", small: "PreTrainedModel", device: str) -> "PreTrainedModel":
+    """``model`` on ``device``, computing what ``small`` computes."""
+    import torch
+
+    try:
+        model.to_empty(device=device)
+        model.tie_weights()
+        _rotate_afresh(model, device)
+        Implant(model, small).fill()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ResourceError(f"no memory on {device} for stand-in weights") from error
+    model.generation_config = copy.deepcopy(small.generation_config)
+    return model.eval().requires_grad_(False)
+
+
+def _rotate_afresh(model: "PreTrainedModel", device: "str | torch.device") -> None:
+    """Rotary tables are no weights: a model that was laid out without memory computes them anew."""
+    decoder: Any = model.get_decoder()
+    decoder.rotary_emb = type(decoder.rotary_emb)(config=model.config).to(device)
+
+
+def _shared(model: "PreTrainedModel") -> "PreTrainedModel":
+    """A new model of the same config whose parameters are ``model``'s own objects."""
+    again = _outline(model.config, model.dtype)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner, _, leaf = name.rpartition(".")
+        setattr(again.get_submodule(owner), leaf, parameter)
+    _rotate_afresh(again, model.device)
+    again.generation_config = copy.deepcopy(model.generation_config)
+    return again.eval()

@@ -1,0 +1,222 @@
+"""A small EAGLE head inside a larger one: the same guesses at the larger one's cost.
+
+In: a small head, the sizes of the large one, and both targets, the large one with the small one in
+it already (``implant``). Out: a ``LoadedHead`` on the large target's device, in its dtype. It does
+not know presets, files or tokenizers.
+
+How the small head sits in the large one, beside what ``implant`` says of layers:
+
+* EAGLE-3 reads inputs of the target's layers, which end with ±c in the margin, the same at all of
+  them. The first one's margin is handed on into the head's stream, so its norms work as the
+  target's do. The other two taps' margins are read with random weights that cancel.
+* EAGLE-1 reads normed states and norms only once. Of its stream's margin one dimension is not zero:
+  the one that foreign vocabulary rows read. It is made from the embedding's constant c, because a
+  state's own value there varies, and is about what the target's final norm gives there.
+* A vocabulary of its own consists of the target's first rows.
+
+Weights that no result depends on are random where what they read is zero or cancels; those that
+would let something through are zero.
+"""
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from specx.checkpoints.eagle.config import HeadFacts
+from specx.checkpoints.eagle.layout import LAYER
+from specx.checkpoints.eagle.loader import LoadedHead
+from specx.checkpoints.eagle.tensor_shapes import Sizes, needed_shapes
+from specx.preset.shapes import HeadShapeSpec, ShapeSpec
+from specx.standin.implant import (
+    FINAL_GAIN,
+    FINAL_RMS,
+    SEED,
+    STD,
+    Margin,
+    put_first_copies,
+    repeated_heads,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_FEATURES = 3  # that pocket's EAGLE-3 head reads
+_HEAD_RMS = 6.25  # of that head's last state, about: 1.6 to 18
+_ATTENTION, _MLP = f"{LAYER}self_attn.", f"{LAYER}mlp."
+
+
+def head_misfit(shape: HeadShapeSpec, target: ShapeSpec, small: HeadFacts, generation: int) -> str:
+    """Why a head of ``shape`` beside ``target`` cannot hold the ``small`` one of the same
+    generation; "" if it can."""
+    if shape.hidden != target.hidden:
+        return f"its hidden is {shape.hidden}, and the target's embedding has {target.hidden}"
+    if shape.head_dim != small.head_dim:
+        return f"its head_dim is {shape.head_dim}, and pocket rotates heads of {small.head_dim}"
+    if generation == 3 and shape.features != _FEATURES:
+        return f"its features are {shape.features}, and pocket's head reads {_FEATURES}"
+    if not small.draft_vocabulary <= shape.vocabulary <= target.vocabulary:
+        least, most = small.draft_vocabulary, target.vocabulary
+        return f"its vocabulary is {shape.vocabulary}, not between {least} and {most}"
+    if shape.mlp < small.mlp:
+        return f"its mlp is {shape.mlp}, and pocket needs at least {small.mlp}"
+    for name, ours, theirs in (
+        ("heads", shape.heads, small.heads),
+        ("kv_heads", shape.kv_heads, small.kv_heads),
+    ):
+        if ours % theirs:
+            return f"its {name}, {ours}, are no multiple of pocket's {theirs}"
+    if generation == 1 and not shape.bias and shape.hidden == small.hidden:
+        return f"without a bias, hidden must exceed pocket's {small.hidden}"
+    return ""
+
+
+def tensor_shapes(
+    shape: HeadShapeSpec, generation: Literal[1, 3], vocabulary: int
+) -> dict[str, tuple[int, ...]]:
+    """Name → shape of the large head's tensors beside a target of ``vocabulary`` rows."""
+    sizes = Sizes(
+        generation=generation,
+        hidden=shape.hidden,
+        target_hidden=shape.hidden,
+        mlp=shape.mlp,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        features=shape.features,
+    )
+    found = needed_shapes(sizes)
+    if shape.bias:
+        found["fc.bias"] = (shape.hidden,)
+    if generation == 3 and shape.vocabulary < vocabulary:
+        found["lm_head.weight"] = (shape.vocabulary, shape.hidden)
+    return found
+
+
+class HeadImplant:
+    """One small head on its way into a large one; see the module's docstring for the plan.
+
+    The ``small`` one's residual is not normed, and it has no norms beyond the official ones.
+    """
+
+    def __init__(
+        self,
+        small: LoadedHead,
+        shape: HeadShapeSpec,
+        target: "PreTrainedModel",
+        small_target: "PreTrainedModel",
+    ) -> None:
+        """``shape`` has no ``head_misfit``; ``target`` holds the ``small_target``."""
+        self._small, self._shape = small, shape
+        self._target, self._small_target = target, small_target
+        self._margin = Margin.of(shape.hidden, small_target.config)
+        self._width, self._head_dim = self._margin.width, small.config.head_dim
+        self._random = torch.Generator(target.device).manual_seed(SEED)
+
+    @torch.no_grad()
+    def build(self) -> LoadedHead:
+        """The large head; the same weights every time."""
+        config, table = self._small.config, self._target.get_input_embeddings().weight
+        shapes = tensor_shapes(self._shape, config.generation, len(table))
+        tensors = {name: self._drawn(size) for name, size in shapes.items()}
+        self._fill_joint(tensors)
+        self._fill_layer(tensors)
+        for name in tensors:
+            if name.endswith("norm.weight"):
+                self._fill_norm(tensors[name], self._small.tensors[name])
+        if config.generation == 3 and self._margin.size:
+            tensors["norm.weight"][self._width] = FINAL_GAIN * _HEAD_RMS / FINAL_RMS
+        if "lm_head.weight" in tensors:
+            self._fill_rows(tensors["lm_head.weight"])
+            same = torch.zeros(self._shape.vocabulary, dtype=torch.int64, device=table.device)
+            tensors["d2t"] = same
+        before = self._target.config.num_hidden_layers - self._small_target.config.num_hidden_layers
+        config = replace(
+            config,
+            heads=self._shape.heads,
+            epsilon=self._margin.epsilon(config.epsilon, self._squares()),
+            feature_layers=tuple(before + layer for layer in config.feature_layers),
+        )
+        return LoadedHead(config, tensors)
+
+    @property
+    def _constant(self) -> float:
+        """What EAGLE-1's states hold where foreign rows read: a power of two, exact anywhere."""
+        return float(2.0 ** round(math.log2(self._margin.read)))
+
+    def _squares(self) -> float:
+        """Of the margin of what is normed, summed."""
+        if self._margin.size == 0:
+            return 0.0
+        if self._small.config.generation == 1:
+            return self._constant**2
+        return self._margin.size * self._margin.value**2
+
+    def _fill_joint(self, tensors: dict[str, Tensor]) -> None:
+        """What makes a stream of features, and in EAGLE-1 of the embedding too."""
+        weight, small = tensors["fc.weight"], self._small.tensors["fc.weight"]
+        width, hidden = self._width, self._shape.hidden
+        parts = weight.view(hidden, -1, hidden)
+        parts[:, :, :width] = 0.0
+        parts[:width, :, :width] = self._like(weight, small.view(width, -1, width))
+        if "fc.bias" in tensors:
+            tensors["fc.bias"].zero_()
+        if self._small.config.generation == 3:
+            _hand_on(parts[:, :, width:], width)
+            return
+        parts[:, 0, width:] = 0.0  # differs from token to token, but for its first dimension
+        parts[:, 1, width : width + 1] = 0.0  # a state's value there varies
+        if self._margin.size:
+            parts[width, 0, width] = self._constant / self._margin.value
+        if (bias := self._small.tensors.get("fc.bias")) is None:
+            return
+        if "fc.bias" in tensors:
+            tensors["fc.bias"][:width] = self._like(weight, bias)
+        else:
+            parts[:width, 0, width] = self._like(weight, bias / self._margin.value)
+
+    def _fill_layer(self, tensors: dict[str, Tensor]) -> None:
+        small, width, hidden = self._small.tensors, self._width, self._shape.hidden
+        for name in (f"{_ATTENTION}{each}_proj.weight" for each in "qkv"):
+            weight = tensors[name]
+            heads = repeated_heads(small[name], len(weight), self._head_dim)
+            parts = weight.view(len(weight), -1, hidden)
+            parts[:, :, :width] = self._like(weight, heads).view(len(weight), -1, width)
+            parts[:, :, width : width + 1] = 0.0  # EAGLE-1's stream is not normed before
+        name = f"{_ATTENTION}o_proj.weight"
+        put_first_copies(tensors[name].zero_(), small[name], self._head_dim)
+        for name in (f"{_MLP}gate_proj.weight", f"{_MLP}up_proj.weight"):
+            tensors[name][: len(small[name]), :width] = self._like(tensors[name], small[name])
+        name = f"{_MLP}down_proj.weight"
+        down = self._like(tensors[name], small[name])
+        tensors[name].zero_()[:width, : down.shape[1]] = down
+
+    def _fill_norm(self, weight: Tensor, small: Tensor) -> None:
+        """The small norm, the margin blotted out."""
+        weight.zero_()[: self._width] = self._like(weight, small.float() * self._margin.scale)
+
+    def _fill_rows(self, head: Tensor) -> None:
+        """The head's own output matrix: the small target's, and rows that never win."""
+        rows = self._small_target.get_output_embeddings().weight
+        head[: len(rows), : self._width] = self._like(head, rows)
+        head[: len(rows), self._width] = 0.0
+        head[len(rows) :, self._width] = self._margin.foreign_weight
+
+    def _drawn(self, size: tuple[int, ...]) -> Tensor:
+        like = self._target.get_input_embeddings().weight
+        tensor = torch.empty(size, dtype=like.dtype, device=like.device)
+        return tensor.normal_(0.0, STD, generator=self._random)
+
+    @staticmethod
+    def _like(weight: Tensor, values: Tensor) -> Tensor:
+        return values.to(weight.device, weight.dtype)
+
+
+def _hand_on(margins: Tensor, width: int) -> None:
+    """``margins`` [out, taps, margin]: the first one's goes behind ``width``; the other two, which
+    are the same numbers, cancel."""
+    margins[:, 0] = 0.0
+    margins[width:, 0].fill_diagonal_(1.0)
+    margins[:, 2] = -margins[:, 1]

@@ -1,0 +1,237 @@
+"""A map of the prompt: its chunks as text, its headings and pages, and what the draft retrieved.
+
+Goes in: the prompt's tokens, a tokenizer, the chunk numbers of each refresh of the draft's cache.
+Comes out: texts, ticks and counts by chunk. It does not know models, screens or files.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from specx.core.config import RetrievalConfig, parts_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from specx.preset.preset import Preset
+
+TickKind = Literal["heading", "page"]
+
+MAX_TICKS = 1000
+_LABEL_CHARACTERS = 60
+_CONTEXT_TOKENS = 4  # decoded along, because a decoder may treat a text's first token in its way
+_CHARACTER_TOKENS = 3  # a character of UTF-8 has at most four bytes, so three more tokens
+_MARKDOWN_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(?P<title>\S.*?)[ \t#]*")
+_FENCE = re.compile(r" {0,3}(```|~~~)")
+_TITLE_END = tuple(".,;:!?…-–—”\"'")
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A place that a reader knows: a heading, or the first text of a page."""
+
+    chunk: int
+    kind: TickKind
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentMap:
+    """The prompt as retrieval sees it. The concatenated ``chunks`` are the prompt's text."""
+
+    chunks: tuple[str, ...]
+    ticks: tuple[Tick, ...]
+    retrieval: RetrievalConfig
+
+    def heading_of(self, chunk: int) -> str:
+        """Label of the last heading (else page) at or before ``chunk``; "" where there is none."""
+        before = [tick for tick in self.ticks if tick.chunk <= chunk]
+        headings = [tick for tick in before if tick.kind == "heading"]
+        return (headings or before or [Tick(0, "page", "")])[-1].label
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Some neighbouring chunks drawn as one.
+
+    ``share``: how often the one chosen most among them was, over the most of all chunks.
+    """
+
+    share: float
+    is_held: bool
+
+
+class Retrievals:
+    """Counts, over a run, how often the target's attention chose each chunk for the draft.
+
+    The sink and the recent chunks are held in any case, so they count as held and not as chosen.
+    """
+
+    def __init__(self, document_map: DocumentMap) -> None:
+        self._config = document_map.retrieval
+        self.counts = [0] * len(document_map.chunks)
+        self.held: frozenset[int] = frozenset()
+        self.refreshes = 0
+
+    def add(self, retrieved: Sequence[int] | None) -> None:
+        """A refresh with these chunk numbers, increasing; None: there was none in this step."""
+        if retrieved is None:
+            return
+        self.refreshes += 1
+        known = len(self.counts)
+        self.held = frozenset(chunk for chunk in retrieved if chunk < known)
+        for chunk in retrieved[: -self._config.recent_chunks]:
+            if self._config.sink_chunks <= chunk < known:
+                self.counts[chunk] += 1
+
+    @property
+    def most(self) -> int | None:
+        """The chunk chosen most often; of equals one that is held now, then the first."""
+        best = max(
+            range(len(self.counts)),
+            key=lambda chunk: (self.counts[chunk], chunk in self.held, -chunk),
+            default=0,
+        )
+        return best if self.counts and self.counts[best] else None
+
+    def cells(self, width: int) -> list[Cell]:
+        """All chunks as ``width`` cells; cell ``i`` shows the chunks from ``i·n/width`` on."""
+        count, highest = len(self.counts), max(self.counts, default=0)
+        cells = []
+        for at in range(width if count else 0):
+            first = at * count // width
+            chunks = range(first, max(first + 1, (at + 1) * count // width))
+            most = max(self.counts[chunk] for chunk in chunks)
+            share = most / highest if highest else 0.0
+            cells.append(Cell(share, not self.held.isdisjoint(chunks)))
+        return cells
+
+
+def map_prompt(
+    tokens: Sequence[int],
+    tokenizer: "PreTrainedTokenizerBase",
+    retrieval: RetrievalConfig,
+    document: str = "",
+) -> DocumentMap:
+    """The map of a prompt. Ticks are searched in ``document`` where the prompt has it verbatim,
+    and else in the whole prompt."""
+    chunks = chunk_texts(tokens, tokenizer, retrieval.chunk_tokens)
+    text = "".join(chunks)
+    start = max(0, text.find(document))
+    end = start + len(document) if document and document in text else len(text)
+    ends: list[int] = []
+    for chunk in chunks:
+        ends.append((ends[-1] if ends else 0) + len(chunk))
+    ticks, at = [], 0
+    for offset, kind, label in _landmarks(text[start:end]):
+        while ends[at] <= start + offset:
+            at += 1
+        ticks.append(Tick(at, kind, label))
+    return DocumentMap(tuple(chunks), tuple(ticks[:: -(-len(ticks) // MAX_TICKS) or 1]), retrieval)
+
+
+def chunk_texts(
+    tokens: Sequence[int], tokenizer: "PreTrainedTokenizerBase", chunk_tokens: int
+) -> list[str]:
+    """Text of every ``chunk_tokens`` tokens, special tokens left out.
+
+    A character whose bytes lie in two chunks belongs to the first, so no text is lost.
+    """
+    backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+
+    def decode(start: int, end: int) -> str:
+        return str(backend.decode(list(tokens[start:end]), skip_special_tokens=True))
+
+    texts: list[str] = []
+    start = 0
+    for regular_end in range(chunk_tokens, len(tokens) + chunk_tokens, chunk_tokens):
+        end = max(start, min(regular_end, len(tokens)))
+        latest = min(end + _CHARACTER_TOKENS, len(tokens))
+        context = max(0, start - _CONTEXT_TOKENS)
+        while end < latest and decode(start, end).endswith("\ufffd"):
+            end += 1
+        texts.append(decode(context, end)[len(decode(context, start)) :])
+        start = end
+    return texts
+
+
+def token_text(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
+    """Text of one token as it stands inside a text, special tokens by name."""
+    backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    alone = str(backend.decode([token], skip_special_tokens=False))
+    # A decoder may drop the space before a text's first token; before the second it keeps it.
+    twice = str(backend.decode([token, token], skip_special_tokens=False))
+    return twice[len(alone) :] or alone
+
+
+def why_nothing_is_retrieved(preset: "Preset", mode: str, prompt_tokens: int) -> str:
+    """One sentence for a run whose draft chooses no chunks; "" for one that does."""
+    if mode == "plain":
+        return "mode plain has no draft, so nothing is retrieved"
+    parts = parts_for(mode, {"drafter": preset.draft.kind, **preset.parts})
+    if not parts.has_draft_model:
+        return f"preset {preset.name} drafts without a model, so nothing is retrieved"
+    if parts.draft_cache == "full":
+        return f"in mode {mode} the draft keeps the whole text, so nothing is retrieved"
+    if parts.draft_cache == "window":
+        return "the draft keeps only the latest tokens, so nothing is retrieved"
+    budget = preset.retrieval.budget_tokens
+    if prompt_tokens <= budget:
+        return f"the text fits the draft's cache of {budget:,} tokens, so nothing is retrieved"
+    return ""
+
+
+def _landmarks(text: str) -> Iterator[tuple[int, TickKind, str]]:
+    """(offset, kind, label) of headings and pages, in the order of the text.
+
+    Markdown headings, or where there is none, short lines between blank lines that read like
+    titles. A form feed begins a page.
+    """
+    lines = list(_lines(text))
+    found: list[tuple[int, TickKind, str]] = list(_markdown_headings(lines) or _titles(lines))
+    for page, feed in enumerate(re.finditer("\f", text), start=2):
+        if text[feed.end() :].strip():
+            found.append((feed.end(), "page", f"p. {page}"))
+    return iter(sorted(found))
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    offset = 0
+    for line in re.split(r"(?<=[\n\f])", text):
+        yield offset, line.rstrip("\n\f")
+        offset += len(line)
+
+
+def _markdown_headings(lines: list[tuple[int, str]]) -> list[tuple[int, TickKind, str]]:
+    found: list[tuple[int, TickKind, str]] = []
+    is_code = False
+    for offset, line in lines:
+        if _FENCE.match(line):
+            is_code = not is_code
+        elif not is_code and (heading := _MARKDOWN_HEADING.fullmatch(line)):
+            found.append((offset, "heading", _label(heading["title"])))
+    return found
+
+
+def _titles(lines: list[tuple[int, str]]) -> list[tuple[int, TickKind, str]]:
+    found: list[tuple[int, TickKind, str]] = []
+    for at, (offset, line) in enumerate(lines):
+        is_alone = all(
+            not lines[near][1].strip() for near in (at - 1, at + 1) if 0 <= near < len(lines)
+        )
+        title = line.strip()
+        if (
+            is_alone
+            and 2 <= len(title) <= _LABEL_CHARACTERS
+            and (title[0].isupper() or title[0].isdigit())
+            and any(char.isalpha() for char in title)
+            and not title.endswith(_TITLE_END)
+        ):
+            found.append((offset, "heading", _label(title)))
+    return found
+
+
+def _label(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LABEL_CHARACTERS else text[: _LABEL_CHARACTERS - 1] + "…"

@@ -1,0 +1,176 @@
+"""Rotation and the three passes: where keys go, and what a row sees at which position."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from specx.core.attention import SdpaKernels
+from specx.core.cache import KVCache
+from specx.core.config import Parts
+from specx.core.forward_passes import Rotary, TargetPass, WindowPass, WorkingPass
+from specx.core.model import Model
+from specx.core.target import Target
+from tests.core import reference
+from tests.core.tiny import PLAIN, config, hf_model, random_tokens, twin
+
+_HEADS, _KV_HEADS, _WIDTH = 4, 2, 16
+_SCALE = _WIDTH**-0.5
+_FREQUENCIES = 10000.0 ** -(torch.arange(0, _WIDTH, 2).float() / _WIDTH)
+
+
+def _qkv(rows: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    noise = torch.Generator().manual_seed(seed)
+    query = torch.randn(_HEADS, rows, _WIDTH, generator=noise)
+    return (query, *torch.randn(2, _KV_HEADS, rows, _WIDTH, generator=noise))
+
+
+def _cache(capacity: int) -> KVCache:
+    return KVCache(1, _KV_HEADS, capacity, _WIDTH, dtype=torch.float32, device="cpu")
+
+
+def _assert_same(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got.double(), expected, atol=2e-5, rtol=2e-5)
+
+
+def test_rotation_is_the_complex_product_and_that_of_transformers() -> None:
+    query, key, _ = _qkv(9)
+    positions = [0, 1, 5, 5, 17, 100, 999, 2, 3]
+    rotary = Rotary(_FREQUENCIES, 1000)
+    got = rotary.rotate_at(torch.cat([query, key]), torch.tensor(positions))
+    expected = reference.rotate(torch.cat([query, key]), positions, _FREQUENCIES)
+    torch.testing.assert_close(got.double(), expected, atol=2e-4, rtol=0.0)
+    angles = torch.tensor(positions)[:, None] * _FREQUENCIES.repeat(2)
+    theirs = apply_rotary_pos_emb(query[None], key[None], angles.cos()[None], angles.sin()[None])
+    torch.testing.assert_close(got, torch.cat(theirs, dim=1)[0], atol=1e-5, rtol=0.0)
+
+
+def test_rotating_a_run_is_rotating_at_its_positions() -> None:
+    rotary, (query, _, _) = Rotary(_FREQUENCIES, 50), _qkv(7)
+    expected = rotary.rotate_at(query, torch.arange(11, 18))
+    assert torch.equal(rotary.rotate(query, 11), expected)
+    assert torch.equal(rotary.rotate_at(query, slice(11, 18)), expected)
+
+
+def test_position_zero_is_no_rotation() -> None:
+    query, _, _ = _qkv(1)
+    assert torch.equal(Rotary(_FREQUENCIES, 1).rotate(query, 0), query)
+
+
+def test_rotation_keeps_half_precision_and_computes_in_float32() -> None:
+    query, _, _ = _qkv(3)
+    rotary, half = Rotary(_FREQUENCIES, 4000), query.bfloat16()
+    got = rotary.rotate(half, 3900)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, rotary.rotate(half.float(), 3900).bfloat16())
+
+
+@pytest.mark.parametrize("window", [1, 4, 8, 1000])
+@pytest.mark.parametrize("blocks", [[8, 8, 8, 5], [1, 2, 3, 1], [20], [5, 5, 1, 5]])
+@pytest.mark.parametrize("kind", ["fused", "eager"])
+def test_a_windowed_prefill_is_brute_force_attention_over_blocks(
+    window: int, blocks: list[int], kind: str
+) -> None:
+    """Row i of a block that starts at s sees rows max(0, s − window) … i. Rotary attention depends
+    on distances alone, so absolute positions in float64 must give the same as compact ones."""
+    total = sum(blocks)
+    query, key, value = _qkv(total)
+    sees = torch.zeros(total, total, dtype=torch.bool)
+    start = 0
+    for block in blocks:
+        for row in range(start, start + block):
+            sees[row, max(0, start - window) : row + 1] = True
+        start += block
+    places = list(range(total))
+    rotated = [reference.rotate(vectors, places, _FREQUENCIES) for vectors in (query, key)]
+    expected, _ = reference.attention(*rotated, value, sees, _SCALE)
+    cache, rotary = _cache(total), Rotary(_FREQUENCIES, min(window, total) + max(blocks))
+    parts, outs = Parts(prefill_attention=kind), []
+    for block in blocks:
+        start = cache.stage(block)
+        attention = WindowPass(cache, start, window, rotary, SdpaKernels(), parts)
+        rows = slice(start, start + block)
+        outs.append(attention.attend(0, query[:, rows], key[:, rows], value[:, rows], _SCALE))
+        cache.commit(block)
+    _assert_same(torch.cat(outs, dim=1), expected)
+    assert torch.equal(cache.keys[0, :, :total], key), "keys are stored without rotation"
+    assert torch.equal(cache.values[0, :, :total], value)
+
+
+@pytest.mark.parametrize("kind", ["fused", "eager"])
+@pytest.mark.parametrize("blocks", [2, 3])
+def test_blocks_read_together_are_blocks_read_one_by_one(blocks: int, kind: str) -> None:
+    """With the same window before each; and no position beyond a window and a block."""
+    size = 5
+    query, key, value = _qkv((blocks + 1) * size)
+    rotary, parts, outs = Rotary(_FREQUENCIES, 2 * size), Parts(prefill_attention=kind), []
+    for together in (1, blocks):
+        cache, parts_of = _cache((blocks + 1) * size), []
+        for count in (1, *[together] * (blocks // together)):
+            start = cache.stage(count * size)
+            window = WindowPass(cache, start, size, rotary, SdpaKernels(), parts, count)
+            rows = slice(start, start + count * size)
+            parts_of.append(window.attend(0, query[:, rows], key[:, rows], value[:, rows], _SCALE))
+            cache.commit(count * size)
+        outs.append(torch.cat(parts_of, dim=1))
+    _assert_same(outs[1], outs[0].double())
+
+
+def test_committed_draft_rows_see_the_working_cache_at_compact_positions() -> None:
+    query, key, value = _qkv(9)
+    rotary, working, full = Rotary(_FREQUENCIES, 20), _cache(20), _cache(20)
+    outs = []
+    for first, stop in ((0, 6), (6, 9)):
+        start, full_start = working.stage(stop - first), full.stage(stop - first)
+        attention = WorkingPass(
+            working, start, full, full_start, slice(first, stop), None, rotary, SdpaKernels()
+        )
+        rows = slice(first, stop)
+        outs.append(attention.attend(0, query[:, rows], key[:, rows], value[:, rows], _SCALE))
+        working.commit(stop - first)
+        full.commit(stop - first)
+    turned = [reference.rotate(vectors, range(9), _FREQUENCIES) for vectors in (query, key)]
+    expected, _ = reference.attention(*turned, value, reference.causal(9, 9), _SCALE)
+    _assert_same(torch.cat(outs, dim=1), expected)
+    _assert_same(working.keys[0, :, :9], turned[1])
+    assert torch.equal(full.keys[0, :, :9], key), "the full cache keeps them without rotation"
+
+
+def test_tree_rows_of_a_draft_live_in_the_working_cache_only() -> None:
+    query, key, value = _qkv(8)
+    rotary, working, full = Rotary(_FREQUENCIES, 20), _cache(20), _cache(20)
+    full.keys.fill_(7.0)
+    working.stage(4)
+    working.write(0, 0, rotary.rotate(key[:, :4], 0), value[:, :4])
+    working.commit(4)
+    depths, parents = [0, 1, 1, 2], [0, 0, 0, 1]
+    positions = torch.tensor(depths) + 4
+    start = working.stage(4)
+    mask = reference.mask(parents)
+    attention = WorkingPass(working, start, full, 0, positions, mask, rotary, SdpaKernels())
+    got = attention.attend(0, query[:, 4:], key[:, 4:], value[:, 4:], _SCALE)
+    places = [0, 1, 2, 3, *positions.tolist()]
+    keys = reference.rotate(key, places, _FREQUENCIES)
+    queries = reference.rotate(query[:, 4:], positions.tolist(), _FREQUENCIES)
+    sees = torch.cat([torch.ones(4, 4, dtype=torch.bool), mask], dim=1)
+    _assert_same(got, reference.attention(queries, keys, value, sees, _SCALE)[0])
+    assert (full.keys == 7.0).all()
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_the_tapped_query_reproduces_the_models_own_last_attention(name: str) -> None:
+    """Softmax of the tapped query over the cached keys is what transformers reports."""
+    plain = hf_model(config(name))
+    model = Model(twin(plain))
+    tokens = random_tokens(40)
+    target = Target(model, 40, PLAIN, SdpaKernels())
+    start = target.cache.stage(40)
+    attention = TargetPass(target.cache, start, None, SdpaKernels(), PLAIN)
+    model.forward(tokens, torch.arange(40), attention)
+    assert attention.query is not None
+    assert attention.query.shape == (model.shape.heads, 40, model.shape.head_dim)
+    with torch.no_grad():
+        theirs = plain(tokens[None], output_attentions=True).attentions[-1][0, :, -1]
+    keys = target.cache.keys[-1].repeat_interleave(model.shape.heads // model.shape.kv_heads, 0)
+    scores = torch.einsum("hd,hsd->hs", attention.query[:, -1], keys) * attention.scale
+    torch.testing.assert_close(scores.softmax(dim=-1), theirs, atol=1e-5, rtol=1e-4)
