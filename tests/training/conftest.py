@@ -10,17 +10,18 @@ from training.batches import Source
 from training.tasks import SequenceWriter
 from training.train import TOKENIZER
 
-_WORDS = (
+_WORDS = np.array([
     "agency", "program", "budget", "committee", "report", "water", "energy", "review", "office",
     "region", "officials", "guidance", "funding", "survey", "harvest", "village", "river", "treaty",
     "election", "market", "school", "method", "protein", "climate", "council", "minister", "farmer",
-)  # fmt: skip
+])  # fmt: skip
+_CONSONANTS = np.array(list("bdfgklmnprstv"))
 
 
 def sentence(rng: np.random.Generator) -> str:
     """A sentence of 9 to 20 words, now and then with a lead-in or an insertion in brackets."""
     words = list(rng.choice(_WORDS, rng.integers(7, 18)))
-    words.insert(3, f"{''.join(rng.choice(list('bdfgklmnprstv'), 3))}or")
+    words.insert(3, f"{''.join(rng.choice(_CONSONANTS, 3))}or")
     if rng.random() < 0.3:
         words.insert(5, f"(see {rng.choice(_WORDS)})")
     text = f"the {' '.join(words)}."

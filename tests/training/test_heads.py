@@ -287,14 +287,14 @@ def test_training_end_to_end(
     def run(*extra: object) -> None:
         arguments = (
             "train", model, "--corpus", source.corpus, "--work", tmp_path, "--micro",
-            "--target", micro_target, "--out", tmp_path / model, "--phases", "256:60",
-            "--step-tokens", 512, "--micro-tokens", 512, "--workers", 0, "--probe-count", 1,
+            "--target", micro_target, "--out", tmp_path / model, "--phases", "128:60",
+            "--step-tokens", 256, "--micro-tokens", 128, "--workers", 0, "--probe-count", 1,
             "--steps", 3, "--roots", 32, *extra,
         )  # fmt: skip
         monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
         train.main()
 
-    run("--max-steps", 6)
+    run("--max-steps", 2)
     tensors = load_file(tmp_path / model / "model.safetensors")
     config = json.loads((tmp_path / model / "config.json").read_text())
     log = json.loads((tmp_path / model / "training.json").read_text())
@@ -311,7 +311,7 @@ def test_training_end_to_end(
         assert config["eagle_aux_hidden_state_layer_ids"] == [2, 4, 7]
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     assert (config["rope_theta"], config["max_position_embeddings"]) == (10_000.0, 1024)
-    assert log["phases"][0]["steps"] == 6
+    assert log["phases"][0]["steps"] == 2
     assert set(log["probe"]) >= {"text_1", "answer_8", "answer_run"}
     run("--max-steps", 0, "--resume", tmp_path / model)
     again = load_file(tmp_path / model / "model.safetensors")

@@ -73,9 +73,9 @@ def test_target_then_draft_end_to_end(
     monkeypatch.setattr(train, "source", lambda options: source)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     common = (
-        "--corpus", source.corpus, "--work", tmp_path, "--micro", "--phases", "256:60,512:60",
-        "--max-steps", 5, "--step-tokens", 1024, "--micro-tokens", 512, "--workers", 0,
-        "--probe-lengths", 512, "--probe-count", 1,
+        "--corpus", source.corpus, "--work", tmp_path, "--micro", "--phases", "128:60,256:60",
+        "--max-steps", 2, "--step-tokens", 512, "--micro-tokens", 256, "--workers", 0,
+        "--probe-lengths", 256, "--probe-count", 1,
     )  # fmt: skip
     run(monkeypatch, "target", *common, "--out", tmp_path / "target")
     run(monkeypatch, "draft", *common, "--out", tmp_path / "draft", "--target", tmp_path / "target")
@@ -84,7 +84,7 @@ def test_target_then_draft_end_to_end(
         assert model.dtype == torch.float16
         assert model.generation_config.eos_token_id == 1
         log = json.loads((tmp_path / name / "training.json").read_text())
-        assert [phase["steps"] for phase in log["phases"]] == [5, 5]
+        assert [phase["steps"] for phase in log["phases"]] == [2, 2]
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": "Text.\n\nSummarize the text above."}],
