@@ -1,4 +1,4 @@
-"""The judging programs: the arithmetic behind the model card's and the README's tables."""
+"""The judging programs: the arithmetic of the model card's tables."""
 
 import json
 from pathlib import Path
