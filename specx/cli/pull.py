@@ -57,8 +57,6 @@ def pull(
 ) -> int:
     """Download a preset's models, after checking that the pair fits together."""
     screen = Screen(color=color, quiet=quiet)
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with Interrupts():
         found = _pull(name, parse_assignments(set_), offline, dry_run, screen)

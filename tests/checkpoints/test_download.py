@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from specx.checkpoints import download, transfer
+from specx.checkpoints import download
 from specx.checkpoints import load as hub
 from specx.checkpoints.download import Download, Notice
 from specx.checkpoints.repository import Source, find
@@ -182,7 +182,7 @@ class TestFetch:
         self, server: HubServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         fetch()
-        monkeypatch.setattr(transfer, "hashlib", None)
+        monkeypatch.setattr(download, "hashlib", None)
         fetch()
 
     def test_the_cache_is_the_hub_clients(self, server: HubServer) -> None:
@@ -238,13 +238,15 @@ class TestBrokenConnections:
     def test_goes_on_where_it_broke(self, server: HubServer, fault: str) -> None:
         server.faults[WEIGHTS] = [fault, fault]
         size = (server.folders[REPO] / WEIGHTS).stat().st_size
-        located()
-        server.sent_bytes = 0
         assert sha256(fetch() / WEIGHTS) == sha256(server.folders[REPO] / WEIGHTS)
         begins = [begin for name, begin in server.fetched if name == WEIGHTS]
-        assert begins == sorted(set(begins))
-        assert len(begins) == 3
-        assert server.sent_bytes < size + 4096
+        half = size // 2  # of the file is sent before the first break, then half of the rest
+        delivered = [0, half, half + (size - half) // 2]
+        if fault == "truncate":
+            assert begins == delivered, "nothing that has arrived is asked for again"
+        else:  # a reset may overtake bytes that are on their way
+            assert begins == sorted(set(begins))
+            assert all(a <= b for a, b in zip(begins, delivered, strict=True))
 
     def test_keeps_what_there_is_for_the_next_command(self, server: HubServer) -> None:
         server.faults[WEIGHTS] = "truncate"
@@ -437,25 +439,30 @@ class TestDisk:
         assert WEIGHTS not in server.names
         download.fetch(plans[:1])
 
-    @pytest.mark.parametrize(
-        ("code", "error", "said"),
-        [
-            (errno.ENOSPC, ResourceError, "the disk is full while fetching"),
-            (errno.EACCES, ModelUnavailableError, "cannot be stored in"),
-            (errno.EROFS, ModelUnavailableError, "cannot be stored in"),
-        ],
-    )
+    @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
     @pytest.mark.usefixtures("server")
-    def test_while_writing(
-        self, code: int, error: type[SpecxError], said: str, monkeypatch: pytest.MonkeyPatch
+    def test_a_cache_that_may_not_be_written(
+        self, code: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def fails(*_: object) -> None:
+        def fails(*_: object, **__: object) -> None:
             raise OSError(code, os.strerror(code))
 
-        monkeypatch.setattr(transfer._Partial, "append", fails)
-        with pytest.raises(error, match=said) as caught:
-            fetch()
-        assert "HF_HOME" in caught.value.hints[0]
+        monkeypatch.setattr(Path, "mkdir", fails)
+        error = refused()
+        assert isinstance(error, ModelUnavailableError)
+        assert "cannot be stored in" in error.message
+        assert "HF_HOME" in error.hints[0]
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+    def test_a_disk_that_fills_up(self, server: HubServer) -> None:
+        source = located()
+        assert source.files is not None
+        blob = source.blob(source.files[WEIGHTS])
+        blob.with_name(f"{blob.name}.incomplete").symlink_to("/dev/full")
+        error = refused()
+        assert isinstance(error, ResourceError)
+        assert error.message == f"the disk is full while fetching {REPO}"
+        assert "HF_HOME" in error.hints[0]
 
     def test_a_cache_that_is_no_directory(
         self, server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
