@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PROC = Path("/proc")
+PROC = Path("/proc")  # there on Linux alone
 #: torch has no class of its own for what the CPU's allocator and some libraries report.
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
 _FLOAT_BYTES = 4
@@ -49,7 +49,7 @@ def reset_peak(device: "torch.device") -> bool:
         return True
     try:
         # 5: the resident set's high mark, see proc(5)
-        (_PROC / "self" / "clear_refs").write_text("5", encoding="ascii")
+        (PROC / "self" / "clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return False
     return True
@@ -78,7 +78,7 @@ def peak_bytes(device: "torch.device") -> int:
 def _proc_bytes(file: str, *fields: str) -> list[int | None]:
     """Lines such as ``VmHWM:   1234 kB`` of a file in /proc, in bytes; None: not there."""
     try:
-        lines = (_PROC / file).read_text(encoding="ascii", errors="replace").splitlines()
+        lines = (PROC / file).read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         lines = []
     found = {line.partition(":")[0]: [*line.partition(":")[2].split(), ""][0] for line in lines}

@@ -58,7 +58,7 @@ SHORTAGE = Shortage(
 @pytest.fixture
 def no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A system without /proc."""
-    monkeypatch.setattr(memory, "_PROC", tmp_path)
+    monkeypatch.setattr(memory, "PROC", tmp_path)
 
 
 def touch_and_free(count: int) -> int:
@@ -109,7 +109,7 @@ def test_a_status_without_the_mark_falls_back(
 ) -> None:
     (tmp_path / "self").mkdir()
     (tmp_path / "self" / "status").write_text(text, encoding="ascii")
-    monkeypatch.setattr(memory, "_PROC", tmp_path)
+    monkeypatch.setattr(memory, "PROC", tmp_path)
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert peak_bytes(CPU) == 0
 
@@ -366,7 +366,7 @@ def test_the_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         assert 0 < room.free_bytes <= room.total_bytes
     path = tmp_path / "meminfo"
     path.write_text("MemTotal:  1000 kB\nMemFree: 5 kB\nMemAvailable:   300 kB\n")
-    monkeypatch.setattr(memory, "_PROC", tmp_path)
+    monkeypatch.setattr(memory, "PROC", tmp_path)
     assert room_on(CPU) == host_room() == Room(300 << 10, 1000 << 10, "this machine")
     path.write_text("MemTotal:  lots\nMemAvailable:\n")
     assert host_room().free_bytes is None

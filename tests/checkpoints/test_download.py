@@ -182,7 +182,7 @@ class TestFetch:
         self, server: HubServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         fetch()
-        monkeypatch.setattr(download, "hashlib", None)
+        monkeypatch.setattr(hashlib, "file_digest", None)
         fetch()
 
     def test_the_cache_is_the_hub_clients(self, server: HubServer) -> None:
