@@ -16,6 +16,7 @@ import functools
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from specx.checkpoints.repository import (
     refusal,
 )
 from specx.checkpoints.weights import choose_entry, is_pickled, is_plain_name, shards
-from specx.errors import ModelError, ModelUnavailableError, ResourceError, SpecxError
+from specx.errors import ModelError, ModelUnavailableError, ResourceError
 
 _METADATA = (
     "config.json",
@@ -108,6 +109,45 @@ class DownloadPlan:
         return self.total_bytes - self.kept_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A file that has to be in a snapshot, and where the cache keeps what there is of it."""
+
+    source: Source
+    file: HubFile
+
+    def __str__(self) -> str:
+        return f"{self.source.repo}/{self.file.name}"
+
+    @property
+    def pointer(self) -> Path:
+        """Where the snapshot has it."""
+        return self.source.directory / self.file.name
+
+    @property
+    def blob(self) -> Path:
+        """Where its bytes are, whatever snapshots have them."""
+        return self.source.folder / "blobs" / (self.file.oid or "unlisted")
+
+    @property
+    def partial(self) -> Path:
+        """Where its first bytes are, as the Hub's client named it before 1.33."""
+        return self.blob.with_name(f"{self.blob.name}.incomplete")
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the snapshot has it, whole."""
+        return self.pointer.is_file()
+
+    @property
+    def kept_bytes(self) -> int:
+        """How many of its bytes need not travel: all, none, or those of a broken transfer."""
+        if self.is_shown or self.blob.is_file():
+            return self.file.size_bytes
+        there = self.partial.stat().st_size if self.partial.is_file() else 0
+        return min(there, self.file.size_bytes)
+
+
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[None]:
     """Send the events of downloads in this block, however deep below, to ``listener``.
@@ -134,7 +174,7 @@ def fetch_metadata(source: Source) -> None:
 
     Raises ``ModelUnavailableError`` and ``ResourceError``.
     """
-    _bring([(source, file) for file in _metadata(source)], is_silent=True)
+    _bring([_Wanted(source, file) for file in _metadata(source)], is_silent=True)
 
 
 def plan(source: Source) -> DownloadPlan:
@@ -148,12 +188,8 @@ def plan(source: Source) -> DownloadPlan:
             _check_cached(source)
         return DownloadPlan(source)
     wanted = [*_metadata(source), *_weights(source)]
-    return DownloadPlan(
-        source,
-        tuple(
-            PlannedFile(file.name, file.size_bytes, _kept_bytes(source, file)) for file in wanted
-        ),
-    )
+    files = (PlannedFile(f.name, f.size_bytes, _Wanted(source, f).kept_bytes) for f in wanted)
+    return DownloadPlan(source, tuple(files))
 
 
 def fetch(plans: Sequence[DownloadPlan]) -> None:
@@ -164,7 +200,7 @@ def fetch(plans: Sequence[DownloadPlan]) -> None:
     """
     _bring(
         [
-            (each.source, each.source.files[file.name])
+            _Wanted(each.source, each.source.files[file.name])
             for each in plans
             for file in each.files
             if each.source.files is not None
@@ -177,8 +213,9 @@ def fetch_file(source: Source, file: HubFile) -> Path:
 
     Raises what ``fetch`` raises.
     """
-    _bring([(source, file)])
-    return source.directory / file.name
+    wanted = _Wanted(source, file)
+    _bring([wanted])
+    return wanted.pointer
 
 
 def free_bytes(directory: Path) -> int:
@@ -217,7 +254,7 @@ def _weights(source: Source) -> list[HubFile]:
         )
     names = [entry]
     if entry.endswith(".json"):
-        _bring([(source, listed[entry])], is_silent=True)
+        _bring([_Wanted(source, listed[entry])], is_silent=True)
         names += shards(source.directory / entry)
     for name in names:
         if name not in listed:
@@ -242,25 +279,24 @@ def _check_cached(source: Source) -> None:
         )
 
 
-def _bring(wanted: Sequence[tuple[Source, HubFile]], *, is_silent: bool = False) -> None:
+def _bring(wanted: Sequence[_Wanted], *, is_silent: bool = False) -> None:
     """Fetch what is missing of ``wanted``, if the disk has room for all of it."""
-    missing = [(source, file) for source, file in wanted if not _is_shown(source, file)]
+    missing = [each for each in wanted if not each.is_shown]
     if not missing:
         return
-    total_bytes = sum(file.size_bytes for _, file in missing)
-    done_bytes = sum(_kept_bytes(*each) for each in missing)
-    _check_room(total_bytes - done_bytes, missing[0][0])
-    for source, file in missing:
-        base_bytes = done_bytes - _kept_bytes(source, file)
+    total_bytes = sum(each.file.size_bytes for each in missing)
+    done_bytes = sum(each.kept_bytes for each in missing)
+    _check_room(total_bytes - done_bytes, missing[0].source)
 
-        def report(
-            size_bytes: int, source: Source = source, file: HubFile = file, base: int = base_bytes
-        ) -> None:
-            if not is_silent:
-                tell(Download(source.repo, file.name, base + size_bytes, total_bytes))
+    def report(each: _Wanted, before_bytes: int, size_bytes: int) -> None:
+        if not is_silent:
+            done_bytes = before_bytes + size_bytes
+            tell(Download(each.source.repo, each.file.name, done_bytes, total_bytes))
 
-        _fetch_one(source, file, report)
-        done_bytes = base_bytes + file.size_bytes
+    for each in missing:
+        done_bytes -= each.kept_bytes
+        _fetch_one(each, functools.partial(report, each, done_bytes))
+        done_bytes += each.file.size_bytes
 
 
 def _check_room(needed_bytes: int, source: Source) -> None:
@@ -284,24 +320,19 @@ def _gib(value_bytes: int) -> str:
     return f"{value_bytes / 2**30:,.1f} GiB"
 
 
-def _fetch_one(source: Source, file: HubFile, on_size: Callable[[int], None]) -> None:
-    """Bring ``file`` into the snapshot; ``on_size`` hears how many bytes of it are here."""
-    is_explained = False
+def _fetch_one(wanted: _Wanted, on_size: Callable[[int], None]) -> None:
+    """Bring a file into the snapshot; ``on_size`` hears how many bytes of it are here."""
+    source, file = wanted.source, wanted.file
     try:
-        if not file.oid:
-            _fetch_unlisted(source, file)
+        if file.oid:
+            _fetch_blob(wanted, on_size)
+            _show(wanted)
         else:
-            _fetch_blob(source, file, on_size)
-            _show(source, file)
-        is_explained = True
-    except SpecxError:
-        is_explained = True
-        raise
+            _fetch_unlisted(source, file)
     except failures() as error:
-        is_explained = True
         raise refusal(error, source.repo, source.kind, source.commit) from error
     finally:
-        if not is_explained:  # Ctrl-C, by whatever exception
+        if not isinstance(sys.exception(), Exception | None):  # Ctrl-C: errors explain themselves
             tell(Notice(_STOPPED))
     on_size(file.size_bytes)
 
@@ -310,69 +341,62 @@ def _fetch_unlisted(source: Source, file: HubFile) -> None:
     """From a mirror that lists no digests: the Hub's own client knows what to do without."""
     from huggingface_hub import hf_hub_download
 
-    patiently(
-        lambda: hf_hub_download(
-            source.repo, file.name, repo_type=source.kind, revision=source.commit
-        )
-    )
+    kind, commit = source.kind, source.commit
+    patiently(lambda: hf_hub_download(source.repo, file.name, repo_type=kind, revision=commit))
 
 
-def _fetch_blob(source: Source, file: HubFile, on_size: Callable[[int], None]) -> None:
+def _fetch_blob(wanted: _Wanted, on_size: Callable[[int], None]) -> None:
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-    blob, partial = source.blob(file), _partial(source, file)
+    folder, blob = wanted.source.folder, wanted.blob
     if blob.is_file():
         return
-    locks = source.folder.parent / ".locks" / source.folder.name
+    locks = folder.parent / ".locks" / folder.name
     locks.mkdir(parents=True, exist_ok=True)
     blob.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(locks / f"{file.oid}.lock"):
+    with WeakFileLock(locks / f"{blob.name}.lock"):
         if blob.is_file():  # another process was faster
             return
-        on_size(_kept_bytes(source, file))
+        on_size(wanted.kept_bytes)
         try:
-            patiently(
-                functools.partial(_receive, source, file, on_size),
-                functools.partial(_kept_bytes, source, file),
-            )
+            patiently(lambda: _receive(wanted, on_size), lambda: wanted.kept_bytes)
         except failures() as error:
             if not is_passing(error):
                 raise
+            kept = f"{wanted.kept_bytes:,} of {wanted.file.size_bytes:,} bytes are kept"
             raise ModelUnavailableError(
-                f"{source.repo}/{file.name} cannot be fetched",
+                f"{wanted} cannot be fetched",
                 reason=f"the connection broke {ATTEMPTS} times: {summary(error)}",
-                hints=[
-                    f"{_kept_bytes(source, file):,} of {file.size_bytes:,} bytes are kept; "
-                    "the same command goes on from there"
-                ],
+                hints=[f"{kept}; the same command goes on from there"],
             ) from error
-        _check_digest(source, file)
-        partial.replace(blob)
+        _check_digest(wanted)
+        wanted.partial.replace(blob)
 
 
-def _receive(source: Source, file: HubFile, on_size: Callable[[int], None]) -> None:
+def _receive(wanted: _Wanted, on_size: Callable[[int], None]) -> None:
     """One request, from the first byte that is not here; raises ``OSError`` where it ends early."""
-    with _partial(source, file).open("ab") as out:
-        if out.tell() > file.size_bytes:
+    whole_bytes = wanted.file.size_bytes
+    with wanted.partial.open("ab") as out:
+        if out.tell() > whole_bytes:
             out.truncate(0)
-        begin = out.seek(0, os.SEEK_END)
-        if begin == file.size_bytes:
+        here_bytes = out.seek(0, os.SEEK_END)
+        if here_bytes == whole_bytes:
             return
-        with _request(source, file, begin) as answer:
-            if begin and answer.status_code != 206:  # it ignores that only a part was wanted
-                begin = out.truncate(0)
+        with _request(wanted, here_bytes) as answer:
+            if here_bytes and answer.status_code != 206:  # it sends all, not only what is missing
+                here_bytes = out.truncate(0)
             for chunk in answer.iter_bytes():  # of any size: a larger one would be lost in a break
                 out.write(chunk)
-                begin += len(chunk)
-                on_size(min(begin, file.size_bytes))
-                if begin > file.size_bytes:
+                here_bytes += len(chunk)
+                on_size(min(here_bytes, whole_bytes))
+                if here_bytes > whole_bytes:
                     return  # and the digest is wrong
-    if begin < file.size_bytes:
-        raise ConnectionError(f"it ended after {begin:,} of {file.size_bytes:,} bytes")
+    if here_bytes < whole_bytes:
+        raise ConnectionError(f"it ended after {here_bytes:,} of {whole_bytes:,} bytes")
 
 
 @contextlib.contextmanager
-def _request(source: Source, file: HubFile, begin: int) -> Iterator[Any]:
+def _request(wanted: _Wanted, begin: int) -> Iterator[Any]:
     """The response of whichever HTTP client the Hub's is built on."""
     from huggingface_hub import constants, get_session, hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
@@ -380,68 +404,50 @@ def _request(source: Source, file: HubFile, begin: int) -> Iterator[Any]:
         hf_raise_for_status,
     )
 
+    source, name = wanted.source, wanted.file.name
     headers = build_hf_headers() | {"Accept-Encoding": "identity"}
     if begin:
         headers["Range"] = f"bytes={begin}-"
     with get_session().stream(
         "GET",
-        hf_hub_url(source.repo, file.name, repo_type=source.kind, revision=source.commit),
+        hf_hub_url(source.repo, name, repo_type=source.kind, revision=source.commit),
         headers=headers,
         timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
         follow_redirects=True,
     ) as answer:
         hf_raise_for_status(answer)
         is_page = answer.headers.get("Content-Type", "").startswith("text/html")
-        if is_page and not file.name.endswith((".html", ".htm")):
-            raise no_hub(f"{source.repo}/{file.name}", "it sends a web page")
+        if is_page and not name.endswith((".html", ".htm")):
+            raise no_hub(str(wanted), "it sends a web page")
         yield answer
 
 
-def _check_digest(source: Source, file: HubFile) -> None:
-    def start() -> Any:
-        if len(file.oid) == 64:
-            return hashlib.sha256()
-        # Small files have git's name for their content.
-        return hashlib.sha1(b"blob %d\0" % file.size_bytes, usedforsecurity=False)
-
-    partial = _partial(source, file)
-    with partial.open("rb") as whole:
-        got = hashlib.file_digest(whole, start).hexdigest()
-    if got != file.oid:
-        partial.unlink()
+def _check_digest(wanted: _Wanted) -> None:
+    """Delete what is not what the Hub lists, and say so."""
+    oid = wanted.file.oid
+    start = hashlib.sha256()
+    if len(oid) == 40:  # small files have git's name for their content
+        start = hashlib.sha1(b"blob %d\0" % wanted.file.size_bytes, usedforsecurity=False)
+    with wanted.partial.open("rb") as whole:
+        got = hashlib.file_digest(whole, lambda: start).hexdigest()  # type: ignore[arg-type]
+    if got != oid:
+        wanted.partial.unlink()
         raise ModelUnavailableError(
-            f"{source.repo}/{file.name} arrived damaged, and was deleted",
-            reason=f"its digest is {got}, and the Hub says {file.oid}",
+            f"{wanted} arrived damaged, and was deleted",
+            reason=f"its digest is {got}, and the Hub says {oid}",
             hints=["run the command again; if it happens again, a proxy changes what it passes on"],
         )
 
 
-def _partial(source: Source, file: HubFile) -> Path:
-    blob = source.blob(file)
-    return blob.with_name(f"{blob.name}.incomplete")  # as the Hub's client named it before 1.33
-
-
-def _is_shown(source: Source, file: HubFile) -> bool:
-    return (source.directory / file.name).is_file()
-
-
-def _kept_bytes(source: Source, file: HubFile) -> int:
-    """How many bytes of ``file`` need not travel: all, none, or those of a broken transfer."""
-    if _is_shown(source, file) or (file.oid and source.blob(file).is_file()):
-        return file.size_bytes
-    partial = _partial(source, file)
-    return min(partial.stat().st_size, file.size_bytes) if file.oid and partial.is_file() else 0
-
-
-def _show(source: Source, file: HubFile) -> None:
+def _show(wanted: _Wanted) -> None:
     """Let the snapshot have a blob that is complete, as a link or where there are none, moved."""
-    pointer, blob = source.directory / file.name, source.blob(file)
+    pointer, blob = wanted.pointer, wanted.blob
     pointer.parent.mkdir(parents=True, exist_ok=True)
-    if pointer.is_file():
+    if wanted.is_shown:
         return
     pointer.unlink(missing_ok=True)  # a link to a blob that somebody deleted
     try:
         pointer.symlink_to(os.path.relpath(blob, pointer.parent))
     except OSError:
-        if not pointer.is_file():  # not made by another process meanwhile: no links here
+        if not wanted.is_shown:  # not made by another process meanwhile: no links here
             shutil.move(blob, pointer)

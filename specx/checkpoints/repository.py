@@ -79,10 +79,6 @@ class Source:
         """The repository's place in the cache, above ``snapshots`` and ``blobs``."""
         return self.directory.parent.parent
 
-    def blob(self, file: HubFile) -> Path:
-        """Where the cache keeps the bytes of ``file``, whatever commits name them."""
-        return self.folder / "blobs" / file.oid
-
 
 def is_on_hub(repo: str) -> bool:
     """Whether ``repo`` would be looked up on the Hub: neither bundled nor a directory."""

@@ -75,6 +75,12 @@ def refused(repo: str = REPO) -> SpecxError:
     return caught.value
 
 
+def partial_of(source: Source, server: HubServer) -> Path:
+    """Where the first bytes of the weights are kept."""
+    digest = sha256(server.folders[source.repo] / WEIGHTS)
+    return source.folder / "blobs" / f"{digest}.incomplete"
+
+
 def wanted(repo: str) -> list[str]:
     files = download.plan(located(repo)).files
     return [file.name for file in files if "safetensors" in file.name or "bin" in file.name]
@@ -277,10 +283,7 @@ class TestBrokenConnections:
     def test_what_lies_there_is_not_trusted(self, server: HubServer) -> None:
         """Half a file of something else is found out at the end, then nothing stands in the way."""
         source = located()
-        assert source.files is not None
-        partial = source.blob(source.files[WEIGHTS])
-        partial.parent.mkdir(exist_ok=True)
-        partial = partial.with_name(f"{partial.name}.incomplete")
+        partial = partial_of(source, server)
         partial.write_bytes(b"\0" * 1000)
         assert "arrived damaged, and was deleted" in refused().message
         assert not partial.exists()
@@ -455,10 +458,7 @@ class TestDisk:
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
     def test_a_disk_that_fills_up(self, server: HubServer) -> None:
-        source = located()
-        assert source.files is not None
-        blob = source.blob(source.files[WEIGHTS])
-        blob.with_name(f"{blob.name}.incomplete").symlink_to("/dev/full")
+        partial_of(located(), server).symlink_to("/dev/full")
         error = refused()
         assert isinstance(error, ResourceError)
         assert error.message == f"the disk is full while fetching {REPO}"
