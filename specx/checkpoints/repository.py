@@ -146,20 +146,21 @@ def _listed(repo: str, revision: str | None, kind: Kind) -> Source:
     about = hub.dataset_info if kind == "dataset" else hub.model_info
     try:
         info = about(repo, revision=revision or "main", files_metadata=True)
+        commit = info.sha or ""
+        listed = map(_file, info.siblings or ())
+        files = {file.name: file for file in listed if _is_inside(file.name)}
     except _NOT_OUR_JSON as error:
         raise no_hub(_named(repo, kind), "it sends no JSON of the Hub's kind") from error
-    if not info.sha or not _COMMIT.fullmatch(info.sha) or info.siblings is None:
+    if not _COMMIT.fullmatch(commit) or info.siblings is None:
         raise no_hub(_named(repo, kind), "it lists no files")
-    listed = map(_file, info.siblings)
-    files = {file.name: file for file in listed if _is_inside(file.name)}
-    directory = _folder(repo, kind) / "snapshots" / info.sha
-    return Source(repo, directory, "hub", info.sha, files, kind)
+    directory = _folder(repo, kind) / "snapshots" / commit
+    return Source(repo, directory, "hub", commit, files, kind)
 
 
 def _file(sibling: "RepoSibling") -> HubFile:
     oid = (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id) or ""
     size_bytes = (sibling.lfs.size if sibling.lfs else sibling.size) or 0
-    return HubFile(sibling.rfilename, size_bytes, oid if _OID.fullmatch(oid) else "")
+    return HubFile(sibling.rfilename, int(size_bytes), oid if _OID.fullmatch(oid) else "")
 
 
 def _is_inside(name: str) -> bool:

@@ -27,7 +27,14 @@ from tests.hubserver import COMMIT, LISTING, HubServer, point_client_at, serving
 
 REPO = "owner/big"
 WEIGHTS = "model.safetensors"
-HOSTILE = {"id": "x", "sha": "../../x", "siblings": []}  # the commit would become a path
+#: The commit would become a path; names, sizes and digests of other types.
+HOSTILE = (
+    {"id": "x", "sha": "../../x", "siblings": []},
+    *(
+        {"id": "x", "sha": COMMIT, "siblings": [{"rfilename": "a"} | odd]}
+        for odd in ({"rfilename": 7}, {"size": "much"}, {"blobId": 7})
+    ),
+)
 
 
 @pytest.fixture
@@ -215,7 +222,7 @@ class TestFetch:
                 first.append(list(server.names))
 
             download.fetch(plans)
-        assert first[0] == began, "the size is told before the first byte travels"
+        assert first[0] == began, "the size is known before the first byte travels"
         downloads = [event for event in events if isinstance(event, Download)]
         done = [event.done_bytes for event in downloads]
         assert done[0] == 0
@@ -281,7 +288,7 @@ class TestBrokenConnections:
         assert server.names.count(WEIGHTS) == 3 + 3
 
     def test_what_lies_there_is_not_trusted(self, server: HubServer) -> None:
-        """Half a file of something else is found out at the end, then nothing stands in the way."""
+        """Half a file of something else is found out at the end, and deleted."""
         source = located()
         partial = partial_of(source, server)
         partial.write_bytes(b"\0" * 1000)
@@ -367,7 +374,7 @@ class TestRefusals:
         self.expect(error, f"{what} cannot be fetched", reason, "login", "HF_ENDPOINT")
         assert "<html" not in str(error)
 
-    @pytest.mark.parametrize("listing", [[], {}, {"id": "x"}, 7, HOSTILE])
+    @pytest.mark.parametrize("listing", [[], {}, {"id": "x"}, 7, *HOSTILE])
     def test_json_of_another_kind(
         self, server: HubServer, listing: object, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -530,12 +537,12 @@ class TestPairs:
     @pytest.mark.usefixtures("server")
     @pytest.mark.parametrize("raw", [b"", b"\xff\xfe", b"../../..", b"0" * 39])
     def test_offline_with_a_damaged_branch(self, raw: bytes) -> None:
-        """What a branch stands for names a folder: only a commit may."""
+        """What a branch file says names a folder: only a commit may."""
         source = located()
         (source.folder / "refs" / "main").write_bytes(raw)
         with pytest.raises(ModelUnavailableError, match="is not in the local cache"):
             find(REPO, None, offline=True)
-        assert located().directory == source.directory, "the Hub tells it again"
+        assert located().directory == source.directory, "the Hub says it again"
         assert find(REPO, None, offline=True).directory == source.directory
 
     def test_offline_opens_no_connection(self, server: HubServer, tmp_path: Path) -> None:

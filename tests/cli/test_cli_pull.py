@@ -80,7 +80,7 @@ def interrupted(server: HubServer, cache: Path, *words: str | Path) -> Outcome:
 
 
 def download_lines(text: str) -> list[int]:
-    """The tenths that were told, in per cent."""
+    """The tenths that were shown, in per cent."""
     return [int(found) for found in re.findall(r"^download (\d+) % of ", text, re.MULTILINE)]
 
 
