@@ -30,8 +30,7 @@ from specx.core.sampling import Sampler
 from specx.core.target import MEASURED_ROWS, Target, static_rows
 from specx.core.workspace import Workspaces
 from specx.errors import ContextError, ResourceError, UsageError
-from specx.memory import reset_peak
-from specx.needs import Shortage, needs_of, release, room_on, with_room
+from specx.memory import Shortage, needs_of, release, reset_peak, room_on, with_room
 from specx.preset.preset import Preset, load_preset
 from specx.prompter import Prompter
 from specx.prompts import Prompt, TextStream

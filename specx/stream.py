@@ -19,8 +19,7 @@ from specx.core.stats import (
     StepTree,
 )
 from specx.errors import ResourceError
-from specx.memory import peak_bytes
-from specx.needs import is_out_of_memory
+from specx.memory import is_out_of_memory, peak_bytes
 from specx.prompts import TextStream
 
 _EMPTY = "the model wrote nothing: it ended at once"

@@ -7,6 +7,7 @@ one does. ``faults`` breaks single files.
 
 import hashlib
 import json
+import signal
 import socket
 import struct
 import threading
@@ -26,7 +27,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".safetensors", ".bin")
 PAGE = b"<!DOCTYPE html><html><title>Welcome to our hotel</title>Please log in</html>"
 LISTING = "listing"  # a fault under this name meets the API instead of a file
-Fault = str | int  # reset, truncate, stall, page, wrong, long, whole; or an HTTP status
+#: reset, truncate, stall, interrupt (stalls, and the test's process gets Ctrl-C), page, wrong,
+#: long, whole; or an HTTP status.
+Fault = str | int
 
 
 @dataclass
@@ -44,8 +47,6 @@ class HubServer:
     tells_digests: bool = True
     #: GET requests for files: path in the repository and the first byte wanted.
     fetched: list[tuple[str, int]] = field(default_factory=list)
-    #: Bytes of files that were sent.
-    sent_bytes: int = 0
     #: Ends the waiting of stalled answers.
     released: threading.Event = field(default_factory=threading.Event)
     url: str = ""
@@ -162,11 +163,14 @@ class Handler(BaseHTTPRequestHandler):
             body = bytes([body[0] ^ 1]) + body[1:]
         if fault == "long":
             body += b"more"
-        cut = len(body) // 2 if fault in ("reset", "truncate", "stall") else len(body)
-        self.hub.sent_bytes += self._send(206 if wanted else 200, body, headers, cut=cut)
-        if fault == "stall":
+        is_cut = fault in ("reset", "truncate", "stall", "interrupt")
+        cut = len(body) // 2 if is_cut else len(body)
+        self._send(206 if wanted else 200, body, headers, cut=cut)
+        if fault == "interrupt":
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        if fault in ("stall", "interrupt"):
             self.hub.released.wait(60)
-        if fault in ("reset", "truncate", "stall"):
+        if is_cut:
             self.close_connection = True
         if fault == "reset":
             time.sleep(0.05)  # else the reset overtakes the bytes
@@ -181,7 +185,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(
         self, status: int, body: bytes, headers: dict[str, str], cut: int | None = None
-    ) -> int:
+    ) -> None:
         self.send_response(status)
         common = {"X-Repo-Commit": COMMIT, "Content-Length": str(len(body))}
         for name, value in (common | headers).items():
@@ -190,7 +194,6 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(body[:cut])
             self.wfile.flush()
-        return len(body[:cut])
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep the test's output clean."""
@@ -220,8 +223,7 @@ def point_client_at(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for module in ("specx.checkpoints.repository", "specx.checkpoints.transfer"):
-        monkeypatch.setattr(f"{module}.PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("specx.checkpoints.repository.PAUSES_S", (0.0, 0.0))
     huggingface_hub.close_session()
 
 

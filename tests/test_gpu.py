@@ -11,7 +11,7 @@ from specx import Engine
 from specx.core.clock import Readout
 from specx.core.config import SamplingConfig
 from specx.errors import ResourceError
-from specx.needs import room_on
+from specx.memory import room_on
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specx.checkpoints.download import fetch_file
-from specx.checkpoints.hub_errors import not_cached
-from specx.checkpoints.repository import find_data
+from specx.checkpoints.repository import find, not_cached
 from specx.errors import UsageError
 
 #: Parts of a file's name, the most wanted first: what a model was not trained on.
@@ -25,18 +24,15 @@ def find_file(repo: str, suffixes: tuple[str, ...], *, offline: bool) -> Path:
     Raises ``UsageError`` when no file fits, ``ModelUnavailableError`` when the data set cannot be
     had, ``ResourceError`` when the disk is full.
     """
-    source = find_data(repo, offline=offline)
+    source = find(repo, None, offline=offline, kind="dataset")
     if source.files is not None:
         return fetch_file(source, source.files[_choose(repo, list(source.files), suffixes)])
-    names = [
-        path.relative_to(source.directory).as_posix()
-        for path in source.directory.rglob("*")
-        if path.is_file()
-    ]
+    files = [path for path in source.directory.rglob("*") if path.is_file()]
+    names = [path.relative_to(source.directory).as_posix() for path in files]
     try:
         return source.directory / _choose(repo, names, suffixes)
     except UsageError as error:  # of other files, which say nothing of what the Hub has
-        raise not_cached(repo, is_data=True) from error
+        raise not_cached(repo, "dataset") from error
 
 
 def _choose(repo: str, names: Sequence[str], suffixes: tuple[str, ...]) -> str:

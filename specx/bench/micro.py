@@ -28,8 +28,7 @@ from specx.core.drafts.growth import WIDTH
 from specx.engine import Engine, load
 from specx.environment import environment, source_commit
 from specx.errors import ContextError
-from specx.memory import peak_bytes, reset_peak
-from specx.needs import is_out_of_memory, release
+from specx.memory import is_out_of_memory, peak_bytes, release, reset_peak
 from specx.preset.preset import Preset, load_preset
 from specx.standin import build as standin
 

@@ -29,10 +29,11 @@ import torch
 from torch import nn
 
 from specx.bench.record import Floor
+from specx.core.config import kv_row_bytes
 from specx.core.drafts.eagle import EagleHead
 from specx.core.linear import PackedLinear, pack_linears
 from specx.core.model import Shape
-from specx.needs import room_on
+from specx.memory import room_on
 from specx.preset.preset import Preset
 
 _LEAST_BYTES = 64 << 20
@@ -101,7 +102,7 @@ def cost_of(model: Weighed) -> ModelCost:
         weight_bytes=_total_bytes(decoder) - table_bytes + _total_bytes(head),
         linear_parameters=_linear_parameters(decoder),
         head_parameters=_linear_parameters(head),
-        kv_row_bytes=2 * shape.layers * shape.kv_heads * shape.head_dim * size,
+        kv_row_bytes=kv_row_bytes(shape.layers, shape.kv_heads, shape.head_dim, size),
         attention_flop=4 * shape.layers * shape.heads * shape.head_dim,
     )
 

@@ -32,6 +32,7 @@ from specx.bench.record import MemoryBytes
 from specx.checkpoints import load as hub
 from specx.checkpoints.config import quiet, summary
 from specx.checkpoints.eagle.loader import LoadedHead
+from specx.core.config import kv_row_bytes
 from specx.core.model import shape_of
 from specx.errors import ModelError, PairError, ResourceError, UsageError
 from specx.memory import peak_bytes, reset_peak
@@ -266,7 +267,7 @@ def _settings(max_tokens: int | None = None, end_tokens: Sequence[int] = ()) -> 
 def _row_bytes(model: PreTrainedModel) -> int:
     """Keys and values of one token over all layers."""
     shape, size = shape_of(model.config), model.dtype.itemsize
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * int(size)
+    return kv_row_bytes(shape.layers, shape.kv_heads, shape.head_dim, size)
 
 
 def _faster_cache(model: PreTrainedModel, rows: int) -> CacheKind:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from specx.checkpoints import load as hub
 from specx.checkpoints.config import has_tokenizer, read_json
-from specx.checkpoints.eagle.config import head_kind, position_limit
+from specx.checkpoints.eagle.config import head_kind, layer_config, position_limit
 from specx.core.config import RetrievalConfig
 from specx.errors import ModelError
 from specx.preset.preset import DType, Preset, preset_from
@@ -22,6 +22,7 @@ WITHOUT_WEIGHTS = ("none", "lookup")
 _HEAD_TRAINED = 2048  # longest texts of nearly every head's training, whatever its config says
 _WINDOW = 8192  # of a small model's context that is used; longer ones cost more than they bring
 _LONGEST = 1 << 24
+_SHORTEST = 64  # the least that a preset can hold
 _HEAD_CHUNKS, _MODEL_CHUNKS = 59, 28  # chosen by attention, beside the first and the last ones
 _FALLBACK_POSITIONS = 2048
 
@@ -32,17 +33,17 @@ def adhoc_preset(target: str, draft: str | None, *, offline: bool) -> Preset:
     ``draft`` None is ``lookup``, which needs no model. Raises ``ModelUnavailableError``,
     ``ModelError``, ``UsageError``, and ``PairError`` for a drafter of a kind that specx lacks.
     """
-    config = _config(target, offline)
+    config = read_json(hub.resolve(target, None, offline=offline) / "config.json")
+    context = max(_SHORTEST, min(_positions(config), _LONGEST))
     data = {
         "schema": 1,
         "name": NAME,
         "about": f"{target} with {draft or 'lookup'}, named on the command line",
         "target": {"repo": target, "dtype": _dtype(config)},
-        "context_tokens": max(64, min(_positions(config), _LONGEST)),
+        "context_tokens": context,
+        "max_new_tokens": min(256, context // 2),  # short contexts keep some room for a prompt
         **_draft_part(draft or "lookup", config, offline),
     }
-    # Short contexts keep some room for a prompt.
-    data["max_new_tokens"] = min(256, data["context_tokens"] // 2)
     return preset_from(data, f"the pair of {target} and {draft}")
 
 
@@ -52,8 +53,10 @@ def with_draft(preset: Preset, draft: str, *, offline: bool) -> Preset:
     Retrieval becomes what suits the kind of draft. What was measured or published with the
     preset's own draft is left out.
     """
-    is_wanted = draft not in WITHOUT_WEIGHTS
-    config = _config(preset.target.repo, offline, preset.target.revision) if is_wanted else {}
+    config: dict[str, Any] = {}
+    if draft not in WITHOUT_WEIGHTS:
+        spec = preset.target
+        config = read_json(hub.resolve(spec.repo, spec.revision, offline=offline) / "config.json")
     data = preset.as_mapping() | _draft_part(draft, config, offline)
     data["parts"] = {name: part for name, part in data["parts"].items() if name != "drafter"}
     for key in ("requires", "measured", "paper"):
@@ -67,30 +70,27 @@ def _draft_part(draft: str, target: Mapping[str, Any], offline: bool) -> dict[st
         return {"draft": {"kind": draft}}
     directory = hub.resolve(draft, None, offline=offline)
     config = read_json(directory / "config.json")
-    kind = _kind(directory, config, target)
-    longest = _positions(config)
+    kind, trained = _kind(directory, config, target), _positions(config)
     if kind == "lm":
-        trained, chunks = min(longest, _WINDOW), _MODEL_CHUNKS
-    else:
-        trained = longest if _is_stretched(config) else min(longest, _HEAD_TRAINED)
-        chunks = _HEAD_CHUNKS
-    trained = max(64, trained)
+        trained = min(trained, _WINDOW)
+    elif not _is_stretched(config):
+        trained = min(trained, _HEAD_TRAINED)
+    trained = max(_SHORTEST, trained)
     usual = RetrievalConfig()
     fixed = usual.sink_chunks + usual.recent_chunks
-    chunks = max(0, min(chunks, trained // usual.chunk_tokens - fixed))
-    spec = {
-        "kind": kind,
-        "repo": draft,
-        "dtype": _dtype(config),
-        "trained_context_tokens": trained,
+    # Smaller chunks for a draft that is too short for the usual ones.
+    chunk_tokens = min(usual.chunk_tokens, trained // fixed)
+    most = _MODEL_CHUNKS if kind == "lm" else _HEAD_CHUNKS
+    chosen = max(0, min(most, trained // usual.chunk_tokens - fixed))
+    return {
+        "draft": {
+            "kind": kind,
+            "repo": draft,
+            "dtype": _dtype(config),
+            "trained_context_tokens": trained,
+        },
+        "retrieval": {"top_chunks": chosen, "chunk_tokens": chunk_tokens},
     }
-    return {"draft": spec, "retrieval": {"top_chunks": chunks} | _tiny(trained, usual)}
-
-
-def _tiny(trained: int, usual: RetrievalConfig) -> dict[str, int]:
-    """Smaller chunks for a draft that is too short for the usual ones."""
-    fixed = usual.sink_chunks + usual.recent_chunks
-    return {} if trained >= fixed * usual.chunk_tokens else {"chunk_tokens": trained // fixed}
 
 
 def _kind(directory: Path, config: Mapping[str, Any], target: Mapping[str, Any]) -> str:
@@ -109,33 +109,25 @@ def _kind(directory: Path, config: Mapping[str, Any], target: Mapping[str, Any])
     return "eagle" if is_alone and same else "lm"
 
 
-def _config(repo: str, offline: bool, revision: str | None = None) -> dict[str, Any]:
-    return read_json(hub.resolve(repo, revision, offline=offline) / "config.json")
-
-
-def _layer(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    nested = config.get("transformer_layer_config")
-    return nested if isinstance(nested, Mapping) else config
+def _scaling(config: Mapping[str, Any]) -> Any:
+    layer = layer_config(config)
+    return layer.get("rope_scaling") or layer.get("rope_parameters")
 
 
 def _is_stretched(config: Mapping[str, Any]) -> bool:
-    layer = _layer(config)
-    scaling = layer.get("rope_scaling") or layer.get("rope_parameters")
-    kind = (
-        scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else "default"
-    )
-    return kind != "default"
+    scaling = _scaling(config)
+    is_given = isinstance(scaling, Mapping)
+    return is_given and scaling.get("rope_type", scaling.get("type")) != "default"
 
 
 def _positions(config: Mapping[str, Any]) -> int:
-    layer = _layer(config)
-    longest = layer.get("max_position_embeddings", _FALLBACK_POSITIONS)
+    longest = layer_config(config).get("max_position_embeddings", _FALLBACK_POSITIONS)
     if type(longest) is not int or longest < 1:
         raise ModelError(
             f"max_position_embeddings = {str(longest)[:40]} is out of range",
             reason="a config.json says it",
         )
-    return position_limit(longest, layer.get("rope_scaling") or layer.get("rope_parameters"))
+    return position_limit(longest, _scaling(config))
 
 
 def _dtype(config: Mapping[str, Any]) -> str:

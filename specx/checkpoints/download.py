@@ -2,38 +2,41 @@
 
 In goes a ``Source``; out come a ``DownloadPlan`` and the files in the cache, with events on the
 way for whoever listens. Weights are safetensors where there are any, else pickles, never both.
-This module does not know presets, pairs, what is in the files, or the screen.
+
+The Hub's client lists, logs in, redirects and locks; the transfer itself is ours for three
+reasons. From 1.33 on the client deletes what a broken or stopped transfer has brought, which for
+a file of 5 GB is an hour's work; while it runs, a break loses up to 10 MiB; and it compares no
+digest, so that a damaged file stays in the cache. Here every byte that has arrived is kept and no
+file is shown before its digest is right.
 """
 
 import contextlib
 import fnmatch
+import functools
+import hashlib
+import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
-from specx.checkpoints.hub_errors import no_room
-from specx.checkpoints.repository import HubFile, Source
-from specx.checkpoints.transfer import get, is_complete, kept_bytes
+from specx.checkpoints.config import summary
+from specx.checkpoints.repository import (
+    ATTEMPTS,
+    SAMPLE,
+    HubFile,
+    Source,
+    failures,
+    is_passing,
+    no_hub,
+    patiently,
+    refusal,
+)
 from specx.checkpoints.weights import choose_entry, is_pickled, is_plain_name, shards
-from specx.errors import ModelError, ModelUnavailableError
-
-__all__ = [
-    "Download",
-    "DownloadPlan",
-    "Notice",
-    "PlannedFile",
-    "fetch",
-    "fetch_file",
-    "fetch_metadata",
-    "free_bytes",
-    "listening",
-    "pickle_notice",
-    "plan",
-    "tell",
-]
+from specx.errors import ModelError, ModelUnavailableError, ResourceError
 
 _METADATA = (
     "config.json",
@@ -49,6 +52,7 @@ _SPARE_BYTES = 64 << 20  # what a file system needs for itself, and locks, links
 _STOPPED = (
     "stopped in a download; what has arrived is kept, and the same command goes on from there"
 )
+_SMALLER = "or take a smaller pair: -m smollm2-1.7b, or -m pocket, which is already here"
 _OTHER_FORMATS = (".gguf", ".onnx", ".h5", ".msgpack", ".pth", ".pt")
 
 
@@ -105,6 +109,45 @@ class DownloadPlan:
         return self.total_bytes - self.kept_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A file that has to be in a snapshot, and where the cache keeps what there is of it."""
+
+    source: Source
+    file: HubFile
+
+    def __str__(self) -> str:
+        return f"{self.source.repo}/{self.file.name}"
+
+    @property
+    def pointer(self) -> Path:
+        """Where the snapshot has it."""
+        return self.source.directory / self.file.name
+
+    @property
+    def blob(self) -> Path:
+        """Where its bytes are, whatever snapshots have them."""
+        return self.source.folder / "blobs" / (self.file.oid or "unlisted")
+
+    @property
+    def partial(self) -> Path:
+        """Where its first bytes are, as the Hub's client named it before 1.33."""
+        return self.blob.with_name(f"{self.blob.name}.incomplete")
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the snapshot has it, whole."""
+        return self.pointer.is_file()
+
+    @property
+    def kept_bytes(self) -> int:
+        """How many of its bytes need not travel: all, none, or those of a broken transfer."""
+        if self.is_shown or self.blob.is_file():
+            return self.file.size_bytes
+        there = self.partial.stat().st_size if self.partial.is_file() else 0
+        return min(there, self.file.size_bytes)
+
+
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[None]:
     """Send the events of downloads in this block, however deep below, to ``listener``.
@@ -126,32 +169,12 @@ def tell(event: Download | Notice) -> None:
         listener(event)
 
 
-class _Resumable:
-    """Files on their way: when Ctrl-C ends the block, whoever listens hears what became of them.
-
-    Errors say that themselves.
-    """
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        if kind is not None and not issubclass(kind, Exception):
-            tell(Notice(_STOPPED))
-
-
 def fetch_metadata(source: Source) -> None:
     """Bring configs and tokenizer files into the snapshot: megabytes, without events.
 
     Raises ``ModelUnavailableError`` and ``ResourceError``.
     """
-    if source.files is not None:
-        _fetch_silently(source, _metadata(source))
+    _bring([_Wanted(source, file) for file in _metadata(source)], is_silent=True)
 
 
 def plan(source: Source) -> DownloadPlan:
@@ -165,11 +188,8 @@ def plan(source: Source) -> DownloadPlan:
             _check_cached(source)
         return DownloadPlan(source)
     wanted = [*_metadata(source), *_weights(source)]
-    return DownloadPlan(source, tuple(_planned(source, file) for file in wanted))
-
-
-def _planned(source: Source, file: HubFile) -> PlannedFile:
-    return PlannedFile(file.name, file.size_bytes, kept_bytes(source, file))
+    files = (PlannedFile(f.name, f.size_bytes, _Wanted(source, f).kept_bytes) for f in wanted)
+    return DownloadPlan(source, tuple(files))
 
 
 def fetch(plans: Sequence[DownloadPlan]) -> None:
@@ -178,30 +198,14 @@ def fetch(plans: Sequence[DownloadPlan]) -> None:
     Raises ``ResourceError`` before the first byte, ``ModelUnavailableError`` at the first file
     that cannot be had; what has arrived by then stays, also where Ctrl-C ends it.
     """
-    missing = [
-        (each.source, each.source.files[file.name])
-        for each in plans
-        for file in each.files
-        if each.source.files is not None
-        and not is_complete(each.source, each.source.files[file.name])
-    ]
-    if not missing:
-        return
-    needed_bytes = sum(each.missing_bytes for each in plans)
-    _check_room(needed_bytes, missing[0][0])
-    total_bytes = sum(file.size_bytes for _, file in missing)
-    done_bytes = total_bytes - needed_bytes
-    for source, file in missing:
-        base_bytes = done_bytes - kept_bytes(source, file)
-
-        def report(
-            size_bytes: int, source: Source = source, file: HubFile = file, base: int = base_bytes
-        ) -> None:
-            tell(Download(source.repo, file.name, base + size_bytes, total_bytes))
-
-        with _Resumable():
-            get(source, file, report)
-        done_bytes = base_bytes + file.size_bytes
+    _bring(
+        [
+            _Wanted(each.source, each.source.files[file.name])
+            for each in plans
+            for file in each.files
+            if each.source.files is not None
+        ]
+    )
 
 
 def fetch_file(source: Source, file: HubFile) -> Path:
@@ -209,8 +213,9 @@ def fetch_file(source: Source, file: HubFile) -> Path:
 
     Raises what ``fetch`` raises.
     """
-    fetch([DownloadPlan(source, (_planned(source, file),))])
-    return source.directory / file.name
+    wanted = _Wanted(source, file)
+    _bring([wanted])
+    return wanted.pointer
 
 
 def free_bytes(directory: Path) -> int:
@@ -220,29 +225,19 @@ def free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
-def _fetch_silently(source: Source, files: Sequence[HubFile]) -> None:
-    missing = [file for file in files if not is_complete(source, file)]
-    if missing:
-        needed_bytes = sum(file.size_bytes - kept_bytes(source, file) for file in missing)
-        _check_room(needed_bytes, source)
-    for file in missing:
-        with _Resumable():
-            get(source, file, lambda _: None)
-
-
-def _check_room(needed_bytes: int, source: Source) -> None:
-    have_bytes = free_bytes(source.folder)
-    if needed_bytes > 0 and needed_bytes + _SPARE_BYTES > have_bytes:
-        raise no_room(
-            needed_bytes + _SPARE_BYTES, have_bytes, source.folder.parent, is_data=source.is_data
-        )
+def pickle_notice(source: Source) -> str:
+    """What to say where ``source`` has pickles for weights; "" where it has safetensors."""
+    names = source.files or {path.name for path in source.directory.iterdir()}
+    entry = choose_entry(names)
+    if entry is None or not is_pickled(entry):
+        return ""
+    return f"{source.repo} has no safetensors: pickles are read, code in them is not run"
 
 
 def _metadata(source: Source) -> list[HubFile]:
-    files = (source.files or {}).values()
     return [
         file
-        for file in files
+        for file in (source.files or {}).values()
         if is_plain_name(file.name) and any(fnmatch.fnmatch(file.name, p) for p in _METADATA)
     ]
 
@@ -257,17 +252,16 @@ def _weights(source: Source) -> list[HubFile]:
             reason=f"it has {others[0]}, which specx does not read" if others else "",
             hints=["take a repository in Hugging Face format"],
         )
-    if not entry.endswith(".json"):
-        return [listed[entry]]
-    _fetch_silently(source, [listed[entry]])
-    files = [listed[entry]]
-    for name in shards(source.directory / entry):
+    names = [entry]
+    if entry.endswith(".json"):
+        _bring([_Wanted(source, listed[entry])], is_silent=True)
+        names += shards(source.directory / entry)
+    for name in names:
         if name not in listed:
             raise ModelError(
                 f"{source.repo} is incomplete", reason=f"{entry} names {name}, which is not there"
             )
-        files.append(listed[name])
-    return files
+    return [listed[name] for name in names]
 
 
 def _check_cached(source: Source) -> None:
@@ -285,10 +279,175 @@ def _check_cached(source: Source) -> None:
         )
 
 
-def pickle_notice(source: Source) -> str:
-    """What to say where ``source`` has pickles for weights; "" where it has safetensors."""
-    names = source.files or {path.name for path in source.directory.iterdir()}
-    entry = choose_entry(names)
-    if entry is None or not is_pickled(entry):
-        return ""
-    return f"{source.repo} has no safetensors: pickles are read, code in them is not run"
+def _bring(wanted: Sequence[_Wanted], *, is_silent: bool = False) -> None:
+    """Fetch what is missing of ``wanted``, if the disk has room for all of it."""
+    missing = [each for each in wanted if not each.is_shown]
+    if not missing:
+        return
+    total_bytes = sum(each.file.size_bytes for each in missing)
+    done_bytes = sum(each.kept_bytes for each in missing)
+    _check_room(total_bytes - done_bytes, missing[0].source)
+
+    def report(each: _Wanted, before_bytes: int, size_bytes: int) -> None:
+        if not is_silent:
+            done_bytes = before_bytes + size_bytes
+            tell(Download(each.source.repo, each.file.name, done_bytes, total_bytes))
+
+    for each in missing:
+        done_bytes -= each.kept_bytes
+        _fetch_one(each, functools.partial(report, each, done_bytes))
+        done_bytes += each.file.size_bytes
+
+
+def _check_room(needed_bytes: int, source: Source) -> None:
+    lacking_bytes = needed_bytes + _SPARE_BYTES - free_bytes(source.folder)
+    if needed_bytes <= 0 or lacking_bytes <= 0:
+        return
+    needed_bytes += _SPARE_BYTES
+    lacking = -(-lacking_bytes // 2**20)
+    raise ResourceError(
+        f"there is no room for the download in {source.folder.parent}",
+        reason=f"need {_gib(needed_bytes)}, have {_gib(needed_bytes - lacking_bytes)}",
+        hints=[
+            f"free {lacking:,} MiB" if lacking < 1000 else f"free {_gib(lacking * 2**20)}",
+            "point HF_HOME to a larger disk",
+            SAMPLE if source.kind == "dataset" else _SMALLER,
+        ],
+    )
+
+
+def _gib(value_bytes: int) -> str:
+    return f"{value_bytes / 2**30:,.1f} GiB"
+
+
+def _fetch_one(wanted: _Wanted, on_size: Callable[[int], None]) -> None:
+    """Bring a file into the snapshot; ``on_size`` hears how many bytes of it are here."""
+    source, file = wanted.source, wanted.file
+    try:
+        if file.oid:
+            _fetch_blob(wanted, on_size)
+            _show(wanted)
+        else:
+            _fetch_unlisted(source, file)
+    except failures() as error:
+        raise refusal(error, source.repo, source.kind, source.commit) from error
+    finally:
+        if not isinstance(sys.exception(), Exception | None):  # Ctrl-C: errors explain themselves
+            tell(Notice(_STOPPED))
+    on_size(file.size_bytes)
+
+
+def _fetch_unlisted(source: Source, file: HubFile) -> None:
+    """From a mirror that lists no digests: the Hub's own client knows what to do without."""
+    from huggingface_hub import hf_hub_download
+
+    kind, commit = source.kind, source.commit
+    patiently(lambda: hf_hub_download(source.repo, file.name, repo_type=kind, revision=commit))
+
+
+def _fetch_blob(wanted: _Wanted, on_size: Callable[[int], None]) -> None:
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    folder, blob = wanted.source.folder, wanted.blob
+    if blob.is_file():
+        return
+    locks = folder.parent / ".locks" / folder.name
+    locks.mkdir(parents=True, exist_ok=True)
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(locks / f"{blob.name}.lock"):
+        if blob.is_file():  # another process was faster
+            return
+        on_size(wanted.kept_bytes)
+        try:
+            patiently(lambda: _receive(wanted, on_size), lambda: wanted.kept_bytes)
+        except failures() as error:
+            if not is_passing(error):
+                raise
+            kept = f"{wanted.kept_bytes:,} of {wanted.file.size_bytes:,} bytes are kept"
+            raise ModelUnavailableError(
+                f"{wanted} cannot be fetched",
+                reason=f"the connection broke {ATTEMPTS} times: {summary(error)}",
+                hints=[f"{kept}; the same command goes on from there"],
+            ) from error
+        _check_digest(wanted)
+        wanted.partial.replace(blob)
+
+
+def _receive(wanted: _Wanted, on_size: Callable[[int], None]) -> None:
+    """One request, from the first byte that is not here; raises ``OSError`` where it ends early."""
+    whole_bytes = wanted.file.size_bytes
+    with wanted.partial.open("ab") as out:
+        if out.tell() > whole_bytes:
+            out.truncate(0)
+        here_bytes = out.seek(0, os.SEEK_END)
+        if here_bytes == whole_bytes:
+            return
+        with _request(wanted, here_bytes) as answer:
+            if here_bytes and answer.status_code != 206:  # it sends all, not only what is missing
+                here_bytes = out.truncate(0)
+            for chunk in answer.iter_bytes():  # of any size: a larger one would be lost in a break
+                out.write(chunk)
+                here_bytes += len(chunk)
+                on_size(min(here_bytes, whole_bytes))
+                if here_bytes > whole_bytes:
+                    return  # and the digest is wrong
+    if here_bytes < whole_bytes:
+        raise ConnectionError(f"it ended after {here_bytes:,} of {whole_bytes:,} bytes")
+
+
+@contextlib.contextmanager
+def _request(wanted: _Wanted, begin: int) -> Iterator[Any]:
+    """The response of whichever HTTP client the Hub's is built on."""
+    from huggingface_hub import constants, get_session, hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        hf_raise_for_status,
+    )
+
+    source, name = wanted.source, wanted.file.name
+    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+    if begin:
+        headers["Range"] = f"bytes={begin}-"
+    with get_session().stream(
+        "GET",
+        hf_hub_url(source.repo, name, repo_type=source.kind, revision=source.commit),
+        headers=headers,
+        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        follow_redirects=True,
+    ) as answer:
+        hf_raise_for_status(answer)
+        is_page = answer.headers.get("Content-Type", "").startswith("text/html")
+        if is_page and not name.endswith((".html", ".htm")):
+            raise no_hub(str(wanted), "it sends a web page")
+        yield answer
+
+
+def _check_digest(wanted: _Wanted) -> None:
+    """Delete what is not what the Hub lists, and say so."""
+    oid = wanted.file.oid
+    start = hashlib.sha256()
+    if len(oid) == 40:  # small files have git's name for their content
+        start = hashlib.sha1(b"blob %d\0" % wanted.file.size_bytes, usedforsecurity=False)
+    with wanted.partial.open("rb") as whole:
+        got = hashlib.file_digest(whole, lambda: start).hexdigest()  # type: ignore[arg-type]
+    if got != oid:
+        wanted.partial.unlink()
+        raise ModelUnavailableError(
+            f"{wanted} arrived damaged, and was deleted",
+            reason=f"its digest is {got}, and the Hub says {oid}",
+            hints=["run the command again; if it happens again, a proxy changes what it passes on"],
+        )
+
+
+def _show(wanted: _Wanted) -> None:
+    """Let the snapshot have a blob that is complete, as a link or where there are none, moved."""
+    pointer, blob = wanted.pointer, wanted.blob
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    if wanted.is_shown:
+        return
+    pointer.unlink(missing_ok=True)  # a link to a blob that somebody deleted
+    try:
+        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    except OSError:
+        if not wanted.is_shown:  # not made by another process meanwhile: no links here
+            shutil.move(blob, pointer)

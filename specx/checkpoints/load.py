@@ -6,7 +6,6 @@ does not know decoding, documents or the screen.
 """
 
 import copy
-import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from specx.checkpoints.eagle.loader import LoadedHead, load_head
 from specx.checkpoints.repository import Source, find, is_on_hub
 from specx.checkpoints.weights import check_weights, choose_entry, is_pickled
 from specx.errors import ModelError, ResourceError, UsageError
-from specx.needs import is_out_of_memory
+from specx.memory import is_out_of_memory
 from specx.preset.preset import Preset
 
 if TYPE_CHECKING:
@@ -142,8 +141,6 @@ def resolve(repo: str, revision: str | None, *, offline: bool) -> Path:
 
 
 def _locate(repo: str, revision: str | None, offline: bool) -> Source:
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the Hub's client is imported
     source = find(repo, revision, offline=offline)
     fetch_metadata(source)
     return source

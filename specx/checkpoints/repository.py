@@ -1,50 +1,62 @@
 """Where a repository lies: beside the code, in a directory, in the cache, on the Hub.
 
 In goes a repository's name; out comes a ``Source``: its directory and, where the Hub was asked,
-the files that it lists, without those that would lie elsewhere. Fetches no file. This module does
-not know which files are wanted, how they travel, what is in them, or the screen.
+the files that it lists, without those that would lie elsewhere; or a ``SpecxError``, with one
+wording for each way in which the Hub, the network or the disk says no. The cache's layout is that
+of the Hub's client. This module fetches no file and does not know which files are wanted.
 """
 
 import contextlib
+import errno
+import functools
 import os
 import re
-import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from specx.checkpoints.hub_errors import (
-    NOT_OUR_JSON,
-    failures,
-    is_passing,
-    no_hub,
-    not_cached,
-    refusal,
-)
-from specx.errors import ModelUnavailableError
+from specx.checkpoints.config import summary
+from specx.errors import ModelUnavailableError, ResourceError, SpecxError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 Origin = Literal["bundled", "directory", "cache", "hub"]
+Kind = Literal["model", "dataset"]  # as the Hub's client calls them
 T = TypeVar("T")
 
 #: So many times in a row a request may fail, with these pauses between.
 ATTEMPTS = 3
 PAUSES_S = (1.0, 4.0)
-_BUNDLED = {
-    name: Path(name) for name in ("pocket/target", "pocket/draft", "pocket/eagle", "pocket/eagle3")
-}
+_WORTH_BYTES = 64 << 20  # after so many new bytes, failures before them are forgotten
+_BUNDLED = ("pocket/target", "pocket/draft", "pocket/eagle", "pocket/eagle3")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_SITE = "https://huggingface.co"
+_LOG_IN = "hf auth login"
+SAMPLE = "or take the texts that come with specx: --data sample"
+#: What else there is for a user without access or without a network.
+_OPEN = {
+    "model": "or take a pair that needs no access: -m qwen3-8b, or -m pocket, which is already "
+    "here",
+    "dataset": SAMPLE,
+}
+_LOCAL = {
+    "model": "the pair that comes with specx needs no network: -m pocket",
+    "dataset": "the texts that come with specx need no network: --data sample",
+}
+_BUSY = (408, 429)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+#: What the Hub's client raises over an answer that is not JSON, or JSON of another kind.
+_NOT_OUR_JSON = (ValueError, TypeError, LookupError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file as the Hub lists it. ``oid``: SHA-256 (large files), git's SHA-1, or "" (not told)."""
+    """A file as the Hub lists it. ``oid``: SHA-256 (large files), git's SHA-1, or "" (unknown)."""
 
     name: str
     size_bytes: int
@@ -53,31 +65,19 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A repository found. ``files`` is None where the Hub was not asked or not reached.
-
-    ``is_data``: a data set; else a model.
-    """
+    """A repository found. ``files`` is None where the Hub was not asked or not reached."""
 
     repo: str
     directory: Path
     origin: Origin
     commit: str = ""
     files: Mapping[str, HubFile] | None = None
-    is_data: bool = False
+    kind: Kind = "model"
 
     @property
     def folder(self) -> Path:
         """The repository's place in the cache, above ``snapshots`` and ``blobs``."""
         return self.directory.parent.parent
-
-    @property
-    def repo_type(self) -> Literal["model", "dataset"]:
-        """What the Hub's client calls it."""
-        return "dataset" if self.is_data else "model"
-
-    def blob(self, file: HubFile) -> Path:
-        """Where the cache keeps the bytes of ``file``, whatever commits name them."""
-        return self.folder / "blobs" / file.oid
 
 
 def is_on_hub(repo: str) -> bool:
@@ -85,14 +85,45 @@ def is_on_hub(repo: str) -> bool:
     return repo not in _BUNDLED and not Path(os.path.expanduser(repo)).is_dir()
 
 
-def find(repo: str, revision: str | None, *, offline: bool) -> Source:
-    """Where model ``repo`` lies; the Hub is asked unless it is here or ``offline``.
+def find(repo: str, revision: str | None, *, offline: bool, kind: Kind = "model") -> Source:
+    """Where ``repo`` lies; the Hub is asked unless it is a model that is here, or ``offline``.
 
     Where the Hub is not reached, an earlier download in the cache serves. Raises
     ``ModelUnavailableError``, and ``ResourceError`` when the disk is full.
     """
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the Hub's client is imported
+    local = _local(repo) if kind == "model" else None
+    if local is not None:
+        return local
+    from huggingface_hub import errors
+
+    cached = None
+    refused: tuple[type[Exception], ...] = (*failures(), ModelUnavailableError)
+    try:
+        cached = _cached(repo, revision, kind)
+        if offline:
+            if cached is None:
+                raise not_cached(repo, kind)
+            return cached
+        ask = functools.partial(_listed, repo, revision, kind)
+        # What is cached is as good as an answer that has to be waited for.
+        source = ask() if cached else patiently(ask)
+        _remember(source, revision)
+        return source
+    except refused as error:
+        # Another commit in the place of a revision that is gone would be another model.
+        if cached is not None and not isinstance(error, errors.RevisionNotFoundError):
+            return cached
+        if isinstance(error, ModelUnavailableError):
+            raise
+        raise refusal(error, repo, kind, revision) from error
+
+
+def _local(repo: str) -> Source | None:
+    """A model that is bundled or a directory; None for what may be on the Hub."""
     if repo in _BUNDLED:
-        directory = Path(__file__).parent.parent / _BUNDLED[repo]
+        directory = Path(__file__).parent.parent / repo
         if not (directory / "config.json").is_file():
             raise ModelUnavailableError(
                 f"{repo} is not part of this installation",
@@ -105,62 +136,31 @@ def find(repo: str, revision: str | None, *, offline: bool) -> Source:
     if repo.startswith((".", "~", os.sep)) or repo.count("/") > 1 or directory.exists():
         reason = "it is a file" if directory.exists() else "there is no such directory"
         raise ModelUnavailableError(f"{repo} is not a model directory", reason=reason)
-    return _cached_or_refused(repo, revision) if offline else _listed(repo, revision)
+    return None
 
 
-def find_data(repo: str, *, offline: bool) -> Source:
-    """Where data set ``repo`` lies, as ``find`` does for models that are not on this disk."""
-    if offline:
-        return _cached_or_refused(repo, None, is_data=True)
-    return _listed(repo, None, is_data=True)
+def _listed(repo: str, revision: str | None, kind: Kind) -> Source:
+    from huggingface_hub import HfApi
 
-
-def patiently(action: Callable[[], T]) -> T:
-    """The result of ``action``, tried again after what may pass."""
-    for pause_s in PAUSES_S:
-        try:
-            return action()
-        except failures() as error:
-            if not is_passing(error):
-                raise
-        time.sleep(pause_s)
-    return action()
-
-
-def _listed(repo: str, revision: str | None, *, is_data: bool = False) -> Source:
-    from huggingface_hub import HfApi, errors
-
-    def ask() -> Source:
-        hub = HfApi()
-        about = hub.dataset_info if is_data else hub.model_info
-        info = about(repo, revision=revision or "main", files_metadata=True)
-        if not info.sha or not _COMMIT.fullmatch(info.sha) or info.siblings is None:
-            raise no_hub(repo, "it lists no files")
-        listed = map(_file, info.siblings)
-        files = {file.name: file for file in listed if _is_inside(file.name)}
-        directory = _folder(repo, is_data=is_data) / "snapshots" / info.sha
-        return Source(repo, directory, "hub", info.sha, files, is_data)
-
-    cached = None
-    refused: tuple[type[Exception], ...] = (*failures(), *NOT_OUR_JSON)
+    hub = HfApi()
+    about = hub.dataset_info if kind == "dataset" else hub.model_info
     try:
-        cached = _cached(repo, revision, is_data=is_data)
-        # What is cached is as good as an answer that has to be waited for.
-        source = ask() if cached else patiently(ask)
-        _remember(source, revision)
-        return source
-    except errors.RevisionNotFoundError as error:
-        raise refusal(error, repo, revision=revision, is_data=is_data) from error
-    except refused as error:
-        if cached is not None and not isinstance(error, errors.HFValidationError):
-            return cached
-        raise refusal(error, repo, revision=revision, is_data=is_data) from error
+        info = about(repo, revision=revision or "main", files_metadata=True)
+        commit = info.sha or ""
+        listed = map(_file, info.siblings or ())
+        files = {file.name: file for file in listed if _is_inside(file.name)}
+    except _NOT_OUR_JSON as error:
+        raise no_hub(_named(repo, kind), "it sends no JSON of the Hub's kind") from error
+    if not _COMMIT.fullmatch(commit) or info.siblings is None:
+        raise no_hub(_named(repo, kind), "it lists no files")
+    directory = _folder(repo, kind) / "snapshots" / commit
+    return Source(repo, directory, "hub", commit, files, kind)
 
 
 def _file(sibling: "RepoSibling") -> HubFile:
     oid = (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id) or ""
     size_bytes = (sibling.lfs.size if sibling.lfs else sibling.size) or 0
-    return HubFile(sibling.rfilename, size_bytes, oid if _OID.fullmatch(oid) else "")
+    return HubFile(sibling.rfilename, int(size_bytes), oid if _OID.fullmatch(oid) else "")
 
 
 def _is_inside(name: str) -> bool:
@@ -169,71 +169,159 @@ def _is_inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts and not set(name) & set("\\:\0")
 
 
-def _cached_or_refused(repo: str, revision: str | None, *, is_data: bool = False) -> Source:
-    from huggingface_hub import errors
-
-    try:
-        cached = _cached(repo, revision, is_data=is_data)
-    except errors.HFValidationError as error:
-        raise refusal(error, repo, is_data=is_data) from error
-    if cached is None:
-        raise not_cached(repo, is_data=is_data)
-    return cached
-
-
-def _cached(repo: str, revision: str | None, *, is_data: bool) -> Source | None:
+def _cached(repo: str, revision: str | None, kind: Kind) -> Source | None:
     """The newest snapshot of ``revision``, of a model one with a config; opens no connection."""
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     validate_repo_id(repo)
-    folder, name = _folder(repo, is_data=is_data), revision or "main"
-    commit = name
-    if _is_ref(name):
+    folder, commit = _folder(repo, kind), revision or "main"
+    ref = _ref(folder, commit)
+    if ref is not None:
         with contextlib.suppress(OSError):
-            commit = (folder / "refs" / name).read_text("utf-8", errors="replace").strip()
+            commit = ref.read_text("utf-8", errors="replace").strip()
     directory = folder / "snapshots" / commit
-    wanted = directory if is_data else directory / "config.json"
+    wanted = directory / "config.json" if kind == "model" else directory
     if not _COMMIT.fullmatch(commit) or not wanted.exists():
         return None
-    return Source(repo, directory, "cache", commit, is_data=is_data)
+    return Source(repo, directory, "cache", commit, kind=kind)
 
 
-def _folder(repo: str, *, is_data: bool) -> Path:
+def _folder(repo: str, kind: Kind) -> Path:
     from huggingface_hub import constants
 
-    kind = "datasets" if is_data else "models"
-    return Path(constants.HF_HUB_CACHE, f"{kind}--{repo.replace('/', '--')}")
+    return Path(constants.HF_HUB_CACHE, f"{kind}s--{repo.replace('/', '--')}")
 
 
-def _is_ref(name: str) -> bool:
-    """Whether a branch or tag may be called that, and be a file in a folder of ours."""
-    return ".." not in Path(name).parts and not Path(name).is_absolute()
+def _ref(folder: Path, name: str) -> Path | None:
+    """The file that says which commit branch or tag ``name`` is; None for a name that leads out."""
+    path = Path(name)
+    return None if path.is_absolute() or ".." in path.parts else folder / "refs" / path
 
 
 def _remember(source: Source, revision: str | None) -> None:
-    """Note which commit a branch or tag stands for, as the Hub's client does, for later runs."""
-    name = revision or "main"
-    path = source.folder / "refs" / name
-    if name == source.commit or not _is_ref(name):
+    """Note which commit a branch or tag is, as the Hub's client does, for runs without the Hub."""
+    ref = _ref(source.folder, revision or "main")
+    if ref is None or revision == source.commit:
         return
     with contextlib.suppress(OSError):
-        if path.read_text("utf-8", errors="replace") == source.commit:
+        if ref.read_text("utf-8", errors="replace") == source.commit:
             return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
-    fresh.write_text(source.commit, encoding="utf-8")
-    fresh.replace(path)
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    ref.write_text(source.commit, encoding="utf-8")
 
 
-def link(source: Source, file: HubFile) -> None:
-    """Let the snapshot show a blob that is complete, as a link or where there are none, moved."""
-    pointer, blob = source.directory / file.name, source.blob(file)
-    pointer.parent.mkdir(parents=True, exist_ok=True)
-    if pointer.is_file():
-        return
-    pointer.unlink(missing_ok=True)  # a link to a blob that somebody deleted
-    try:
-        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
-    except OSError:
-        if not pointer.is_file():  # not made by another process meanwhile: no links here
-            shutil.move(blob, pointer)
+def patiently(action: Callable[[], T], kept_bytes: Callable[[], int] = lambda: 0) -> T:
+    """The result of ``action``, tried again after what may pass, up to three times in a row.
+
+    ``kept_bytes``: how much of the work is done; much more of it, and the count begins again.
+    """
+    failed = 0
+    while True:
+        before_bytes = kept_bytes()
+        try:
+            return action()
+        except failures() as error:
+            failed = 1 if kept_bytes() - before_bytes >= _WORTH_BYTES else failed + 1
+            if failed == ATTEMPTS or not is_passing(error):
+                raise
+        time.sleep(PAUSES_S[failed - 1])
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What the Hub's client raises on purpose; its HTTP library is a detail of its version."""
+    from huggingface_hub import errors
+
+    return (
+        errors.HFValidationError,
+        errors.EntryNotFoundError,
+        *errors.HfHubHTTPError.__bases__,  # the HTTP client's base class, whichever, and OSError
+    )  # type: ignore[return-value]
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether trying again may help: a broken connection, or a server that is busy or ill."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code >= 500 or error.response.status_code in _BUSY
+    if isinstance(error, errors.OfflineModeIsEnabled | errors.EntryNotFoundError):
+        return False
+    return _is_network(error)
+
+
+def _is_network(error: BaseException) -> bool:
+    from huggingface_hub import errors
+
+    client = errors.HfHubHTTPError.__bases__[0]
+    return isinstance(error, (client, ConnectionError, TimeoutError))
+
+
+def refusal(error: Exception, repo: str, kind: Kind, revision: str | None) -> SpecxError:
+    """``error``, of the Hub's client or the disk, as the reason why ``repo`` cannot be had."""
+    from huggingface_hub import constants, errors
+
+    is_data, what = kind == "dataset", _named(repo, kind)
+    page = f"{_SITE}/{'datasets/' if is_data else ''}{repo}"
+    reason = ""
+    hints: tuple[str, ...] = ()
+    match error:
+        case errors.GatedRepoError():
+            message, reason = f"{what} is gated", "its owner wants you to accept terms first"
+            hints = (f"accept them on {page}, then run: {_LOG_IN}", _OPEN[kind])
+        case errors.RevisionNotFoundError():
+            message = f"{what} has no revision {revision or 'main'}"
+            hints = (f"revisions are listed on {page}/commits/main",)
+        case errors.RepositoryNotFoundError():
+            message = f"{repo} is not on the Hub"
+            if is_data:
+                message = f"there is neither a file {repo} nor a data set of that name on the Hub"
+            hints = (f"check the spelling: {page}", f"if it is private, run: {_LOG_IN}")
+        case errors.HFValidationError():
+            kinds = ("a directory nor a Hub repository's name", "a file nor a data set's name")
+            message = f"{repo} is neither {kinds[is_data]}"
+        case errors.HfHubHTTPError(response=answer):
+            message = f"{what} cannot be fetched"
+            reason = f"the Hub answers {answer.status_code} {answer.reason_phrase}".rstrip()
+            is_login = answer.status_code in (401, 403)
+            first = f"log in again: {_LOG_IN}" if is_login else "try again later"
+            hints = (first, "what was fetched before runs without the Hub: --offline")
+        case errors.EntryNotFoundError() | errors.OfflineModeIsEnabled():
+            return not_cached(repo, kind)
+        case _ if _is_network(error):
+            return not_cached(repo, kind, summary(error))
+        case OSError(errno=code) if code in _FULL:
+            hints = ("point HF_HOME to a larger disk",)
+            return ResourceError(f"the disk is full while fetching {what}", hints=hints)
+        case OSError(errno=code, strerror=str(said)) if code in _READ_ONLY:
+            message, reason = f"{what} cannot be stored in {constants.HF_HUB_CACHE}", said.lower()
+            hints = ("point HF_HOME to a directory that you may write to",)
+        case _:
+            message, reason = f"{what} cannot be fetched", summary(error)
+    return ModelUnavailableError(message, reason=reason, hints=hints)
+
+
+def not_cached(repo: str, kind: Kind, reason: str = "") -> ModelUnavailableError:
+    """Nothing on this disk, and no way to get it."""
+    return ModelUnavailableError(
+        f"{_named(repo, kind)} is not in the local cache, and the Hub was not reached",
+        reason=reason,
+        hints=["run once with a network and without --offline to fetch it", _LOCAL[kind]],
+    )
+
+
+def no_hub(what: str, reason: str) -> ModelUnavailableError:
+    """Something answers, and it is no Hub: a network's login page, a proxy, a wrong address."""
+    from huggingface_hub import constants
+
+    return ModelUnavailableError(
+        f"{what} cannot be fetched",
+        reason=f"{constants.ENDPOINT} does not answer as the Hub does: {reason}",
+        hints=[
+            "open a page in a browser: the network may want a login first",
+            "check HF_ENDPOINT and the proxy settings, if they are set",
+        ],
+    )
+
+
+def _named(repo: str, kind: Kind) -> str:
+    return f"data set {repo}" if kind == "dataset" else repo

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from specx.errors import ResourceError, SpecxError, UsageError
-from specx.needs import is_out_of_memory
+from specx.memory import is_out_of_memory
 
 EXIT_CODES: tuple[tuple[int, str], ...] = (
     (0, "done"),

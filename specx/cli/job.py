@@ -119,8 +119,6 @@ def _read_all(names: list[str], request: Request) -> list[Input]:
 
 
 def _load(settings: Settings, screen: Screen) -> "Engine":
-    if settings.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
     if screen.verbose < 2:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     is_demonstration = settings.preset.target.repo == "pocket/target"

@@ -6,7 +6,7 @@ stderr, an exit code. It does not know how files travel or how a pair is checked
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,17 +31,22 @@ _HERE = {"bundled": "comes with specx", "directory": "a directory", "cache": "in
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """What one command found out, or did."""
+    """What one command found before the download, and whether it was only asked to look."""
 
     preset: "Preset"
-    plans: "Sequence[DownloadPlan]"
-    free_bytes: int | None
+    plans: "dict[Literal['target', 'draft'], DownloadPlan]"
+    free_bytes: int | None  # None: the Hub has no part in it
     is_dry: bool
 
     @property
-    def roles(self) -> "list[tuple[Literal['target', 'draft'], DownloadPlan]]":
-        """The plans, each with whose it is."""
-        return list(zip(("target", "draft"), self.plans, strict=False))
+    def total_bytes(self) -> int:
+        """All wanted files of the pair."""
+        return sum(plan.total_bytes for plan in self.plans.values())
+
+    @property
+    def missing_bytes(self) -> int:
+        """What of them has, or had, to travel."""
+        return sum(plan.missing_bytes for plan in self.plans.values())
 
 
 def pull(
@@ -57,8 +62,6 @@ def pull(
 ) -> int:
     """Download a preset's models, after checking that the pair fits together."""
     screen = Screen(color=color, quiet=quiet)
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with Interrupts():
         found = _pull(name, parse_assignments(set_), offline, dry_run, screen)
@@ -87,24 +90,23 @@ def _pull(
             plans = [plan(source) for source in sources]
             for note in filter(None, map(pickle_notice, sources)):
                 tell(Notice(note))
-            on_hub = [each for each in plans if each.files]
-            room = free_bytes(on_hub[0].source.folder) if on_hub else None
+            room = next((free_bytes(each.source.folder) for each in plans if each.files), None)
             if not is_dry:
                 hub.fetch_weights(files, sources)
     finally:
         progress.close()
-    return Pulled(preset, plans, room, is_dry)
+    return Pulled(preset, dict(zip(("target", "draft"), plans, strict=False)), room, is_dry)
 
 
 def _print(found: Pulled, color: str) -> None:
     if found.is_dry:
         header: tuple[str, ...] = ("model", "repository", "file", "size", "here")
-        cells = [row for role, plan in found.roles for row in _file_cells(role, plan)]
+        cells = [row for role, plan in found.plans.items() for row in _file_cells(role, plan)]
     else:
         header = ("model", "repository", "size", "directory")
         cells = [
             (role, plan.source.repo, _size(plan), str(plan.source.directory))
-            for role, plan in found.roles
+            for role, plan in found.plans.items()
         ]
     if sys.stdout.isatty():
         out_console(color).print(table(header, cells))
@@ -112,20 +114,14 @@ def _print(found: Pulled, color: str) -> None:
         Sink().write(tab_separated(header, cells))
 
 
-def _file_cells(role: str, plan: "DownloadPlan") -> list[tuple[str, ...]]:
-    source = plan.source
+def _file_cells(role: str, plan: "DownloadPlan") -> Iterator[tuple[str, ...]]:
     if not plan.files:
-        return [(role, source.repo, "", "", _HERE.get(source.origin, "no files"))]
-    return [
-        (role, source.repo, file.name, size(file.size_bytes), _share(file)) for file in plan.files
-    ]
-
-
-def _share(file: Any) -> str:
-    """How much of a file is here, in words."""
-    if file.kept_bytes == file.size_bytes:
-        return "yes"
-    return size(file.kept_bytes) if file.kept_bytes else "no"
+        yield role, plan.source.repo, "", "", _HERE.get(plan.source.origin, "no files")
+    for file in plan.files:
+        here = size(file.kept_bytes) if file.kept_bytes else "no"
+        if file.kept_bytes == file.size_bytes:
+            here = "yes"
+        yield role, plan.source.repo, file.name, size(file.size_bytes), here
 
 
 def _size(plan: "DownloadPlan") -> str:
@@ -134,45 +130,39 @@ def _size(plan: "DownloadPlan") -> str:
 
 def _closing(found: Pulled) -> str:
     """The one line below the table."""
-    missing_bytes = sum(plan.missing_bytes for plan in found.plans)
-    total_bytes = sum(plan.total_bytes for plan in found.plans)
+    name, total, missing = found.preset.name, size(found.total_bytes), size(found.missing_bytes)
     if found.free_bytes is None:
-        return f"{found.preset.name}: nothing to download"
-    if not found.is_dry:
-        return f"{found.preset.name}: {size(missing_bytes)} downloaded, {size(total_bytes)} here"
-    return (
-        f"{found.preset.name}: {size(total_bytes)}, to download {size(missing_bytes)}"
-        f" · {size(found.free_bytes)} free"
-    )
+        return f"{name}: nothing to download"
+    if found.is_dry:
+        return f"{name}: {total}, to download {missing} · {size(found.free_bytes)} free"
+    return f"{name}: {missing} downloaded, {total} here"
 
 
 def _object(found: Pulled) -> dict[str, Any]:
-    """``specx.pull/1``: before the download with ``--dry-run``, after it without."""
-    is_dry = found.is_dry
+    """``specx.pull/1``."""
     return {
         "schema": "specx.pull/1",
         "preset": found.preset.name,
-        "dry_run": is_dry,
-        "total_bytes": sum(plan.total_bytes for plan in found.plans),
-        "cached_bytes": sum(plan.kept_bytes for plan in found.plans),
-        "downloaded_bytes": 0 if is_dry else sum(plan.missing_bytes for plan in found.plans),
+        "dry_run": found.is_dry,
+        "total_bytes": found.total_bytes,
+        "cached_bytes": found.total_bytes - found.missing_bytes,
+        "downloaded_bytes": 0 if found.is_dry else found.missing_bytes,
         "free_bytes": found.free_bytes,
-        "models": [
-            {
-                "role": role,
-                "repo": plan.source.repo,
-                "commit": plan.source.commit or None,
-                "origin": plan.source.origin,
-                "directory": str(plan.source.directory),
-                "files": [
-                    {
-                        "name": file.name,
-                        "bytes": file.size_bytes,
-                        "cached_bytes": file.kept_bytes,
-                    }
-                    for file in plan.files
-                ],
-            }
-            for role, plan in found.roles
-        ],
+        "models": [_model(role, plan) for role, plan in found.plans.items()],
+    }
+
+
+def _model(role: str, plan: "DownloadPlan") -> dict[str, Any]:
+    source = plan.source
+    files = [
+        {"name": file.name, "bytes": file.size_bytes, "cached_bytes": file.kept_bytes}
+        for file in plan.files
+    ]
+    return {
+        "role": role,
+        "repo": source.repo,
+        "commit": source.commit or None,
+        "origin": source.origin,
+        "directory": str(source.directory),
+        "files": files,
     }

@@ -7,6 +7,8 @@ attention, models, positions or which rows are worth keeping.
 import torch
 from torch import Tensor
 
+from specx.core.config import kv_row_bytes
+
 
 class KVCache:
     """Keys and values [L, Hkv, capacity, D] of one request.
@@ -47,7 +49,7 @@ class KVCache:
     def row_bytes(self) -> int:
         """Bytes of one row over all layers, keys and values."""
         layers, heads, _, width = self.keys.shape
-        return 2 * layers * heads * width * self.keys.element_size()
+        return kv_row_bytes(layers, heads, width, self.keys.element_size())
 
     def stage(self, rows: int) -> int:
         """Reserve ``rows`` more staged rows; returns the first one.

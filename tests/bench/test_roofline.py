@@ -171,7 +171,7 @@ def test_a_rate_never_falls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_free_memory_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert free_bytes(CPU) > 0
-    monkeypatch.setattr("specx.needs._MEMINFO", tmp_path / "none")
+    monkeypatch.setattr("specx.memory.PROC", tmp_path)
     assert free_bytes(CPU) > 0
     monkeypatch.delattr(floor.os, "sysconf", raising=False)  # as on Windows
     assert free_bytes(CPU) > 0

@@ -158,7 +158,7 @@ def bench(context: Context, request: BenchRequest) -> int:
 
     screen = Screen(color=request.color, quiet=request.quiet, verbose=request.verbose)
     if request.micro:
-        _settle_libraries(screen, offline=request.offline)
+        _settle_libraries(screen)
         return run_micro(context, request, screen)
     conditions = [parse_condition(text, BENCH_METRICS) for text in request.fail_if]
     exports = Exports(request.export, force=request.force, inputs=request.data)
@@ -176,7 +176,7 @@ def bench(context: Context, request: BenchRequest) -> int:
     if request.paper:
         check_paper(options)
     budget_s = _seconds(request.budget)
-    _settle_libraries(screen, offline=options.offline)
+    _settle_libraries(screen)
     setup = _prepare(options, screen)
     if request.dry_run:
         return _dry_run(request, setup)
@@ -187,10 +187,8 @@ def bench(context: Context, request: BenchRequest) -> int:
     return stopped or code
 
 
-def _settle_libraries(screen: Screen, *, offline: bool) -> None:
+def _settle_libraries(screen: Screen) -> None:
     """What others read when they are imported."""
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
     if screen.verbose < 2:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

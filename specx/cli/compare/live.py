@@ -77,8 +77,6 @@ def run_live(
 
 
 def _announce(contestants: Sequence[Contestant], settings: Settings, screen: Screen) -> None:
-    if settings.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
     if screen.verbose < 2:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     is_small = any(each.preset.target.repo == "pocket/target" for each in contestants)
