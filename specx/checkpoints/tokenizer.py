@@ -57,6 +57,9 @@ class Tokenizer:
         self._marks = _Marks([added[i].content for i in self._control_ids])
         self._plain = tokenizers.Tokenizer(whole.model)  # shares the vocabulary: no second copy
         self._plain.normalizer, self._plain.pre_tokenizer = whole.normalizer, whole.pre_tokenizer
+        # Some models, unigrams among them, spell control tokens out of plain text.
+        model = whole.model
+        self._spelled_ids = {i for i in self._control_ids if model.id_to_token(i) is not None}
         self._skip_gaps(added)
         self._real_ids = {self._add(token): i for i, token in self._marked(added)}
         self._cut_id = self._add(AddedToken(self._marks.cut, normalized=False))
@@ -87,9 +90,8 @@ class Tokenizer:
         """Token ids of ``text`` as text: no BOS, and never a control token."""
         while True:
             encoded = self._plain.encode(text, add_special_tokens=False)
-            if not (wrong := set(self._control_ids).intersection(encoded.ids)):
+            if not (wrong := self._spelled_ids.intersection(encoded.ids)):
                 break
-            # Some models, unigrams among them, spell a control token out of plain text.
             spans = zip(encoded.ids, encoded.offsets, strict=True)
             start, end = next(span for i, span in spans if i in wrong)
             if end - start < 2:
