@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from specx.checkpoints.config import read_config, read_json
 from specx.checkpoints.eagle.config import check_kind, feature_layers, position_limit, read_head
-from specx.checkpoints.tokenizer import Tokenizer, has_tokenizer, read_tokenizer
+from specx.checkpoints.tokenizer import Tokenizer, has_tokenizer, is_same_tokenizer, read_tokenizer
 from specx.errors import ModelError, PairError, SpecxError
 from specx.preset.preset import DraftSpec, Preset, TargetSpec
 
@@ -77,7 +77,11 @@ def examine(preset: Preset, locate: Locate) -> Generator[Check, None, PairFiles]
     _check_shape("draft", draft, draft_config)
     yield Check("same tokens", f"{target_config.vocab_size} and {draft_config.vocab_size} rows")
     # A draft without a tokenizer of its own shares the target's, as pocket/draft does.
-    draft_tokenizer = read_tokenizer(draft_dir) if has_tokenizer(draft_dir) else None
+    draft_tokenizer = None
+    if is_same_tokenizer(target_dir, draft_dir):
+        draft_tokenizer = tokenizer
+    elif has_tokenizer(draft_dir):
+        draft_tokenizer = read_tokenizer(draft_dir)
     check_pair(tokenizer, draft_tokenizer, target_config, draft_config)
     yield Check("draft context", f"{draft.trained_context_tokens:,} tokens")
     _check_draft_context(preset, _positions(draft_config))
@@ -147,8 +151,8 @@ def check_pair(
             reason=f"the target has {target_rows} rows, the draft {draft_rows} and no tokenizer",
         )
     check_rows(target, target_rows)
-    theirs = target.token_texts()
-    if draft is not None:
+    if draft is not None and draft is not target:
+        theirs = target.token_texts()
         ours = draft.token_texts()
         differing = [i for i in sorted(theirs.keys() & ours.keys()) if theirs[i] != ours[i]]
         if differing:

@@ -5,9 +5,10 @@ cannot be read. ``tokenizer.json`` is the truth; a repository without one has it
 model read, or its vocabulary converted by transformers. It does not know prompts or models.
 """
 
+import filecmp
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,36 +48,32 @@ class Tokenizer:
         whole.no_padding()
         self.name, self._special, self._whole = name, special, whole
         self.template = ChatTemplate(chat_template, special, name) if chat_template else None
-        self._ids: dict[str, int] = whole.get_vocab()
+        self.bos_id, self.eos_id = (self._id_of(role) for role in ("bos_token", "eos_token"))
+        roles = {whole.token_to_id(text): text for text in special.values()}
         added: dict[int, AddedToken] = whole.get_added_tokens_decoder()
+        missing = [roles[i] for i in roles.keys() - added.keys() if i is not None]
+        whole.add_tokens([AddedToken(text, special=True) for text in missing])
+        added = whole.get_added_tokens_decoder()
+        self._added = {i: token.content for i, token in added.items()}
         #: Ids of tokens that are flagged as special, or have a role.
-        self.special_ids = {i for i, token in added.items() if token.special} | {
-            self._ids[text] for text in special.values() if text in self._ids
-        }
-        self._control_ids = [i for i, token in added.items() if _is_control(token)]
-        self._marks = _Marks([added[i].content for i in self._control_ids])
-        self._plain = tokenizers.Tokenizer(whole.model)  # shares the vocabulary: no second copy
+        self.special_ids = {i for i, token in added.items() if token.special or i in roles}
+        controls = [i for i, token in added.items() if _is_control(token)]
+        self._marks = _Marks([self._added[i] for i in controls])
+        model = whole.model  # some, unigrams among them, spell control tokens out of plain text
+        self._spelled_ids = {i for i in controls if model.id_to_token(i) is not None}
+        self._plain = tokenizers.Tokenizer(model)  # shares the vocabulary: no second copy
         self._plain.normalizer, self._plain.pre_tokenizer = whole.normalizer, whole.pre_tokenizer
-        # Some models, unigrams among them, spell control tokens out of plain text.
-        model = whole.model
-        self._spelled_ids = {i for i in self._control_ids if model.id_to_token(i) is not None}
-        self._skip_gaps(added)
-        self._real_ids = {self._add(token): i for i, token in self._marked(added)}
+        self._skip_gaps(len(added) + 1)
+        marks = dict(zip(controls, self._marks.enabled, strict=True))
+        self._real_ids = {
+            self._add(_renamed(token, marks[i]) if i in marks else token): i
+            for i, token in added.items()
+        }
         self._cut_id = self._add(AddedToken(self._marks.cut, normalized=False))
 
     def __len__(self) -> int:
         """Number of tokens, added ones included."""
-        return len(self._ids)
-
-    @property
-    def bos_id(self) -> int | None:
-        """Id of the token that begins a text, where the checkpoint names one."""
-        return self._ids.get(self._special.get("bos_token", ""))
-
-    @property
-    def eos_id(self) -> int | None:
-        """Id of the token that ends a text, where the checkpoint names one."""
-        return self._ids.get(self._special.get("eos_token", ""))
+        return int(self._whole.get_vocab_size())
 
     @property
     def begin_ids(self) -> list[int]:
@@ -90,13 +87,13 @@ class Tokenizer:
         """Token ids of ``text`` as text: no BOS, and never a control token."""
         while True:
             encoded = self._plain.encode(text, add_special_tokens=False)
-            if not (wrong := self._spelled_ids.intersection(encoded.ids)):
+            if self._spelled_ids.isdisjoint(encoded.ids):
                 break
-            spans = zip(encoded.ids, encoded.offsets, strict=True)
-            start, end = next(span for i, span in spans if i in wrong)
-            if end - start < 2:
-                raise ModelError(f"{self.name} has no id for {text[start:end]!r} as text")
-            text = text[: start + 1] + self._marks.cut + text[start + 1 :]
+            spans = list(zip(encoded.ids, encoded.offsets, strict=True))
+            for start, end in [span for i, span in reversed(spans) if i in self._spelled_ids]:
+                if end - start < 2:
+                    raise ModelError(f"{self.name} has no id for {text[start:end]!r} as text")
+                text = text[: start + 1] + self._marks.cut + text[start + 1 :]
         real = self._real_ids
         return [real.get(i, i) for i in encoded.ids if i != self._cut_id]
 
@@ -125,18 +122,19 @@ class Tokenizer:
 
     def token_texts(self, first: int = 0) -> dict[int, str]:
         """Id → text as the vocabulary spells it, from id ``first`` on."""
-        return {i: text for text, i in self._ids.items() if i >= first}
+        if first >= self._whole.get_vocab_size(with_added_tokens=False):  # spares a copy
+            return {i: text for i, text in self._added.items() if i >= first}
+        return {i: text for text, i in self._whole.get_vocab().items() if i >= first}
 
-    def _skip_gaps(self, added: Mapping[int, AddedToken]) -> None:
-        """Use up ids where a vocabulary has more than its size, or marks would get them."""
-        beyond = max((i for i in self._ids.values() if i not in added), default=-1) + 1
-        for number in range(self._plain.get_vocab_size(), beyond):
-            self._add(AddedToken(f"{self._marks.cut}{number}", normalized=False))
+    def _id_of(self, role: str) -> int | None:
+        return self._whole.token_to_id(self._special.get(role, ""))
 
-    def _marked(self, added: Mapping[int, AddedToken]) -> Iterable[tuple[int, AddedToken]]:
-        marks = dict(zip(self._control_ids, self._marks.enabled, strict=True))
-        for i, token in added.items():
-            yield i, _renamed(token, marks[i]) if i in marks else token
+    def _skip_gaps(self, count: int) -> None:
+        """Make sure that the next ``count`` ids are free: a vocabulary with gaps has high ids."""
+        size, model = self._plain.get_vocab_size(), self._plain.model
+        if any(model.id_to_token(i) is not None for i in range(size, size + count)):
+            for number in range(size, max(self._plain.get_vocab().values()) + 1):
+                self._add(AddedToken(f"{self._marks.cut}{number}", normalized=False))
 
     def _add(self, token: AddedToken) -> int:
         self._plain.add_tokens([token])
@@ -177,6 +175,12 @@ class _Marks:
 def has_tokenizer(directory: Path) -> bool:
     """Whether the directory brings a tokenizer of its own."""
     return any((directory / name).is_file() for name in _FILES)
+
+
+def is_same_tokenizer(one: Path, other: Path) -> bool:
+    """Whether two directories have the same ``tokenizer.json``, byte for byte."""
+    files = one / "tokenizer.json", other / "tokenizer.json"
+    return all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False)
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:

@@ -1,5 +1,7 @@
-"""Sentencepiece models read without sentencepiece. ``ids.json`` holds what the library itself gave
-for 300 texts and the small BPE model beside it (700 pieces, byte fallback, as Llama-2's is made)."""
+"""Sentencepiece models read without sentencepiece.
+
+``ids.json`` holds what sentencepiece itself gave for 300 texts and the small BPE model beside it:
+700 pieces with byte fallback, made as Llama-2's was."""
 
 import json
 import shutil
