@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _CONTEXT_TOKENS = 4  # of a prompt, enough for a decoder to treat what follows as a continuation
 _PROBE = "\ue000specx-probe\ue001"  # at the end of a text, to see whether it is rendered
+_WORDS = {"system": "system prompt", "user": "message"}
+
+Said = list[tuple[str, str]]  # (role, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ def encode_prompt(
     Without a template the text is verbatim, ``system`` before it. What looks like a control token
     ("</s>") inside ``content`` or ``system`` stays text. Raises as ``Prompter.prompt``.
     """
+    _check_text(content, system or "")
     begin, template = tokenizer.begin_ids, tokenizer.template
     if template is None or not use_template:
         return begin + tokenizer.encode(f"{system}\n\n{content}" if system else content)
@@ -88,7 +92,13 @@ def encode_prompt(
     return tokens if tokens[: len(begin)] == begin else begin + tokens
 
 
-Said = list[tuple[str, str]]  # (role, text)
+def _check_text(*texts: str) -> None:
+    """Refuse bytes of the command line that Python could not decode."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        hints = ["set a UTF-8 locale, or read the text from a file"]
+        raise UsageError("the prompt is not UTF-8", reason=error.reason, hints=hints) from error
 
 
 def _render(tokenizer: Tokenizer, template: ChatTemplate, said: Said) -> str:
@@ -131,9 +141,6 @@ def _check_all_there(template: ChatTemplate, said: Said, rendered: str) -> None:
         is_there = text.strip() in rendered and _PROBE in template.render(_messages(probed))
         if not is_there:
             raise _refusal(template, f"drops or changes the {_WORDS[role]}")
-
-
-_WORDS = {"system": "system prompt", "user": "message"}
 
 
 def _messages(said: Said) -> list[dict[str, str]]:

@@ -122,6 +122,12 @@ class TestPrompt:
         assert prompter.prompt(text).document_tokens == len(TOKENIZER.encode(text))
         assert prompter.prompt("", "Hello").document_tokens == 0
 
+    @pytest.mark.parametrize("system", [None, "r\udce9sum\udce9"])
+    def test_bytes_that_are_no_text_are_refused(self, system: str | None) -> None:
+        """Python hands undecodable bytes of a command line on as halves of surrogate pairs."""
+        with pytest.raises(UsageError, match="not UTF-8"):
+            encode_prompt(TOKENIZER, "Hello" if system else "r\udce9sum\udce9", system=system)
+
 
 class TestTemplatesThatDoMore:
     def test_a_filter_works_on_the_real_text(self) -> None:

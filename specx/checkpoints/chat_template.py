@@ -21,7 +21,7 @@ from specx.checkpoints.config import summary
 from specx.errors import ModelError
 
 _MAX_ROUNDS = 1_000_000  # of all loops together
-_MAX_CHARACTERS = 64 << 20  # of a text that a template makes
+_MAX_CHARACTERS = 256 << 20  # of a text that a template makes
 _MAX_EXPONENT = 64
 _ROUNDS, _SIZE = "__rounds", "__size"  # filters that no template's own text needs
 
@@ -35,8 +35,9 @@ _FAULTS = (
     LookupError,
     AttributeError,
     ArithmeticError,
-    RecursionError,
+    RuntimeError,
     MemoryError,
+    SyntaxError,  # from Python, about blocks that are nested too deep
 )
 
 
@@ -180,7 +181,9 @@ def _joined(pieces: Iterable[str]) -> str:
         size += len(piece)
         if size > _MAX_CHARACTERS:
             raise _too_long()
-    return "".join(kept)
+    text = "".join(kept)
+    text.encode()  # half a surrogate pair is no text
+    return text
 
 
 def _too_long() -> jinja2.TemplateRuntimeError:

@@ -193,6 +193,8 @@ def test_it_renders_as_transformers_does(name: str, said: list[tuple[str, str]])
         ("{% for x in 3 %}{% endfor %}", "not iterable"),
         ("{{ ''.nothing() }}", "no attribute 'nothing'"),
         ("{% include 'x' %}", "no loader"),
+        ("{{ '\\ud800' }}", "surrogates not allowed"),
+        ("{% for a in 'x' %}" * 30 + "{% endfor %}" * 30, "too many statically nested"),
     ],
 )
 def test_a_broken_one_is_named_with_the_reason(source: str, said: str) -> None:
@@ -245,7 +247,7 @@ def test_the_sandbox_holds(source: str) -> None:
         "{% endfor %}",
         "{% set ns = namespace(x='xxx') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}"
         "{% endfor %}",
-        "{% set x = 'x' * 1000000 %}{% for i in range(1000) %}{{ x }}{% endfor %}",
+        "{% set x = 'x' * 9000000 %}{% for i in range(1000) %}{{ x }}{% endfor %}",
     ],
 )
 def test_work_and_size_have_bounds(source: str) -> None:
