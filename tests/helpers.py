@@ -107,8 +107,9 @@ def save_tokenizer(directory: Path) -> None:
     """Write the files of ``tiny_tokenizer()`` as a checkpoint has them."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "tokenizer.json").write_text(_trained_tokenizer(), encoding="utf-8")
-    settings = {"bos_token": BOS, "eos_token": EOS, "chat_template": CHAT_TEMPLATE}
+    settings = {"bos_token": BOS, "eos_token": EOS}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
 def save_pair(

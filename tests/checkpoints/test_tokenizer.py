@@ -235,6 +235,7 @@ class TestFiles:
     @pytest.fixture
     def directory(self, tmp_path: Path) -> Path:
         save_tokenizer(tmp_path)
+        (tmp_path / "chat_template.jinja").unlink()
         return tmp_path
 
     def settle(self, directory: Path, **settings: Any) -> Tokenizer:
