@@ -32,8 +32,7 @@ from specx.core.workspace import Workspaces
 from specx.errors import ContextError, ResourceError, UsageError
 from specx.memory import Shortage, needs_of, release, reset_peak, room_on, with_room
 from specx.preset.preset import Preset, load_preset
-from specx.prompter import Prompter
-from specx.prompts import Prompt, TextStream
+from specx.prompts import Prompt, Prompter, TextStream
 from specx.stream import Difference, Result, Stream, Verification
 
 #: What a preset's parts say about decoding without a draft.
@@ -142,7 +141,7 @@ class Engine:
         kernels, lost = choose_kernels(self.target, chosen)
         return Stream(
             self._decoder(request, kernels, mode, records_trees),
-            TextStream(self.tokenizer, stop),
+            TextStream(self.tokenizer, stop, prompt.context),
             mode=mode,
             ignore_eos=ignore_eos,
             load_s=self.load_s,

@@ -1,90 +1,166 @@
 """Between text and tokens: prompts in, streamed text out.
 
-In: a Hugging Face tokenizer, documents, instructions, token ids. Out: prompt ids, and text pieces
-that never split a character and never show part of a stop string. It does not know models.
+In: a tokenizer, a preset's prompt settings, documents, instructions, token ids. Out: prompts, and
+text pieces that never split a character and never show part of a stop string. It does not know
+models, so a plan can be made without reading weights.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+from specx.checkpoints.chat_template import ChatTemplate
+from specx.checkpoints.tokenizer import Tokenizer
+from specx.errors import ModelError, UsageError
 
-from specx.errors import UsageError
+if TYPE_CHECKING:
+    from specx.preset.preset import PromptSpec
 
-# These stand for the texts while the chat template is rendered; in no document, no vocabulary.
-_CONTENT = "\ue000specx-content\ue000"
-_SYSTEM = "\ue000specx-system\ue000"
+_CONTEXT_TOKENS = 4  # of a prompt, enough for a decoder to treat what follows as a continuation
+_PROBE = "\ue000specx-probe\ue001"  # at the end of a text, to see whether it is rendered
+_WORDS = {"system": "system prompt", "user": "message"}
+
+Said = list[tuple[str, str]]  # (role, text)
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids of a whole request, and how many of them are the document's."""
+    """Token ids of a whole request, and how many of them are the document's.
+
+    ``context``: the last ids where the output continues the prompt's own text; else none.
+    """
 
     tokens: tuple[int, ...]
     document_tokens: int
+    context: tuple[int, ...] = ()
+
+
+class Prompter:
+    """Makes prompts for one target."""
+
+    def __init__(self, tokenizer: Tokenizer, settings: "PromptSpec") -> None:
+        self.tokenizer, self._settings = tokenizer, settings
+
+    def prompt(
+        self,
+        document: str,
+        instruction: str | None = None,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+    ) -> Prompt:
+        """Token ids of a request about ``document``.
+
+        ``instruction`` None asks for the preset's summary. An empty document leaves the
+        instruction alone; ``raw`` continues the document verbatim, without a chat template.
+        Raises ``UsageError`` when the template does not carry a text, ``ModelError`` when it is
+        broken.
+        """
+        settings = self._settings
+        if raw:
+            content = "\n\n".join(text for text in (document, instruction) if text)
+        else:
+            asked = settings.summarize if instruction is None else instruction
+            content = _fill(settings.ask, document, asked) if document else asked
+        document_tokens = len(self.tokenizer.encode(document))
+        uses_template = not raw and settings.template == "auto"
+        tokens = tuple(
+            encode_prompt(self.tokenizer, content, system=system, use_template=uses_template)
+        )
+        return Prompt(tokens, document_tokens, tokens[-_CONTEXT_TOKENS:] if raw else ())
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     content: str,
     *,
     system: str | None = None,
     use_template: bool = True,
 ) -> list[int]:
-    """Token ids of ``content`` as a user's message (or verbatim), with BOS exactly once.
+    """Token ids of ``content`` as a user's message, with BOS exactly once.
 
-    Text that looks like a special token ("</s>") inside ``content`` or ``system`` stays ordinary
-    text.
+    Without a template the text is verbatim, ``system`` before it. What looks like a control token
+    ("</s>") inside ``content`` or ``system`` stays text. Raises as ``Prompter.prompt``.
     """
-    if not use_template or not tokenizer.chat_template:
-        if system:
-            content = f"{system}\n\n{content}"
-        return _begin(tokenizer) + _encode_plain(tokenizer, content)
-    messages = [{"role": "user", "content": _CONTENT}]
-    if system:
-        messages.insert(0, {"role": "system", "content": _SYSTEM})
-    frame = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    texts = {_CONTENT: content, _SYSTEM: system or ""}
-    pieces = re.split(f"({_CONTENT}|{_SYSTEM})", str(frame))
-    if _CONTENT not in pieces:
-        raise UsageError(
-            "the model's chat template drops the message",
-            hints=["use --raw, or set prompt.template: raw in the preset"],
-        )
-    tokens: list[int] = []
-    if any(_mentions_special(tokenizer, text) for text in texts.values()):
-        for piece in pieces:
-            if piece in texts:
-                tokens += _encode_plain(tokenizer, texts[piece])
-            else:
-                tokens += tokenizer.encode(piece, add_special_tokens=False)
-    else:
-        whole = "".join(texts.get(piece, piece) for piece in pieces)
-        tokens += tokenizer.encode(whole, add_special_tokens=False)
-    bos = _begin(tokenizer)
-    return tokens if tokens[: len(bos)] == bos else bos + tokens
+    _check_text(content, system or "")
+    begin, template = tokenizer.begin_ids, tokenizer.template
+    if template is None or not use_template:
+        return begin + tokenizer.encode(f"{system}\n\n{content}" if system else content)
+    texts = [("system", system)] if system else []
+    rendered = _render(tokenizer, template, [*texts, ("user", content)])
+    tokens = tokenizer.encode_rendered(rendered)
+    return tokens if tokens[: len(begin)] == begin else begin + tokens
 
 
-def count_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    """Tokens of ``text`` alone."""
-    return len(_encode_plain(tokenizer, text))
+def _check_text(*texts: str) -> None:
+    """Refuse bytes of the command line that Python could not decode."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        hints = ["set a UTF-8 locale, or read the text from a file"]
+        raise UsageError("the prompt is not UTF-8", reason=error.reason, hints=hints) from error
 
 
-def _encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+def _render(tokenizer: Tokenizer, template: ChatTemplate, said: Said) -> str:
+    """The conversation as text, control tokens masked wherever a user's text names them.
+
+    The template sees the real texts. Where they name control tokens it sees masked ones next, and
+    what it makes of those counts if it is the same.
+    """
+    real = _real(template, said)
+    _check_all_there(template, said, real)
+    masked = [(role, tokenizer.mask(text)) for role, text in said]
+    if masked == said:
+        return real
+    rendered = template.render(_messages(masked))
+    if tokenizer.unmask(rendered) == real:
+        return rendered
+    for _, text in said:
+        core = text.strip()
+        if (hidden := tokenizer.mask(core)) != core:
+            if real.count(core) != 1:
+                raise _refusal(template, "cannot be told from the text, which names its tokens")
+            real = real.replace(core, hidden)
+    return real
 
 
-def _mentions_special(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    added = tokenizer.added_tokens_decoder.values()
-    return any(token.content in text for token in added if token.content)
+def _real(template: ChatTemplate, said: Said) -> str:
+    try:
+        return template.render(_messages(said))
+    except ModelError as error:
+        if len(said) < 2:
+            raise
+        template.render(_messages(said[-1:]))  # raises when the system prompt is not the reason
+        raise _refusal(template, "refuses a system prompt", error.reason) from error
 
 
-def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The BOS token where this tokenizer begins every text with it."""
-    start = tokenizer.encode("", add_special_tokens=True)
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and start[:1] == [bos] else []
+def _check_all_there(template: ChatTemplate, said: Said, rendered: str) -> None:
+    """Every text must be in ``rendered``, where a template may trim it, and not by accident."""
+    for at, (role, text) in enumerate(said):
+        probed = [*said[:at], (role, text + _PROBE), *said[at + 1 :]]
+        is_there = text.strip() in rendered and _PROBE in template.render(_messages(probed))
+        if not is_there:
+            raise _refusal(template, f"drops or changes the {_WORDS[role]}")
+
+
+def _messages(said: Said) -> list[dict[str, str]]:
+    return [{"role": role, "content": text} for role, text in said]
+
+
+def _refusal(template: ChatTemplate, what: str, reason: str = "") -> UsageError:
+    hints = ["put it into the instruction"] if "system" in what else []
+    return UsageError(
+        f"the chat template of {template.owner} {what}",
+        reason=reason,
+        hints=[*hints, "use --raw, or set prompt.template: raw in the preset"],
+    )
+
+
+def _fill(pattern: str, document: str, instruction: str) -> str:
+    """Put both into the preset's pattern literally: neither is a format string."""
+    head, mark, tail = pattern.partition("{document}")
+    filled = [part.replace("{instruction}", instruction) for part in (head, tail)]
+    return filled[0] + (document if mark else "") + filled[1]
 
 
 class TextStream:
@@ -95,19 +171,23 @@ class TextStream:
     bytes that complete it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
-        self._backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), context: Sequence[int] = ()
+    ) -> None:
+        """``context``: last tokens of a text that this one continues, so that a blank stays."""
+        self._tokenizer = tokenizer
         self._stop = tuple(text for text in stop if text)
-        self._tokens: list[int] = []
+        self._tokens = list(context)
+        self._before = len(context)
         self._start = 0  # first token that is decoded again, for its context
-        self._shown = 0  # tokens whose text has been taken over
+        self._shown = len(context)  # tokens whose text has been taken over
         self._held = ""
         self.is_stopped = False
 
     @property
     def consumed(self) -> int:
         """Tokens taken in; fewer than were pushed when a stop string ended the text."""
-        return len(self._tokens)
+        return len(self._tokens) - self._before
 
     def push(self, tokens: Sequence[int]) -> str:
         """Text that became certain with these tokens; "" when all of it is held back.
@@ -141,7 +221,7 @@ class TextStream:
         return self._decode(self._tokens[self._start :])[len(before) :]
 
     def _decode(self, tokens: list[int]) -> str:
-        return str(self._backend.decode(tokens, skip_special_tokens=True))
+        return self._tokenizer.decode(tokens, skip_special=True)
 
     def _cut(self) -> None:
         ends = [at for text in self._stop if (at := self._held.find(text)) >= 0]

@@ -8,25 +8,27 @@ import copy
 import functools
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import tokenizers
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
 
 from specx.checkpoints.config import quiet
+from specx.checkpoints.tokenizer import Tokenizer
 from specx.preset.preset import Preset
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -87,15 +89,27 @@ def tiny_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     return model.eval()
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of 512 tokens with BOS 0, EOS 1, three roles, a chat template."""
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_trained_tokenizer()),
-        bos_token=BOS,
-        eos_token=EOS,
-        additional_special_tokens=list(ROLES),
-        chat_template=CHAT_TEMPLATE,
-    )
+def tiny_tokenizer(
+    template: str | None = CHAT_TEMPLATE, *, begins: bool = False, extra: Sequence[AddedToken] = ()
+) -> Tokenizer:
+    """A byte-level BPE tokenizer of 512 tokens with BOS 0, EOS 1, three roles, a chat template.
+
+    ``begins``: it puts BOS before every text. ``extra``: tokens added after the 512.
+    """
+    inner = tokenizers.Tokenizer.from_str(_trained_tokenizer())
+    inner.add_tokens(list(extra))
+    if begins:
+        inner.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
+    return Tokenizer(inner, {"bos_token": BOS, "eos_token": EOS}, template, "tiny")
+
+
+def save_tokenizer(directory: Path) -> None:
+    """Write the files of ``tiny_tokenizer()`` as a checkpoint has them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "tokenizer.json").write_text(_trained_tokenizer(), encoding="utf-8")
+    settings = {"bos_token": BOS, "eos_token": EOS}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
 def save_pair(
@@ -130,9 +144,9 @@ def save_pair(
     with quiet():
         target.save_pretrained(pair.target, max_shard_size=shard_size)
         draft.save_pretrained(pair.draft)
-    tiny_tokenizer().save_pretrained(pair.target)
+    save_tokenizer(pair.target)
     if draft_tokenizer:
-        tiny_tokenizer().save_pretrained(pair.draft)
+        save_tokenizer(pair.draft)
     return pair
 
 
@@ -181,7 +195,7 @@ def _disturb(model: PreTrainedModel, seed: int) -> None:
 
 @functools.cache
 def _trained_tokenizer() -> str:
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -3,15 +3,14 @@ configs: the real special tokens under their real ids, and a made-up text for ev
 
 A pair check compares ids and texts, so that is what these have; they cannot read a document."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 import specx
-from specx.checkpoints.config import quiet
 
 BUNDLED = Path(specx.__file__).parent / "pocket"
 CONFIGS = Path(__file__).parent / "data" / "recorded"
@@ -93,15 +92,14 @@ def build(directory: Path) -> Path:
             continue
         if start not in made:
             made[start] = directory / "tokenizers" / start
-            with quiet():
-                tokenizer(_KINDS[start]).save_pretrained(made[start])
+            save_tokenizer(_KINDS[start], made[start])
         for file in made[start].iterdir():
             (folder / file.name).hardlink_to(file)
     return directory
 
 
-def tokenizer(kind: Kind) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer with the ids of ``kind``."""
+def save_tokenizer(kind: Kind, folder: Path) -> None:
+    """Write a word-level tokenizer with the ids of ``kind``, as a checkpoint has it."""
     texts = {i: kind.special.get(i, f"w{i}") for i in range(kind.tokens)}
     unknown = texts[3]
     inner = Tokenizer(models.WordLevel({text: i for i, text in texts.items()}, unk_token=unknown))
@@ -112,9 +110,11 @@ def tokenizer(kind: Kind) -> PreTrainedTokenizerFast:
         inner.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, kind.bos)]
         )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        bos_token=None if kind.bos is None else texts[kind.bos],
-        eos_token=texts[kind.eos],
-        chat_template=kind.template,
-    )
+    folder.mkdir(parents=True, exist_ok=True)
+    inner.save(str(folder / "tokenizer.json"))
+    settings = {
+        "bos_token": None if kind.bos is None else texts[kind.bos],
+        "eos_token": texts[kind.eos],
+        "chat_template": kind.template,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

@@ -67,7 +67,7 @@ def ended(engine: Engine, prompt: Prompt) -> Result:
 
 
 def text_of(engine: Engine, prompt: Prompt) -> str:
-    return str(engine.tokenizer.decode(prompt.tokens, skip_special_tokens=False))
+    return engine.tokenizer.decode(prompt.tokens)
 
 
 def output(result: Result) -> tuple[tuple[int, ...], str, str]:

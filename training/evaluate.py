@@ -59,10 +59,10 @@ def joined(rows: Sequence[dict[str, str]], characters: int) -> list[str]:
 
 def cut(engine: "specx.Engine", document: str, tokens: int, instruction: str | None = None) -> str:
     """The longest beginning of `document` whose whole prompt has at most `tokens` tokens."""
-    ids = engine.tokenizer.encode(document, add_special_tokens=False)
+    ids = engine.tokenizer.encode(document)
     keep = tokens - len(engine.prompt("x", instruction).tokens)
     while True:
-        text = str(engine.tokenizer.decode(ids[:keep]))
+        text = engine.tokenizer.decode(ids[:keep])
         excess = len(engine.prompt(text, instruction).tokens) - tokens
         if excess <= 0:
             return text

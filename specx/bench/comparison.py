@@ -286,7 +286,7 @@ class Race:
         if difference is None:
             return replace(run, why="interrupted") if is_partial else replace(run, equal=True)
         words = [
-            "" if token is None else str(engine.tokenizer.decode([token]))
+            "" if token is None else engine.tokenizer.decode([token])
             for token in (difference.expected, difference.got)
         ]
         return replace(

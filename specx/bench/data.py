@@ -22,8 +22,7 @@ from specx.documents.document import read_document
 from specx.errors import DocumentError, UsageError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+    from specx.checkpoints.tokenizer import Tokenizer
     from specx.prompts import Prompt
 
 SAMPLE = "sample"
@@ -75,8 +74,8 @@ class PromptMaker(Protocol):
     """What cutting needs of an engine, or of a ``Prompter``."""
 
     @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The target's, a fast one."""
+    def tokenizer(self) -> "Tokenizer":
+        """The target's."""
         ...
 
     def prompt(self, document: str, instruction: str | None = None) -> "Prompt":
@@ -170,17 +169,11 @@ def _nearest(
     return max(near, key=lambda prompt: len(prompt.tokens), default=None)
 
 
-def _token_ends(tokenizer: "PreTrainedTokenizerBase", text: str, count: int) -> list[int]:
+def _token_ends(tokenizer: "Tokenizer", text: str, count: int) -> list[int]:
     """Where in ``text`` its tokens end; at least the first ``count``, if there are as many."""
     characters = _CHARACTERS_PER_TOKEN * count
     while True:
-        encoded = tokenizer(
-            text[:characters],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            split_special_tokens=True,
-        )
-        ends = [end for _, end in encoded["offset_mapping"] if end]
+        ends = tokenizer.token_ends(text[:characters])
         if len(ends) >= count or characters >= len(text):
             return ends
         characters *= 2

@@ -22,7 +22,7 @@ from specx.engine import Engine, kernels_on, load
 from specx.environment import environment, source_commit
 from specx.errors import ContextError, DocumentError, UsageError
 from specx.preset.preset import Preset, load_preset
-from specx.prompter import Prompter
+from specx.prompts import Prompter
 from specx.standin import build as standin
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from specx.checkpoints import load as hub
-from specx.checkpoints.config import has_tokenizer, read_json
+from specx.checkpoints.config import read_json
 from specx.checkpoints.eagle.config import head_kind, layer_config, position_limit
+from specx.checkpoints.tokenizer import has_tokenizer
 from specx.core.config import RetrievalConfig
 from specx.errors import ModelError
 from specx.preset.preset import DType, Preset, preset_from

@@ -10,19 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specx.checkpoints.config import (
-    check_template,
-    has_tokenizer,
-    read_config,
-    read_json,
-    read_tokenizer,
-)
+from specx.checkpoints.config import read_config, read_json
 from specx.checkpoints.eagle.config import check_kind, feature_layers, position_limit, read_head
+from specx.checkpoints.tokenizer import Tokenizer, has_tokenizer, is_same_tokenizer, read_tokenizer
 from specx.errors import ModelError, PairError, SpecxError
 from specx.preset.preset import DraftSpec, Preset, TargetSpec
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig
 
 #: Repository and revision → a directory with its config and tokenizer files.
 Locate = Callable[[str, str | None], Path]
@@ -34,7 +29,7 @@ class PairFiles:
 
     target_dir: Path
     target_config: "PreTrainedConfig"
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: Tokenizer
     draft_dir: Path | None = None
     draft_config: "PreTrainedConfig | None" = None  # of a model
     head_config: dict[str, Any] | None = None  # of a head, as it stands in its file
@@ -62,8 +57,8 @@ def examine(preset: Preset, locate: Locate) -> Generator[Check, None, PairFiles]
     yield Check("target tokenizer", f"prompt template {preset.prompt.template}")
     tokenizer = read_tokenizer(target_dir)
     check_rows(tokenizer, target_config.vocab_size)
-    if preset.prompt.template == "auto" and tokenizer.chat_template:
-        check_template(tokenizer)
+    if preset.prompt.template == "auto" and tokenizer.template is not None:
+        tokenizer.template.render([{"role": "user", "content": "text"}])  # raises if it is broken
     yield Check("target context", f"{preset.context_tokens:,} tokens")
     check_context(preset, target_config)
     if not draft.has_weights or draft.repo is None:
@@ -82,7 +77,11 @@ def examine(preset: Preset, locate: Locate) -> Generator[Check, None, PairFiles]
     _check_shape("draft", draft, draft_config)
     yield Check("same tokens", f"{target_config.vocab_size} and {draft_config.vocab_size} rows")
     # A draft without a tokenizer of its own shares the target's, as pocket/draft does.
-    draft_tokenizer = read_tokenizer(draft_dir) if has_tokenizer(draft_dir) else None
+    draft_tokenizer = None
+    if is_same_tokenizer(target_dir, draft_dir):
+        draft_tokenizer = tokenizer
+    elif has_tokenizer(draft_dir):
+        draft_tokenizer = read_tokenizer(draft_dir)
     check_pair(tokenizer, draft_tokenizer, target_config, draft_config)
     yield Check("draft context", f"{draft.trained_context_tokens:,} tokens")
     _check_draft_context(preset, _positions(draft_config))
@@ -135,8 +134,8 @@ def recorded(directory: Path, otherwise: Locate) -> Locate:
 
 
 def check_pair(
-    target: "PreTrainedTokenizerBase",
-    draft: "PreTrainedTokenizerBase | None",
+    target: Tokenizer,
+    draft: Tokenizer | None,
     target_config: "PreTrainedConfig",
     draft_config: "PreTrainedConfig",
 ) -> None:
@@ -152,9 +151,9 @@ def check_pair(
             reason=f"the target has {target_rows} rows, the draft {draft_rows} and no tokenizer",
         )
     check_rows(target, target_rows)
-    theirs = _texts(target)
-    if draft is not None:
-        ours = _texts(draft)
+    if draft is not None and draft is not target:
+        theirs = target.token_texts()
+        ours = draft.token_texts()
         differing = [i for i in sorted(theirs.keys() & ours.keys()) if theirs[i] != ours[i]]
         if differing:
             i = differing[0]
@@ -164,9 +163,10 @@ def check_pair(
                 f"{len(differing):,} of {len(theirs):,} differ",
                 hints=["choose a draft of the target's own family"],
             )
-        for i in (target.bos_token_id, target.eos_token_id):
-            if i is not None and i not in ours:
-                raise PairError(f"the draft does not know the target's special token {theirs[i]!r}")
+        for special in (target.bos_id, target.eos_id):
+            if special is not None and special not in ours:
+                name = theirs[special]
+                raise PairError(f"the draft does not know the target's special token {name!r}")
     _check_known(target, target_rows, draft_rows)
 
 
@@ -174,7 +174,7 @@ def check_head(
     head_config: Mapping[str, Any],
     target_config: "PreTrainedConfig",
     preset: Preset,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Raise ``PairError`` unless a head's config.json fits the target and the preset.
 
@@ -219,13 +219,13 @@ def check_context(preset: Preset, target_config: "PreTrainedConfig") -> None:
         )
 
 
-def check_rows(tokenizer: "PreTrainedTokenizerBase", rows: int) -> None:
+def check_rows(tokenizer: Tokenizer, rows: int) -> None:
     """Raise ``ModelError`` when a target's tokenizer makes tokens that it has no rows for.
 
     Some fine-tunes add a special token without a row; no text can ask for that one.
     """
-    special = set(tokenizer.all_special_ids)
-    beyond = {i: text for i, text in _texts(tokenizer, rows).items() if i not in special}
+    texts = tokenizer.token_texts(rows)
+    beyond = {i: text for i, text in texts.items() if i not in tokenizer.special_ids}
     if beyond:
         first = min(beyond)
         raise ModelError(
@@ -241,8 +241,8 @@ def doubts(preset: Preset, files: PairFiles) -> list[str]:
     return [f"draft.head_shape: {difference}"] if difference else []
 
 
-def _check_known(tokenizer: "PreTrainedTokenizerBase", target_rows: int, draft_rows: int) -> None:
-    beyond = {i: text for i, text in _texts(tokenizer, draft_rows).items() if i < target_rows}
+def _check_known(tokenizer: Tokenizer, target_rows: int, draft_rows: int) -> None:
+    beyond = {i: text for i, text in tokenizer.token_texts(draft_rows).items() if i < target_rows}
     if beyond:
         first = min(beyond)
         raise PairError(
@@ -281,7 +281,3 @@ def _positions(config: "PreTrainedConfig") -> int | None:
     if not isinstance(longest, int):
         return None
     return position_limit(longest, getattr(config, "rope_parameters", None))
-
-
-def _texts(tokenizer: "PreTrainedTokenizerBase", first: int = 0) -> dict[int, str]:
-    return {i: text for text, i in tokenizer.get_vocab().items() if i >= first}

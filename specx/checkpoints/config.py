@@ -1,7 +1,7 @@
 """A checkpoint in a directory, examined before any weight is read.
 
-In goes a directory in Hugging Face format; out come its config and tokenizer, or a ``ModelError``
-that names the file at fault. Decides which architectures specx runs. This module does not know
+In goes a directory in Hugging Face format; out comes its config, or a ``ModelError`` that names
+the file at fault. Decides which architectures specx runs. This module does not know
 presets, the Hub, pairs or devices, and it never runs code or unpickles data from a checkpoint.
 """
 
@@ -9,7 +9,6 @@ import contextlib
 import copy
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from specx.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig
 
 #: model_type → the class that must stand under ``architectures``.
 FAMILIES = {
@@ -55,7 +54,6 @@ _SIZES = {  # config field → upper bound that keeps a tampered file from exhau
 _NO_REMOTE_CODE = "auto_map names Python files, and specx runs no code that comes with a model"
 _OF_HEADS = ("hidden_size", "num_attention_heads", "head_dim")
 _AS_PUBLISHED = "take the config.json that the weights were published with"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 #: What transformers, tokenizers and json raise for a damaged file; each is a builtin.
 DAMAGE = (
@@ -218,50 +216,6 @@ def _check_attention(config: "PreTrainedConfig") -> None:
             f"{family} with partially rotated heads is not supported",
             reason="a draft's keys are rotated again, over the whole head",
         )
-
-
-def has_tokenizer(directory: Path) -> bool:
-    """Whether the directory brings a tokenizer of its own."""
-    return any((directory / name).is_file() for name in _TOKENIZER_FILES)
-
-
-def read_tokenizer(directory: Path) -> "PreTrainedTokenizerBase":
-    """The checkpoint's tokenizer; raises ``ModelError`` when it is missing or damaged."""
-    if not has_tokenizer(directory):
-        raise ModelError(f"{directory} has no tokenizer", reason="tokenizer.json is missing")
-    import tokenizers
-    from transformers import AutoTokenizer
-
-    path = directory / "tokenizer.json"
-    try:
-        if path.is_file():
-            # Only from_buffer reports damage as ValueError; transformers lets a bare Exception out.
-            tokenizers.Tokenizer.from_buffer(path.read_bytes())
-        with quiet():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False
-            )
-    except DAMAGE as error:
-        raise ModelError(
-            f"the tokenizer in {directory} cannot be read", reason=summary(error)
-        ) from error
-    tokenizer.model_max_length = sys.maxsize  # the engine checks lengths; no warning on stderr
-    return tokenizer
-
-
-def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise ``ModelError`` when the chat template cannot render one user's message."""
-    import jinja2
-
-    message = [{"role": "user", "content": "text"}]
-    try:
-        tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    except (*DAMAGE, jinja2.TemplateError) as error:
-        raise ModelError(
-            f"the chat template of {tokenizer.name_or_path} is broken",
-            reason=summary(error),
-            hints=["do without it: --set prompt.template=raw"],
-        ) from error
 
 
 def expected_shapes(config: "PreTrainedConfig", directory: Path) -> dict[str, tuple[int, ...]]:

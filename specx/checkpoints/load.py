@@ -22,6 +22,7 @@ from specx.checkpoints.config import (
 from specx.checkpoints.download import Notice, fetch, fetch_metadata, pickle_notice, plan, tell
 from specx.checkpoints.eagle.loader import LoadedHead, load_head
 from specx.checkpoints.repository import Source, find, is_on_hub
+from specx.checkpoints.tokenizer import Tokenizer
 from specx.checkpoints.weights import check_weights, choose_entry, is_pickled
 from specx.errors import ModelError, ResourceError, UsageError
 from specx.memory import is_out_of_memory
@@ -29,7 +30,7 @@ from specx.preset.preset import Preset
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 __all__ = [
     "ModelPair",
@@ -60,7 +61,7 @@ class ModelPair:
 
     target: "PreTrainedModel"
     draft: "PreTrainedModel | LoadedHead | None"
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: Tokenizer
     notes: tuple[str, ...] = ()
 
 
@@ -109,7 +110,7 @@ def end_tokens(pair: ModelPair) -> frozenset[int]:
     config = pair.target.generation_config
     ends = None if config is None else config.eos_token_id
     ids = set(ends if isinstance(ends, list) else [ends])
-    return frozenset(i for i in ids | {pair.tokenizer.eos_token_id} if i is not None)
+    return frozenset(i for i in ids | {pair.tokenizer.eos_id} if i is not None)
 
 
 def find_pair(preset: Preset, *, offline: bool) -> PairFiles:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from specx.core.config import RetrievalConfig, parts_for
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+    from specx.checkpoints.tokenizer import Tokenizer
     from specx.preset.preset import Preset
 
 TickKind = Literal["heading", "page"]
@@ -110,7 +109,7 @@ class Retrievals:
 
 def map_prompt(
     tokens: Sequence[int],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "Tokenizer",
     retrieval: RetrievalConfig,
     document: str = "",
 ) -> DocumentMap:
@@ -131,17 +130,14 @@ def map_prompt(
     return DocumentMap(tuple(chunks), tuple(ticks[:: -(-len(ticks) // MAX_TICKS) or 1]), retrieval)
 
 
-def chunk_texts(
-    tokens: Sequence[int], tokenizer: "PreTrainedTokenizerBase", chunk_tokens: int
-) -> list[str]:
+def chunk_texts(tokens: Sequence[int], tokenizer: "Tokenizer", chunk_tokens: int) -> list[str]:
     """Text of every ``chunk_tokens`` tokens, special tokens left out.
 
     A character whose bytes lie in two chunks belongs to the first, so no text is lost.
     """
-    backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
 
     def decode(start: int, end: int) -> str:
-        return str(backend.decode(list(tokens[start:end]), skip_special_tokens=True))
+        return tokenizer.decode(tokens[start:end], skip_special=True)
 
     texts: list[str] = []
     start = 0
@@ -156,13 +152,11 @@ def chunk_texts(
     return texts
 
 
-def token_text(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
+def token_text(tokenizer: "Tokenizer", token: int) -> str:
     """Text of one token as it stands inside a text, special tokens by name."""
-    backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
-    alone = str(backend.decode([token], skip_special_tokens=False))
+    alone = tokenizer.decode([token])
     # A decoder may drop the space before a text's first token; before the second it keeps it.
-    twice = str(backend.decode([token, token], skip_special_tokens=False))
-    return twice[len(alone) :] or alone
+    return tokenizer.decode([token, token])[len(alone) :] or alone
 
 
 def why_nothing_is_retrieved(preset: "Preset", mode: str, prompt_tokens: int) -> str:

@@ -33,8 +33,7 @@ from specx.trace.records import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+    from specx.checkpoints.tokenizer import Tokenizer
     from specx.documents.document import Document
     from specx.engine import Engine
     from specx.prompts import Prompt
@@ -59,7 +58,7 @@ class TraceWriter:
     def __init__(
         self,
         write: Callable[[str], None],
-        tokenizer: "PreTrainedTokenizerBase",
+        tokenizer: "Tokenizer",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._write, self._tokenizer, self._clock = write, tokenizer, clock

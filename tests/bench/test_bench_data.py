@@ -22,8 +22,7 @@ from specx.checkpoints import load as hub
 from specx.checkpoints.download import Download, Notice, listening
 from specx.errors import DocumentError, ModelUnavailableError, ResourceError, UsageError
 from specx.preset.preset import load_preset
-from specx.prompter import Prompter
-from specx.prompts import Prompt
+from specx.prompts import Prompt, Prompter
 from tests.helpers import tiny_tokenizer
 from tests.hubserver import LISTING, HubServer, point_client_at, serving
 
@@ -60,7 +59,7 @@ class TestSample:
         assert not found.skipped
         assert len(found.documents) == 5
         for text in found.documents:
-            tokens = pocket().tokenizer.encode(text.text, add_special_tokens=False)
+            tokens = pocket().tokenizer.encode(text.text)
             assert 20_400 <= len(tokens) <= 20_700
             assert text.text.endswith(".")
             assert len(text.name) <= 40

@@ -11,14 +11,13 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from specx.checkpoints.config import (
     check_architecture,
-    check_template,
     quiet,
     read_config,
-    read_tokenizer,
 )
+from specx.checkpoints.tokenizer import read_tokenizer
 from specx.checkpoints.weights import check_weights
 from specx.errors import ModelError
-from tests.helpers import PairDirs, edit_json, tiny_config, tiny_tokenizer
+from tests.helpers import PairDirs, edit_json, tiny_config
 
 
 @pytest.fixture
@@ -185,13 +184,6 @@ class TestDamage:
             (damaged / "generation_config.json").write_text(content)
             with pytest.raises(ModelError, match=r"generation_config.json is damaged"):
                 examine(damaged)
-
-    def test_chat_template(self, damaged: Path) -> None:
-        (damaged / "chat_template.jinja").write_text("{% for message in messages %}")
-        with pytest.raises(ModelError, match="chat template") as caught:
-            check_template(read_tokenizer(damaged))
-        assert "prompt.template=raw" in caught.value.hints[0]
-        check_template(tiny_tokenizer())
 
 
 def test_quiet_restores_what_it_changes() -> None:

@@ -22,7 +22,7 @@ from specx.checkpoints.download import Download, Notice
 from specx.checkpoints.repository import Source, find
 from specx.errors import ModelError, ModelUnavailableError, PairError, ResourceError, SpecxError
 from specx.preset.preset import Preset, load_preset
-from tests.helpers import PairDirs, save_pair, tiny_config, tiny_tokenizer
+from tests.helpers import PairDirs, save_pair, save_tokenizer, tiny_config
 from tests.hubserver import COMMIT, LISTING, HubServer, point_client_at, serving, sha256
 
 REPO = "owner/big"
@@ -53,7 +53,7 @@ def folder(server: HubServer, tmp_path: Path) -> Path:
     """A repository ``owner/own`` that the test fills; it has a config and a tokenizer."""
     directory = tmp_path / "own"
     tiny_config().save_pretrained(directory)
-    tiny_tokenizer().save_pretrained(directory)
+    save_tokenizer(directory)
     server.folders["owner/own"] = directory
     return directory
 

@@ -21,7 +21,7 @@ def repositories(tmp_path: Path) -> Path:
         folder = tmp_path / f"HuggingFaceTB__{name}"
         folder.mkdir()
         shutil.copy(facts.CONFIGS / folder.name / "config.json", folder)
-        facts.tokenizer(facts.SMOLLM2).save_pretrained(folder)
+        facts.save_tokenizer(facts.SMOLLM2, folder)
     return tmp_path
 
 

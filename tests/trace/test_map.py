@@ -22,7 +22,7 @@ RETRIEVAL = RetrievalConfig(chunk_tokens=8, top_chunks=2, sink_chunks=1, recent_
 
 
 def tokens_of(text):
-    return TOKENIZER.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return TOKENIZER.encode(text)
 
 
 def labels(text):
