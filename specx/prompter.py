@@ -6,7 +6,7 @@ plan can be made without reading weights.
 
 from transformers import PreTrainedTokenizerBase
 
-from specx.preset.preset import PromptSpec
+from specx.preset.sections import PromptSpec
 from specx.prompts import Prompt, count_tokens, encode_prompt
 
 

@@ -14,7 +14,8 @@ from specx.checkpoints.config import has_tokenizer, read_json
 from specx.checkpoints.eagle.config import head_kind, position_limit
 from specx.core.config import RetrievalConfig
 from specx.errors import ModelError
-from specx.preset.preset import DType, Preset, preset_from
+from specx.preset.preset import Preset, preset_from
+from specx.preset.sections import DType
 
 NAME = "adhoc"
 WITHOUT_WEIGHTS = ("none", "lookup")

@@ -19,7 +19,8 @@ from specx.checkpoints.config import (
 )
 from specx.checkpoints.eagle.config import check_kind, feature_layers, position_limit, read_head
 from specx.errors import ModelError, PairError, SpecxError
-from specx.preset.preset import DraftSpec, Preset, TargetSpec
+from specx.preset.preset import Preset
+from specx.preset.sections import DraftSpec, TargetSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

@@ -1,28 +1,18 @@
 """The groups of a preset file, each frozen and checked by itself.
 
-In go the file's values; out come the parts of which ``Preset`` is made. This module
-does not know files, torch or the network, nor how the groups have to fit each other.
+How the groups have to fit each other is ``Preset``'s business.
 """
 
 import datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import TypedDict
 
-from specx.core.config import (
-    CopiedGuesses,
-    DraftCache,
-    DrafterKind,
-    DraftPrefill,
-    Launch,
-    PrefillAttention,
-    TreeAttention,
-)
+from specx.core.config import DrafterKind, Parts
 from specx.preset.shapes import HeadShapeSpec, ShapeSpec
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
-Mode = Literal["plain", "spec", "specx", "auto"]
 Text = Annotated[str, Field(min_length=1)]
 RopeType = Literal["linear", "dynamic", "yarn", "llama3"]
 
@@ -156,18 +146,12 @@ class PromptSpec(Frozen):
         return ask
 
 
-class PartsOverrides(TypedDict, total=False):
-    """Single parts of the mode replaced, for ablations; an absent key keeps the mode's part."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-
-    drafter: DrafterKind
-    draft_cache: DraftCache
-    draft_prefill: DraftPrefill
-    prefill_attention: PrefillAttention
-    tree_attention: TreeAttention
-    launch: Launch
-    copies: CopiedGuesses
+if TYPE_CHECKING:
+    PartsOverrides = dict[str, Any]
+else:
+    #: Single parts of the mode replaced, for ablations; an absent key keeps the mode's part.
+    PartsOverrides = TypedDict("PartsOverrides", get_type_hints(Parts), total=False)
+    PartsOverrides.__pydantic_config__ = ConfigDict(extra="forbid")
 
 
 class Requirements(Frozen):
