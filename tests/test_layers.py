@@ -99,7 +99,7 @@ def test_the_app_knows_no_screen(path: Path) -> None:
 def test_the_command_line_uses_the_app_and_never_the_models(path: Path) -> None:
     core = {module for module in _imports(path) if _within(module, "specx.core")}
     assert core <= _CLI_MAY_KNOW
-    assert not _outside(path) & {"transformers", "click", "yaml", "pydantic"}
+    assert not _outside(path) & {"transformers", "click", "yaml"}
 
 
 @pytest.mark.parametrize("path", _FILES, ids=_name)

@@ -1,8 +1,4 @@
-"""stderr: messages in their three grades of importance, and the progress display that fits.
-
-Goes in: messages and the options ``-q``, ``-v`` and ``--color``. Comes out: text on stderr. It
-does not know engines, documents or stdout's content.
-"""
+"""stderr: messages in three grades of importance, and the progress display that fits."""
 
 import contextlib
 import os
@@ -12,14 +8,9 @@ from typing import TYPE_CHECKING
 
 from specx.cli.errors import OutputClosed, debug_lines, error_lines, is_on
 from specx.cli.format import fold
-from specx.cli.progress import (
-    LogProgress,
-    Progress,
-    SharedProgress,
-    TerminalProgress,
-)
-from specx.cli.terminal import printable
+from specx.cli.progress import LogProgress, Progress, SharedProgress, TerminalProgress
 from specx.errors import SpecxError
+from specx.wording import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,9 +27,7 @@ class Screen:
         verbose: int = 0,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        self.quiet = quiet
-        self.verbose = verbose
-        self.color = color
+        self.quiet, self.verbose, self.color = quiet, verbose, color
         self.is_terminal = sys.stderr.isatty()
         self._environ = environ
         self.console = _console(color, self.is_terminal, environ)
@@ -50,22 +39,22 @@ class Screen:
         return self.is_terminal and self._environ.get("TERM") != "dumb" and not is_off
 
     def note(self, text: str) -> None:
-        """Stats and remarks."""
+        """Show stats and remarks."""
         if self.quiet < 1:
             self._remark(text, "dim")
 
     def detail(self, text: str) -> None:
-        """What only ``-v`` asks for."""
+        """Show what only ``-v`` asks for."""
         if self.verbose:
             self._remark(text, "dim")
 
     def warn(self, text: str) -> None:
-        """Something that the user should know and that is no failure."""
+        """Show something that the user should know and that is no failure."""
         if self.quiet < 2:
             self._remark(f"warning: {text}", "yellow")
 
     def fail(self, error: SpecxError) -> None:
-        """An error: always shown; with ``SPECX_DEBUG`` its traceback first."""
+        """Show an error, whatever ``quiet`` says; with ``SPECX_DEBUG`` its traceback first."""
         self._print(debug_lines(error, self._environ))
         what, *rest = error_lines(error)
         self._print([what], "bold red")
@@ -75,7 +64,7 @@ class Screen:
         """The display for one run; ``shows_text``: model text is streamed to a terminal."""
         if self.quiet or is_on(self._environ.get("SPECX_NO_PROGRESS")):
             return Progress()
-        if not self.is_terminal or self._environ.get("TERM") == "dumb":
+        if not self.is_live:
             return LogProgress(self.note, mode)
         if not shows_text:
             return TerminalProgress(self.console, mode)
@@ -89,7 +78,7 @@ class Screen:
     def _print(self, lines: Iterable[str], style: str = "", *, wraps: bool = False) -> None:
         from rich.text import Text
 
-        with contextlib.suppress(OSError):  # a full disk behind stderr must not cost the answer
+        with contextlib.suppress(OSError):  # a full disk under stderr must not cost the answer
             for line in lines:
                 self.console.print(Text(printable(line), style=style), soft_wrap=not wraps)
 

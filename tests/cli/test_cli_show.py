@@ -8,11 +8,11 @@ import pexpect
 import pytest
 from rich.console import Console
 
-from specx.cli.show.mapview import MapView, Scene, head_rows, quote_rows
-from specx.cli.terminal import printable
+from specx.cli.show import MapView, Scene, head_rows, quote_rows
 from specx.core.config import RetrievalConfig
 from specx.trace.map import DocumentMap, Tick
 from specx.trace.read import read_trace
+from specx.wording import printable
 from tests.cli.support import Untouchable, specx
 
 CODES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|.)")

@@ -91,7 +91,7 @@ def test_presets_are_listed_and_shown(cli):
 
 def test_an_unexpected_exception_is_one_line(workplace):
     program = """
-import sys, specx.cli.main as main, specx.cli.job as job
+import sys, specx.cli.main as main, specx.cli.run as job
 def broken(*_): raise KeyError("surprise")
 job.resolve = broken
 main.main()
