@@ -14,7 +14,7 @@ from specx.cli.options import Format
 from specx.cli.output_file import Sink, TraceFile
 from specx.cli.progress import Progress
 from specx.cli.settings import Settings
-from specx.cli.show import AcceptDisplay, AnswerDisplay, MapDisplay, Scene, TextLook
+from specx.cli.show import AnswerDisplay, MapDisplay, Scene, TextLook
 from specx.cli.signals import Interrupts, Stopped
 from specx.core.stats import Prefill
 from specx.errors import VerifyError
@@ -64,11 +64,12 @@ def answer(job: Job, document: "Document | None", *, label: str = "", heading: s
     result = _stream(job, document, prompt, heading)
     verification = _verify(job, prompt, result)
     if job.output != "text":
-        from specx.cli.result_json import dumps, result_object
+        from specx.cli.result_json import dumps
+        from specx.trace.result import result_object
 
-        job.sink.write(
-            dumps(result_object(job, document, prompt, result, verification), job.output)
-        )
+        asked = (job.engine, job.command, job.settings)
+        found = result_object(*asked, document, prompt, result, verification)
+        job.sink.write(dumps(found, job.output))
     _report(job, result, verification, label)
     return DIFFERENCE if verification is not None and not verification.equal else 0
 
@@ -126,19 +127,7 @@ def _writer(
         return None
     from specx.trace.write import TraceWriter, header_of
 
-    settings = job.settings
-    header = header_of(
-        job.engine,
-        document,
-        prompt,
-        document_map,
-        command=job.command,
-        mode=settings.mode,
-        max_tokens=settings.max_tokens,
-        sampling=settings.sampling,
-        stop=settings.stop,
-        ignore_eos=settings.ignore_eos,
-    )
+    header = header_of(job.engine, job.command, job.settings, document, prompt, document_map)
     writer = TraceWriter(job.trace.write, job.engine.tokenizer)
     writer.header(header)
     return writer
@@ -160,11 +149,9 @@ def _display(
             job.screen.note(note)
         name = "a question" if document is None else document.name
         scene = Scene(f"{name} · {len(prompt.tokens):,} tokens", document_map, note)
-        return MapDisplay(scene, job.sink, job.look, mode=settings.mode, heading=heading)
-    if job.look.show == "accept":
-        return AcceptDisplay(job.progress(), job.sink, job.look, heading=heading)
-    shows_text = job.output == "text"
-    return AnswerDisplay(job.progress(), job.sink, shows_text=shows_text, heading=heading)
+        return MapDisplay(scene, job.sink, job.look, heading, settings.mode)
+    look = job.look if job.output == "text" else None
+    return AnswerDisplay(job.progress(), job.sink, look, heading)
 
 
 def _verify(job: Job, prompt: "Prompt", result: "Result") -> "Verification | None":

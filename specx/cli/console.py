@@ -3,11 +3,12 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from specx.cli.errors import OutputClosed, debug_lines, error_lines, is_on
-from specx.cli.format import fold
+from specx.cli.format import fold, tab_separated, table
+from specx.cli.output_file import Sink
 from specx.cli.progress import LogProgress, Progress, SharedProgress, TerminalProgress
 from specx.errors import SpecxError
 from specx.wording import printable
@@ -118,6 +119,14 @@ def out_console(color: str = "auto") -> "Console":
         force_terminal=True if color == "always" else None,
         color_system=None if color == "never" else "auto",
     )
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], color: str = "auto") -> None:
+    """A table on stdout; tabs between the cells where it is no terminal."""
+    if sys.stdout.isatty():
+        out_console(color).print(table(header, rows))
+    else:
+        Sink().write(tab_separated(header, rows))
 
 
 def _same_terminal() -> bool:

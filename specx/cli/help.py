@@ -28,7 +28,7 @@ ENVIRONMENT: tuple[tuple[str, str], ...] = (
 )
 #: Name → the module and the model that its JSON Schema is made from.
 SCHEMAS = {
-    "result": "specx.cli.result_json:AnyResult",
+    "result": "specx.trace.result:AnyResult",
     "settings": "specx.cli.result_json:SettingsObject",
     "presets": "specx.cli.result_json:PresetsObject",
     "presets-check": "specx.cli.result_json:PresetsCheckObject",

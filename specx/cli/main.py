@@ -151,7 +151,8 @@ def _fail(error: SpecxError, arguments: Sequence[str]) -> int:
 
 
 def _as_json(error: SpecxError, output: str) -> str:
-    from specx.cli.result_json import dumps, error_object
+    from specx.cli.result_json import dumps
+    from specx.trace.result import error_object
 
     return dumps(error_object(error), output)
 

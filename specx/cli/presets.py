@@ -1,15 +1,12 @@
 """``specx presets``: which model pairs there are, what is in them, and whether they fit."""
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Context, Option, Typer
 
-from specx.cli.console import out_console
+from specx.cli.console import print_table
 from specx.cli.errors import SOME_FAILED
-from specx.cli.format import tab_separated, table
 from specx.cli.options import Assignments, Offline, option
 from specx.cli.output_file import Sink
 from specx.cli.result_json import (
@@ -18,11 +15,11 @@ from specx.cli.result_json import (
     PresetsCheckObject,
     PresetsObject,
     dumps,
-    error_object,
 )
 from specx.cli.settings import parse_assignments
 from specx.errors import SpecxError, UsageError
 from specx.preset.preset import PresetEntry, available_presets, load_preset, preset_json_schema
+from specx.trace.result import error_object
 
 if TYPE_CHECKING:
     from specx.checkpoints.check_pair import Outcome
@@ -49,7 +46,7 @@ def list_presets(output: Format = "text") -> int:
         Sink().write(dumps(PresetsObject(schema="specx.presets/1", presets=entries), output))
         return 0
     header = ("name", "target", "draft", "license", "gated", "download", "memory at 16K", "from")
-    _print(header, [_cells(entry) for entry in entries])
+    print_table(header, [_cells(entry) for entry in entries])
     return 0
 
 
@@ -92,14 +89,13 @@ def check_presets(
     failed = [each for each, found in results.items() if any(o.problem for o in found)]
     if output == "json":
         rows = [_checked_preset(each, found) for each, found in results.items()]
-        Sink().write(
-            dumps(PresetsCheckObject(schema="specx.presets-check/1", presets=rows), output)
-        )
+        listed = PresetsCheckObject(schema="specx.presets-check/1", presets=rows)
+        Sink().write(dumps(listed, output))
     else:
         lines = [
             _check_cells(each, outcome) for each, found in results.items() for outcome in found
         ]
-        _print(("preset", "check", "result", "about"), lines)
+        print_table(("preset", "check", "result", "about"), lines)
     problem = next((o.problem for found in results.values() for o in found if o.problem), None)
     if problem is None:
         return 0
@@ -168,10 +164,3 @@ def _cells(entry: "PresetEntry") -> tuple[str, ...]:
     gated = "yes" if entry.gated else "no"
     license_ = entry.license or _UNKNOWN
     return entry.name, entry.target, entry.draft_kind, license_, gated, *sizes, entry.origin
-
-
-def _print(header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    if sys.stdout.isatty():
-        out_console().print(table(header, cells))
-    else:
-        Sink().write(tab_separated(header, cells))

@@ -115,6 +115,7 @@ def _replay(recorded: "Trace", sink: Sink, look: TextLook, screen: Screen, speed
                 pass
         print_map(console, scene)
         write_pieces(sink, scene.pieces, look)
+        sink.end_line()
     ending = "cut short" if recorded.end is None else ""
     screen.note(closing_line(recorded.stats(), "not checked", ending))
     return interrupts.exit_code or 0

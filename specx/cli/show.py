@@ -50,6 +50,9 @@ _MARGIN = 1
 _LEAST_LABEL = 10
 
 
+Piece = tuple[str, bool]  # text, and whether the draft guessed it
+
+
 @dataclass(frozen=True, slots=True)
 class TextLook:
     """What ``--show`` can do on this terminal: the choice, and the codes of both looks of text."""
@@ -69,7 +72,7 @@ class Scene:
     note: str = ""  # why nothing is retrieved
     status: str = ""
     read: float = 0.0  # share of the prompt that has been read
-    pieces: list[tuple[str, bool]] = field(default_factory=list)  # text, accepted
+    pieces: list[Piece] = field(default_factory=list)
     retrievals: Retrievals = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,7 +85,7 @@ class Scene:
 
     def show_step(
         self,
-        pieces: Iterable[tuple[str, bool]],
+        pieces: Iterable[Piece],
         retrieved: Sequence[int] | None,
         stats: "GenerationStats",
         mode: str,
@@ -92,6 +95,28 @@ class Scene:
         self.retrievals.add(retrieved)
         self.pieces += pieces
         self.status = status_line(stats, mode)
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["Text"]:
+        """The whole scene on as many rows as the console has."""
+        rows = options.height or console.height
+        margin = _MARGIN if options.max_width > 2 * _MARGIN else 0
+        width = options.max_width - 2 * margin
+        upper = head_rows(self, width, is_low=rows < 16)
+        if rows >= 12:
+            upper += quote_rows(console, self, width, min(_QUOTE_ROWS, rows // 6))
+        room = max(rows - len(upper) - 2, 1)
+        lower = text_rows(console, self, min(width, _TEXT_COLUMNS), room)
+        has_legend = len(lower) < room - 1
+        lower += [_text() for _ in range(room - len(lower))]
+        if has_legend:
+            lower[-1] = legend(is_coloured=not console.no_color)
+        status = _text(one_line(self.status), "cyan")
+        shown = [*upper[: rows - 3], _text(), *lower, status][:rows]
+        for number, row in enumerate(shown):
+            row.truncate(width, overflow="ellipsis")
+            row.pad_left(margin)
+            row.end = "" if number == len(shown) - 1 else "\n"
+            yield row
 
 
 def choose_look(request: RunRequest, sink: Sink, screen: Screen) -> TextLook:
@@ -143,11 +168,14 @@ def show_legend(look: TextLook, screen: Screen) -> None:
 
 
 class AnswerDisplay:
-    """Text in the sink as it comes, and progress that makes room for it."""
+    """Text in the sink as it comes, in the looks of ``look``; progress makes room for it.
 
-    def __init__(self, progress: Progress, sink: Sink, *, shows_text: bool, heading: str) -> None:
-        self._progress, self._sink, self._shows_text = progress, sink, shows_text
-        if shows_text:
+    ``look`` None: the text is not shown.
+    """
+
+    def __init__(self, progress: Progress, sink: Sink, look: TextLook | None, heading: str) -> None:
+        self._progress, self._sink, self._look = progress, sink, look
+        if look is not None:
             sink.write(heading)
 
     def prefill(self, event: "Prefill") -> None:
@@ -156,43 +184,25 @@ class AnswerDisplay:
 
     def chunk(self, chunk: "TextChunk") -> None:
         """Show a step's text."""
-        if chunk.text and self._shows_text:
+        if chunk.text and self._look is not None:
             self._progress.before_text(chunk.text)
-            self._write(chunk)
+            write_pieces(self._sink, pieces_of(chunk), self._look)
         self._progress.step(chunk.stats)
 
     def close(self) -> None:
         """Wipe the progress and end the last line of text; also when the run ended badly."""
         # What stderr says next must not be in a line of text.
         self._progress.close()
-        if self._shows_text:
+        if self._look is not None:
             self._sink.end_line()
-
-    def _write(self, chunk: "TextChunk") -> None:
-        self._sink.write(chunk.text)
-
-
-class AcceptDisplay(AnswerDisplay):
-    """The same, with different looks for accepted draft tokens and the target's own."""
-
-    def __init__(self, progress: Progress, sink: Sink, look: TextLook, *, heading: str) -> None:
-        super().__init__(progress, sink, shows_text=True, heading=heading)
-        self._look = look
-
-    def _write(self, chunk: "TextChunk") -> None:
-        own = chunk.text[len(chunk.accepted_text) :]
-        self._sink.write(chunk.accepted_text, self._look.accepted)
-        self._sink.write(own, self._look.own)
 
 
 class MapDisplay(AnswerDisplay):
     """The map with the growing text on a screen of its own, then map and text in ordinary rows."""
 
-    def __init__(
-        self, scene: Scene, sink: Sink, look: TextLook, *, mode: str, heading: str
-    ) -> None:
-        super().__init__(Progress(), sink, shows_text=False, heading="")
-        self._scene, self._look, self._heading, self._mode = scene, look, heading, mode
+    def __init__(self, scene: Scene, sink: Sink, look: TextLook, heading: str, mode: str) -> None:
+        super().__init__(Progress(), sink, None, "")
+        self._scene, self._text_look, self._heading, self._mode = scene, look, heading, mode
         self._console = view_console(look.color)
         self._live: Live | None = open_live(self._console, scene)
 
@@ -200,8 +210,7 @@ class MapDisplay(AnswerDisplay):
         self._scene.show_prefill(event)
 
     def chunk(self, chunk: "TextChunk") -> None:
-        pieces = ((chunk.accepted_text, True), (chunk.text[len(chunk.accepted_text) :], False))
-        self._scene.show_step(pieces, chunk.retrieved_chunks, chunk.stats, self._mode)
+        self._scene.show_step(pieces_of(chunk), chunk.retrieved_chunks, chunk.stats, self._mode)
 
     def close(self) -> None:
         if self._live is None:
@@ -210,7 +219,8 @@ class MapDisplay(AnswerDisplay):
         self._live = None
         print_map(self._console, self._scene)
         self._sink.write(self._heading)
-        write_pieces(self._sink, self._scene.pieces, self._look)
+        write_pieces(self._sink, self._scene.pieces, self._text_look)
+        self._sink.end_line()
 
 
 def open_live(console: "Console", scene: Scene) -> "Live":
@@ -218,7 +228,7 @@ def open_live(console: "Console", scene: Scene) -> "Live":
     from rich.live import Live
 
     live = Live(
-        MapView(scene),
+        scene,
         console=console,
         screen=True,
         refresh_per_second=_FRAMES_PER_S,
@@ -238,11 +248,15 @@ def print_map(console: "Console", scene: Scene) -> None:
     console.print()
 
 
-def write_pieces(sink: Sink, pieces: list[tuple[str, bool]], look: TextLook) -> None:
-    """All the text at once, in its two looks."""
+def pieces_of(chunk: "TextChunk") -> list[Piece]:
+    """A step's text: what the draft guessed, then the target's own."""
+    return [(chunk.accepted_text, True), (chunk.text[len(chunk.accepted_text) :], False)]
+
+
+def write_pieces(sink: Sink, pieces: Iterable[Piece], look: TextLook) -> None:
+    """Text in its two looks."""
     for text, is_accepted in pieces:
         sink.write(text, look.accepted if is_accepted else look.own)
-    sink.end_line()
 
 
 def _why_not(request: RunRequest, sink: Sink, screen: Screen) -> str:
@@ -260,34 +274,6 @@ def _why_not(request: RunRequest, sink: Sink, screen: Screen) -> str:
 
 def _wants_color(color: str, environ: Mapping[str, str]) -> bool:
     return color == "always" or (color == "auto" and not environ.get("NO_COLOR"))
-
-
-class MapView:
-    """The whole scene on as many rows as the console has."""
-
-    def __init__(self, scene: Scene) -> None:
-        self._scene = scene
-
-    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["Text"]:
-        scene, rows = self._scene, options.height or console.height
-        margin = _MARGIN if options.max_width > 2 * _MARGIN else 0
-        width = options.max_width - 2 * margin
-        upper = head_rows(scene, width, is_low=rows < 16)
-        if rows >= 12:
-            upper += quote_rows(console, scene, width, min(_QUOTE_ROWS, rows // 6))
-        room = max(rows - len(upper) - 2, 1)
-        lower = text_rows(console, scene, min(width, _TEXT_COLUMNS), room)
-        has_legend = len(lower) < room - 1
-        lower += [_text() for _ in range(room - len(lower))]
-        if has_legend:
-            lower[-1] = legend(is_coloured=not console.no_color)
-        status = _text(one_line(scene.status), "cyan")
-        shown = [*upper[: rows - 3], _text(), *lower, status][:rows]
-        for number, row in enumerate(shown):
-            row.truncate(width, overflow="ellipsis")
-            row.pad_left(margin)
-            row.end = "" if number == len(shown) - 1 else "\n"
-            yield row
 
 
 def head_rows(scene: Scene, width: int, *, is_low: bool = False) -> list["Text"]:
@@ -331,8 +317,11 @@ def quote_rows(console: "Console", scene: Scene, width: int, rows: int) -> list[
 
 def text_rows(console: "Console", scene: Scene, width: int, rows: int) -> list["Text"]:
     """The end of the text so far, in both looks."""
-    whole = _text()
-    for text, is_accepted in _tail(scene.pieces, _TEXT_CHARACTERS):
+    whole, last, characters = _text(), len(scene.pieces), 0
+    while last and characters < _TEXT_CHARACTERS:
+        last -= 1
+        characters += len(scene.pieces[last][0])
+    for text, is_accepted in scene.pieces[last:]:
         start, rest = split_space(printable(text))
         whole.append(start).append(rest, ACCEPTED if is_accepted else OWN)
     return list(whole.wrap(console, width))[-rows:]
@@ -340,13 +329,9 @@ def text_rows(console: "Console", scene: Scene, width: int, rows: int) -> list["
 
 def legend(*, is_coloured: bool = True) -> "Text":
     """What the two looks of text mean, in these looks."""
-    row = _text()
-    row.append("accepted draft tokens", ACCEPTED)
-    row.append(" and ", "dim")
+    row = _text("accepted draft tokens", ACCEPTED).append(" and ", "dim")
     row.append("the target's own tokens", OWN)
-    if not is_coloured:
-        row.append(" (underlined)", "dim")
-    return row
+    return row if is_coloured else row.append(" (underlined)", "dim")
 
 
 def _key(scene: Scene, width: int) -> "Text":
@@ -394,16 +379,6 @@ def _round_step(tokens: int, parts: int) -> int:
     while tokens > step * parts:
         step = round(step * next(factors))
     return step
-
-
-def _tail(pieces: Sequence[tuple[str, bool]], characters: int) -> list[tuple[str, bool]]:
-    taken: list[tuple[str, bool]] = []
-    for piece in reversed(pieces):
-        if characters <= 0:
-            break
-        characters -= len(piece[0])
-        taken.append(piece)
-    return taken[::-1]
 
 
 def _text(text: str = "", style: str = "") -> "Text":

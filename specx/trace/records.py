@@ -1,10 +1,10 @@
 """The lines of ``specx.trace/1``, checked by pydantic; the reader checks their order."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from specx.core.config import RetrievalConfig, SamplingConfig
+from specx.core.config import Mode, RetrievalConfig, SamplingConfig
 from specx.core.stats import FinishReason, StepStats
 from specx.trace.map import DocumentMap, Tick
 
@@ -12,6 +12,21 @@ Count = Annotated[int, Field(ge=0, lt=1 << 60)]
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Index = Annotated[int, Field(ge=0, lt=1 << 31)]
 Positive = Annotated[int, Field(ge=1, lt=1 << 31)]
+
+
+class Asked(Protocol):
+    """What was asked of the engine, as far as a trace or a result says it."""
+
+    @property
+    def mode(self) -> Mode: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def sampling(self) -> SamplingConfig: ...
+    @property
+    def stop(self) -> tuple[str, ...]: ...
+    @property
+    def ignore_eos(self) -> bool: ...
 
 
 class Record(BaseModel):

@@ -10,13 +10,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from specx._version import __version__
-from specx.core.config import SamplingConfig
 from specx.core.stats import Prefill, StepStats, StepTree
 from specx.trace.map import DocumentMap, token_text, why_nothing_is_retrieved
 from specx.trace.records import (
+    Asked,
     End,
     Header,
-    InputFacts,
     KeptChunks,
     Mark,
     PrefillLine,
@@ -29,6 +28,7 @@ from specx.trace.records import (
     Totals,
     TreeFacts,
 )
+from specx.trace.result import input_facts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -130,18 +130,13 @@ class TraceWriter:
 
 def header_of(
     engine: "Engine",
+    command: str,
+    asked: Asked,
     document: "Document | None",
     prompt: "Prompt",
     document_map: DocumentMap,
-    *,
-    command: str,
-    mode: str,
-    max_tokens: int,
-    sampling: SamplingConfig,
-    stop: tuple[str, ...],
-    ignore_eos: bool,
 ) -> Header:
-    """The header of a run that is about to start with these settings."""
+    """The header of a run that is about to start."""
     retrieval = asdict(document_map.retrieval)
     chunk_tokens = retrieval.pop("chunk_tokens")
     return Header(
@@ -150,32 +145,20 @@ def header_of(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
         preset=PresetName(name=engine.preset.name, sha256=engine.preset.fingerprint),
-        mode=mode,
+        mode=asked.mode,
         device=engine.device,
         dtype=engine.dtype,
-        sampling=sampling,
-        max_tokens=max_tokens,
-        stop=list(stop),
-        ignore_eos=ignore_eos,
-        input=None if document is None else _input(document, prompt),
+        sampling=asked.sampling,
+        max_tokens=asked.max_tokens,
+        stop=list(asked.stop),
+        ignore_eos=asked.ignore_eos,
+        input=None if document is None else input_facts(document, prompt),
         prompt_tokens=len(prompt.tokens),
         chunk_tokens=chunk_tokens,
         chunks=list(document_map.chunks),
         ticks=[Mark(**asdict(tick)) for tick in document_map.ticks],
         retrieval=KeptChunks(**retrieval),
-        note=why_nothing_is_retrieved(engine.preset, mode, len(prompt.tokens)),
-    )
-
-
-def _input(document: "Document", prompt: "Prompt") -> InputFacts:
-    # A file name may hold bytes that are no text; JSON cannot.
-    name = document.name.encode("utf-8", "replace").decode()
-    return InputFacts(
-        name=name,
-        format=document.format,
-        bytes=document.bytes,
-        sha256=document.sha256,
-        tokens=prompt.document_tokens,
+        note=why_nothing_is_retrieved(engine.preset, asked.mode, len(prompt.tokens)),
     )
 
 

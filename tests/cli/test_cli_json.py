@@ -9,7 +9,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from specx.cli.help import SCHEMAS, read_schema
-from specx.cli.result_json import AnyResult, dumps
+from specx.cli.result_json import dumps
+from specx.trace.result import AnyResult
 
 OLD = Path(__file__).parent.parent / "data" / "version1"
 

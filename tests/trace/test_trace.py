@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -32,9 +33,14 @@ def recorded(tmp_path_factory):
     lines, chunks = [], []
     found = map_prompt(prompt.tokens, engine.tokenizer, engine.preset.retrieval, text)
     writer = TraceWriter(lines.append, engine.tokenizer)
-    asked = {"mode": "specx", "max_tokens": 24, "sampling": engine.preset.sampling}
-    asked |= {"command": "summarize", "stop": ("stop",), "ignore_eos": False}
-    writer.header(header_of(engine, document, prompt, found, **asked))
+    asked = SimpleNamespace(
+        mode="specx",
+        max_tokens=24,
+        sampling=engine.preset.sampling,
+        stop=("stop",),
+        ignore_eos=False,
+    )
+    writer.header(header_of(engine, "summarize", asked, document, prompt, found))
     for event in stream:
         if isinstance(event, Prefill):
             writer.prefill(event)
