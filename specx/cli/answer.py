@@ -155,13 +155,13 @@ def _display(
 
 
 def _verify(job: Job, prompt: "Prompt", result: "Result") -> "Verification | None":
-    check = job.settings.check
-    if not check.is_wanted or job.interrupts.exit_code is not None:
+    tokens = job.settings.check_tokens
+    if tokens == 0 or job.interrupts.exit_code is not None:
         return None
     progress = job.progress()
     progress.busy("checking against plain decoding")
     try:
-        return job.engine.verify(prompt, result, first_tokens=check.first_tokens)
+        return job.engine.verify(prompt, result, first_tokens=tokens)
     except Stopped:
         return None  # the answer is complete; the exit code says the rest
     finally:

@@ -37,14 +37,6 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class WantedCheck:
-    """``--verify``: whether to re-score, and how many tokens (None: all)."""
-
-    is_wanted: bool = False
-    first_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that decides the text, resolved."""
 
@@ -57,7 +49,7 @@ class Settings:
     device: str
     dtype: str
     offline: bool
-    check: WantedCheck
+    check_tokens: int | None  # how many --verify checks: 0 none, None all
 
 
 def resolve(
@@ -87,7 +79,7 @@ def resolve(
         device=request.device,
         dtype=request.dtype,
         offline=request.offline,
-        check=parse_check(request.verify),
+        check_tokens=parse_check(request.verify),
     )
 
 
@@ -138,12 +130,12 @@ def parse_assignments(words: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-def parse_check(value: str) -> WantedCheck:
-    """``off``, ``on`` or a number of tokens. Raises ``UsageError``."""
+def parse_check(value: str) -> int | None:
+    """``--verify`` as a number of tokens: ``off`` is 0, ``on`` all (None). ``UsageError``."""
     if value in ("on", "off"):
-        return WantedCheck(value == "on")
+        return None if value == "on" else 0
     if value.isdecimal() and int(value) > 0:
-        return WantedCheck(True, int(value))
+        return int(value)
     raise UsageError(f"--verify takes on, off or a number of tokens ≥ 1, not {value!r}")
 
 

@@ -66,23 +66,16 @@ class HeadSpec(Frozen):
     feature_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     norm_before_residual: bool | None = None
 
-    @field_validator("rope_scaling")
-    @classmethod
-    def _is_whole(cls, scaling: RopeScaling | None) -> RopeScaling | None:
-        if scaling is None:
-            return None
-        if ("type" in scaling) == ("rope_type" in scaling):
+    @model_validator(mode="after")
+    def _is_whole(self) -> "HeadSpec":
+        scaling, layers = self.rope_scaling, self.feature_layers
+        if scaling is not None and ("type" in scaling) == ("rope_type" in scaling):
             raise ValueError("draft.head.rope_scaling needs either type or rope_type")
-        if "factor" not in scaling:
+        if scaling is not None and "factor" not in scaling:
             raise ValueError("draft.head.rope_scaling.factor is missing")
-        return scaling
-
-    @field_validator("feature_layers")
-    @classmethod
-    def _rises(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if layers is not None and (not layers or list(layers) != sorted(set(layers))):
             raise ValueError("draft.head.feature_layers must be rising layer numbers")
-        return layers
+        return self
 
 
 class DraftSpec(Frozen):

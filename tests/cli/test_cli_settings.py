@@ -5,7 +5,7 @@ import json
 import pytest
 
 from specx.cli.options import RunRequest
-from specx.cli.settings import WantedCheck, parse_assignments, parse_check, resolve
+from specx.cli.settings import parse_assignments, parse_check, resolve
 from specx.errors import UsageError
 
 
@@ -78,9 +78,9 @@ def test_assignments():
 
 
 def test_checks():
-    assert parse_check("on") == WantedCheck(True)
-    assert parse_check("off") == WantedCheck(False)
-    assert parse_check("64") == WantedCheck(True, 64)
+    assert parse_check("on") is None
+    assert parse_check("off") == 0
+    assert parse_check("64") == 64
     for wrong in ("0", "-1", "yes", "1.5", ""):
         with pytest.raises(UsageError):
             parse_check(wrong)
