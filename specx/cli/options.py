@@ -165,7 +165,7 @@ class RunRequest:
 
 
 class VerifyCommand(TyperCommand):
-    """Lets ``--verify`` stand alone: a following file name is not taken for its value."""
+    """Lets ``--verify`` go without a value: a following file name is not taken for one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)

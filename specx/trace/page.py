@@ -1,6 +1,6 @@
 """A recorded run as one HTML page that needs nothing else: no network, no specx.
 
-Nobody vouches for the texts of a trace. ``page.html`` is the template.
+The texts of a trace are of unknown origin. ``page.html`` is the template.
 """
 
 import base64

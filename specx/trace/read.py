@@ -1,4 +1,4 @@
-"""Reading ``specx.trace/1``, from a file that nobody vouches for.
+"""Reading ``specx.trace/1`` from files of unknown origin.
 
 A trace has a header, a line for each piece of prefill and each step, and an end. A run that was
 killed leaves one without an end, which is still readable.

@@ -31,7 +31,7 @@ class SourceFacts(InputFacts):
     path: str | None = Field(description="As given; null for standard input.")
 
 
-class TargetFacts(Record):
+class LoadedTarget(Record):
     """The model whose text this is."""
 
     repo: str
@@ -39,7 +39,7 @@ class TargetFacts(Record):
     dtype: str
 
 
-class DraftFacts(Record):
+class LoadedDraft(Record):
     """What guessed tokens in the modes other than plain."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -53,8 +53,8 @@ class DraftFacts(Record):
 class Models(Record):
     """What was loaded."""
 
-    target: TargetFacts
-    draft: DraftFacts
+    target: LoadedTarget
+    draft: LoadedDraft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class PhaseSums(Record):
     host: Amount
 
 
-class Seconds(Record):
+class RunSeconds(Record):
     """How long each part took."""
 
     load: Amount
@@ -135,7 +135,7 @@ class Acceptance(Record):
     )
 
 
-class MemoryBytes(Record):
+class BytesByOwner(Record):
     """Bytes by owner."""
 
     weights: Count
@@ -155,7 +155,7 @@ class FirstDifference(Record):
     margin: float | None
 
 
-class Comparison(Record):
+class PlainCheck(Record):
     """Comparison with plain decoding, over so many checked tokens."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -186,11 +186,11 @@ class ResultObject(Record):
     text: str
     finish_reason: FinishReason
     tokens: TokenCounts
-    time_s: Seconds
+    time_s: RunSeconds
     rate: Rates
     accept: Acceptance
-    memory: MemoryBytes
-    verify: Comparison | None
+    memory: BytesByOwner
+    verify: PlainCheck | None
     env: Environment
     warnings: list[Remark]
 
@@ -251,8 +251,8 @@ def result_object(
         input=None if document is None else input_facts(document, prompt),
         preset=PresetName(name=preset.name, sha256=preset.fingerprint),
         models=Models(
-            target=TargetFacts(repo=target.repo, revision=target.revision, dtype=engine.dtype),
-            draft=DraftFacts.model_validate(preset.draft),
+            target=LoadedTarget(repo=target.repo, revision=target.revision, dtype=engine.dtype),
+            draft=LoadedDraft.model_validate(preset.draft),
         ),
         sampling=AskedSampling(
             **asdict(asked.sampling),
@@ -272,10 +272,13 @@ def result_object(
         time_s=_seconds(stats),
         rate=_rates(stats),
         accept=_acceptance(stats),
-        memory=MemoryBytes(
-            **{owner: getattr(stats.memory, f"{owner}_bytes") for owner in MemoryBytes.model_fields}
+        memory=BytesByOwner(
+            **{
+                owner: getattr(stats.memory, f"{owner}_bytes")
+                for owner in BytesByOwner.model_fields
+            }
         ),
-        verify=None if verification is None else Comparison.model_validate(verification),
+        verify=None if verification is None else PlainCheck.model_validate(verification),
         env=environment(engine.device),
         warnings=[Remark(message=message) for message in (*engine.remarks, *result.warnings)],
     )
@@ -293,10 +296,10 @@ def input_facts(document: "Document", prompt: "Prompt") -> SourceFacts:
     )
 
 
-def _seconds(stats: GenerationStats) -> Seconds:
-    names = [name for name in Seconds.model_fields if name != "steps"]
+def _seconds(stats: GenerationStats) -> RunSeconds:
+    names = [name for name in RunSeconds.model_fields if name != "steps"]
     steps = PhaseSums(**stats.phases_s)
-    return Seconds(steps=steps, **{name: getattr(stats, f"{name}_s") for name in names})
+    return RunSeconds(steps=steps, **{name: getattr(stats, f"{name}_s") for name in names})
 
 
 def _rates(stats: GenerationStats) -> Rates:
