@@ -18,6 +18,7 @@ from specx.cli.show import AnswerDisplay, MapDisplay, Scene, TextLook
 from specx.cli.signals import Interrupts, Stopped
 from specx.core.stats import Prefill
 from specx.errors import VerifyError
+from specx.trace.map import DocumentMap, map_prompt, why_nothing_is_retrieved
 from specx.wording import one_line
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from specx.engine import Engine
     from specx.prompts import Prompt
     from specx.stream import Result, Verification
-    from specx.trace.map import DocumentMap
     from specx.trace.write import TraceWriter
 
 #: How a command turns a document (None: there is none) into token ids.
@@ -107,12 +107,10 @@ def _stream(job: Job, document: "Document | None", prompt: "Prompt", heading: st
     return stream.result
 
 
-def _map(job: Job, document: "Document | None", prompt: "Prompt") -> "DocumentMap | None":
+def _map(job: Job, document: "Document | None", prompt: "Prompt") -> DocumentMap | None:
     """The document's map, if anything will use it."""
     if job.trace is None and job.look.show != "map":
         return None
-    from specx.trace.map import map_prompt
-
     text = "" if document is None else document.text
     return map_prompt(prompt.tokens, job.engine.tokenizer, job.settings.preset.retrieval, text)
 
@@ -121,7 +119,7 @@ def _writer(
     job: Job,
     document: "Document | None",
     prompt: "Prompt",
-    document_map: "DocumentMap | None",
+    document_map: DocumentMap | None,
 ) -> "TraceWriter | None":
     if job.trace is None or document_map is None:
         return None
@@ -137,12 +135,10 @@ def _display(
     job: Job,
     document: "Document | None",
     prompt: "Prompt",
-    document_map: "DocumentMap | None",
+    document_map: DocumentMap | None,
     heading: str,
 ) -> AnswerDisplay:
     if job.look.show == "map" and document_map is not None:
-        from specx.trace.map import why_nothing_is_retrieved
-
         settings = job.settings
         note = why_nothing_is_retrieved(settings.preset, settings.mode, len(prompt.tokens))
         if note:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Argument
 
@@ -28,10 +28,9 @@ from specx.cli.show import (
 from specx.cli.signals import Interrupts
 from specx.core.stats import GenerationStats, Prefill
 from specx.errors import UsageError
+from specx.trace.page import trace_page
+from specx.trace.read import Trace, add_step, read_trace
 from specx.wording import one_line
-
-if TYPE_CHECKING:
-    from specx.trace.read import Trace
 
 _NAP_S = 0.03  # how long a signal may have to wait
 
@@ -55,8 +54,6 @@ def trace(
     """
     if not (math.isfinite(speed) and speed >= 0):
         raise UsageError(f"--speed must be ≥ 0, not {speed}")
-    from specx.trace.read import read_trace
-
     screen = Screen(color=color)
     recorded = read_trace(file)
     for warning in recorded.warnings:
@@ -74,7 +71,7 @@ def trace(
     return _replay(recorded, sink, TextLook("map", *codes_for(color), color), screen, speed)
 
 
-def summary(recorded: "Trace") -> str:
+def summary(recorded: Trace) -> str:
     """Totals as lines of name and value, tab between them."""
     header, stats = recorded.header, recorded.stats()
     ending = "cut short" if recorded.end is None else recorded.end.finish_reason
@@ -94,7 +91,7 @@ def summary(recorded: "Trace") -> str:
     return tab_separated(("what", "value"), [(name, one_line(value)) for name, value in rows])
 
 
-def _replay(recorded: "Trace", sink: Sink, look: TextLook, screen: Screen, speed: float) -> int:
+def _replay(recorded: Trace, sink: Sink, look: TextLook, screen: Screen, speed: float) -> int:
     header = recorded.header
     title = f"{header.title} · {header.prompt_tokens:,} tokens · {header.created[:10]}"
     scene = Scene(title, header.document_map(), header.note)
@@ -131,10 +128,8 @@ def _play(frames: Iterator[float], speed: float, is_stopped: Callable[[], bool])
             return
 
 
-def _frames(recorded: "Trace", scene: Scene) -> Iterator[float]:
+def _frames(recorded: Trace, scene: Scene) -> Iterator[float]:
     """Change the scene event by event. Each event's time is yielded before its change is made."""
-    from specx.trace.read import add_step
-
     stats = GenerationStats(prompt_tokens=recorded.header.prompt_tokens)
     for event in recorded.prefill:
         yield event.elapsed_s
@@ -148,9 +143,7 @@ def _frames(recorded: "Trace", scene: Scene) -> Iterator[float]:
         yield recorded.end.elapsed_s
 
 
-def _export(recorded: "Trace", export: str, file: str, screen: Screen, *, force: bool) -> int:
-    from specx.trace.page import trace_page
-
+def _export(recorded: Trace, export: str, file: str, screen: Screen, *, force: bool) -> int:
     with open_sink(export, force=force, inputs=[file]) as sink:
         sink.write(trace_page(recorded))
     if sys.stderr.isatty():

@@ -272,12 +272,7 @@ def result_object(
         time_s=_seconds(stats),
         rate=_rates(stats),
         accept=_acceptance(stats),
-        memory=BytesByOwner(
-            **{
-                owner: getattr(stats.memory, f"{owner}_bytes")
-                for owner in BytesByOwner.model_fields
-            }
-        ),
+        memory=_bytes(stats),
         verify=None if verification is None else PlainCheck.model_validate(verification),
         env=environment(engine.device),
         warnings=[Remark(message=message) for message in (*engine.remarks, *result.warnings)],
@@ -300,6 +295,11 @@ def _seconds(stats: GenerationStats) -> RunSeconds:
     names = [name for name in RunSeconds.model_fields if name != "steps"]
     steps = PhaseSums(**stats.phases_s)
     return RunSeconds(steps=steps, **{name: getattr(stats, f"{name}_s") for name in names})
+
+
+def _bytes(stats: GenerationStats) -> BytesByOwner:
+    owners = BytesByOwner.model_fields
+    return BytesByOwner(**{owner: getattr(stats.memory, f"{owner}_bytes") for owner in owners})
 
 
 def _rates(stats: GenerationStats) -> Rates:
