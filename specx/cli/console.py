@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specx.cli.errors import OutputClosed, debug_lines, error_lines, is_on
 from specx.cli.format import fold, tab_separated, table
@@ -85,37 +85,34 @@ class Screen:
 
 
 def _console(color: str, is_terminal: bool, environ: Mapping[str, str]) -> "Console":
-    from rich.console import Console
-
-    class ErrConsole(Console):
-        def on_broken_pipe(self) -> None:
-            raise OutputClosed
-
     wants_color = color == "always" or (
         color == "auto"
         and (is_terminal or is_on(environ.get("FORCE_COLOR")))
         and not environ.get("NO_COLOR")
         and environ.get("TERM") != "dumb"
     )
-    return ErrConsole(
+    return plain_console(
         stderr=True,
         force_terminal=is_terminal or wants_color,
         color_system="auto" if wants_color else None,
         no_color=not wants_color,
-        highlight=False,
-        markup=False,
-        emoji=False,
     )
+
+
+def plain_console(**settings: Any) -> "Console":
+    """A Rich console that takes text as it is. ``OutputClosed`` when its reader has gone."""
+    from rich.console import Console
+
+    class ClosingConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise OutputClosed
+
+    return ClosingConsole(highlight=False, markup=False, emoji=False, **settings)
 
 
 def out_console(color: str = "auto") -> "Console":
     """Rich on stdout, for tables that specx itself made up; never for model text."""
-    from rich.console import Console
-
-    return Console(
-        highlight=False,
-        markup=False,
-        emoji=False,
+    return plain_console(
         force_terminal=True if color == "always" else None,
         color_system=None if color == "never" else "auto",
     )

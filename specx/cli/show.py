@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from specx.cli.console import Screen
+from specx.cli.console import Screen, plain_console
 from specx.cli.format import prefill_line, status_line
 from specx.cli.options import RunRequest, Show
 from specx.cli.output_file import Sink, split_space
@@ -144,16 +144,8 @@ def codes_for(color: str, environ: Mapping[str, str] = os.environ) -> tuple[str,
 
 def view_console(color: str, environ: Mapping[str, str] = os.environ) -> "Console":
     """stderr for views: without colours, underlines and shades remain."""
-    from rich.console import Console
-
-    return Console(
-        stderr=True,
-        force_terminal=True,
-        no_color=not _wants_color(color, environ),
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
+    no_color = not _wants_color(color, environ)
+    return plain_console(stderr=True, force_terminal=True, no_color=no_color)
 
 
 def show_legend(look: TextLook, screen: Screen) -> None:
