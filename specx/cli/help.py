@@ -92,4 +92,4 @@ def read_schema(name: str) -> str:
     module, _, model = SCHEMAS[name].partition(":")
     schema = TypeAdapter(getattr(import_module(module), model)).json_schema(by_alias=True)
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"specx.{name}/1"}
-    return dumps({**schema, **head}, "json")
+    return dumps(head | schema | head, "json")  # the head first
