@@ -1,8 +1,7 @@
-"""The machine, the libraries and the source tree that a result was made with, and where compiled
-kernels are kept.
+"""The machine, the libraries and the source tree that a result was made with, and the variables
+that other libraries read: the kernel caches' place, the Hub's network switch.
 
-In: a device name. Out: a flat mapping for the JSON output, and the commit of the source tree. It
-knows no models and no results. Only ``environment`` needs torch, which is loaded by then.
+It knows no models and no results. Only ``environment`` needs torch, which is loaded by then.
 """
 
 import functools
@@ -12,17 +11,31 @@ import subprocess
 from collections.abc import MutableMapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-import platformdirs
+from typing_extensions import TypedDict
 
-#: What names the folders of compiled programs, and ours.
+#: Variables that name the folders of compiled programs, and our folder for each.
 _COMPILED = {"TRITON_CACHE_DIR": "triton"}
 _GIT_S = 5.0  # a slow disk must not hold up a result
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Facts as the JSON outputs list them; None where they do not apply or are not known."""
+class Environment(TypedDict):
+    """Facts as the JSON outputs list them; None where one does not apply or is not known."""
+
+    device: str
+    gpu: str | None
+    cuda: str | None
+    driver: str | None
+    cpu: str
+    threads: int
+    torch: str
+    transformers: str | None
+    python: str
+    os: str
+
+
+def environment(device: str) -> Environment:
+    """The facts of this process, on ``device``."""
     import torch
 
     on_gpu = device.startswith("cuda")
@@ -43,12 +56,13 @@ def environment(device: str) -> dict[str, Any]:
 def keep_compiled(environ: MutableMapping[str, str] = os.environ) -> None:
     """Let Triton keep what it compiles where the next run finds it.
 
-    Below ``SPECX_CACHE_DIR``, else the user's cache folder. What the user has set counts, and where
-    nothing can be written it does as it does without us. No folder is made before it is needed.
+    Below ``SPECX_CACHE_DIR``, else in the user's cache folder. A variable that the user has set
+    wins, and where nothing can be written Triton's default remains. Makes no folder.
     """
+    import platformdirs
+
     given = environ.get("SPECX_CACHE_DIR")
-    root = Path(given) if given else platformdirs.user_cache_path("specx")
-    root = root.absolute()
+    root = (Path(given) if given else platformdirs.user_cache_path("specx")).absolute()
     existing = next(each for each in (root, *root.parents) if each.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         return
@@ -79,7 +93,7 @@ def driver_version() -> str | None:
 def source_commit(package: Path = Path(__file__).parent) -> str | None:
     """Abbreviated git commit of the source tree that specx runs from; None in an installed wheel.
 
-    With ``+changes`` behind it where files of the package differ from that commit.
+    ``+changes`` is appended where files of the package differ from that commit.
     """
     # A wheel inside somebody's work tree is not part of it: git must know the package's files.
     if _git(package, "ls-files", "--error-unmatch", "--", "__init__.py") is None:

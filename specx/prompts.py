@@ -14,7 +14,7 @@ from specx.checkpoints.tokenizer import Tokenizer
 from specx.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from specx.preset.preset import PromptSpec
+    from specx.preset.sections import PromptSpec
 
 _CONTEXT_TOKENS = 4  # of a prompt, enough for a decoder to treat what follows as a continuation
 _PROBE = "\ue000specx-probe\ue001"  # at the end of a text, to see whether it is rendered

@@ -1,12 +1,13 @@
 """Shared fixtures: an isolated environment for every test, tiny pairs made once a session."""
 
 import os
+import signal
 
 # Set before anything imports torch, tokenizers or the Hub's client, which read them once.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,20 @@ def isolated_environment(
         monkeypatch.delenv(name)
     monkeypatch.setenv("SPECX_CONFIG_DIR", str(tmp_path_factory.getbasetemp() / "no-config"))
     monkeypatch.setenv("SPECX_STATE_DIR", str(tmp_path_factory.getbasetemp() / "state"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def usual_signals() -> Iterator[None]:
+    """Signals as a shell gives them to a program in the foreground, here and in every child.
+
+    A script's background job and ``nohup`` start their programs with signals ignored, and a
+    program hands that on to its children: tests of Ctrl-C would wait for ever.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {signum: signal.signal(signum, handler) for signum, handler in usual.items()}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 
 from specx.bench.record import Object
 from specx.errors import UsageError
-from specx.preset.preset import PaperRow, Preset, available_presets, load_preset
+from specx.preset.preset import Preset, available_presets, load_preset
+from specx.preset.sections import PaperRow
 
 #: A mode of the paper → ours that do the same; ``standard`` has its attention kernels as well.
 _MODES = {"plain": ("plain",), "spec": ("spec", "standard"), "specx": ("specx",)}

@@ -142,7 +142,7 @@ def prepare(options: Options) -> Setup:
         plan=plan,
         variants={variant.name: variant for variant in variants},
         texts=tuple(text.text for text in texts),
-        environment=environment(device),
+        environment=dict(environment(device)),
         build={"version": __version__, "commit": source_commit()},
         notes=(*notes, *dropped, *([] if options.stand_in else _unpinned(presets))),
         presets={preset.name: preset for preset in presets},

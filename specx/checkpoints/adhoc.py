@@ -15,7 +15,8 @@ from specx.checkpoints.eagle.config import head_kind, layer_config, position_lim
 from specx.checkpoints.tokenizer import has_tokenizer
 from specx.core.config import RetrievalConfig
 from specx.errors import ModelError
-from specx.preset.preset import DType, Preset, preset_from
+from specx.preset.preset import Preset, preset_from
+from specx.preset.sections import DType
 
 NAME = "adhoc"
 WITHOUT_WEIGHTS = ("none", "lookup")

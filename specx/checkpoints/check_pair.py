@@ -14,7 +14,8 @@ from specx.checkpoints.config import read_config, read_json
 from specx.checkpoints.eagle.config import check_kind, feature_layers, position_limit, read_head
 from specx.checkpoints.tokenizer import Tokenizer, has_tokenizer, is_same_tokenizer, read_tokenizer
 from specx.errors import ModelError, PairError, SpecxError
-from specx.preset.preset import DraftSpec, Preset, TargetSpec
+from specx.preset.preset import Preset
+from specx.preset.sections import DraftSpec, TargetSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -1,7 +1,6 @@
 """One document's answer: prompt, stream, check, report.
 
-Goes in: a ``Job`` and a document. Comes out: text or JSON in the job's sink, progress and stats on
-its screen, an exit code. It does not know options' defaults, files or how models run.
+It does not know options' defaults, files or how models run.
 """
 
 from collections.abc import Callable
@@ -12,25 +11,21 @@ from specx.cli.console import Screen
 from specx.cli.errors import DIFFERENCE
 from specx.cli.format import closing_line, phases_line
 from specx.cli.options import Format
-from specx.cli.output_file import Sink
+from specx.cli.output_file import Sink, TraceFile
 from specx.cli.progress import Progress
-from specx.cli.result_json import Run, dumps, result_object
 from specx.cli.settings import Settings
-from specx.cli.show.displays import AcceptDisplay, Display, Look, MapDisplay
-from specx.cli.show.mapview import Scene
-from specx.cli.show.recorder import TraceFile
+from specx.cli.show import AnswerDisplay, MapDisplay, Scene, TextLook
 from specx.cli.signals import Interrupts, Stopped
-from specx.cli.terminal import one_line
 from specx.core.stats import Prefill
-from specx.environment import environment
 from specx.errors import VerifyError
+from specx.trace.map import DocumentMap, map_prompt, why_nothing_is_retrieved
+from specx.wording import one_line
 
 if TYPE_CHECKING:
     from specx.documents.document import Document
     from specx.engine import Engine
     from specx.prompts import Prompt
     from specx.stream import Result, Verification
-    from specx.trace.map import DocumentMap
     from specx.trace.write import TraceWriter
 
 #: How a command turns a document (None: there is none) into token ids.
@@ -49,7 +44,7 @@ class Job:
     interrupts: Interrupts
     engine: "Engine"
     ask: Ask
-    look: Look = field(default_factory=Look)
+    look: TextLook = field(default_factory=TextLook)
     trace: TraceFile | None = None
 
     def progress(self) -> Progress:
@@ -69,7 +64,12 @@ def answer(job: Job, document: "Document | None", *, label: str = "", heading: s
     result = _stream(job, document, prompt, heading)
     verification = _verify(job, prompt, result)
     if job.output != "text":
-        _write_object(job, document, prompt, result, verification)
+        from specx.cli.result_json import dumps
+        from specx.trace.result import result_object
+
+        asked = (job.engine, job.command, job.settings)
+        found = result_object(*asked, document, prompt, result, verification)
+        job.sink.write(dumps(found, job.output))
     _report(job, result, verification, label)
     return DIFFERENCE if verification is not None and not verification.equal else 0
 
@@ -107,38 +107,27 @@ def _stream(job: Job, document: "Document | None", prompt: "Prompt", heading: st
     return stream.result
 
 
-def _map(job: Job, document: "Document | None", prompt: "Prompt") -> "DocumentMap | None":
+def _map(job: Job, document: "Document | None", prompt: "Prompt") -> DocumentMap | None:
     """The document's map, if anything will use it."""
     if job.trace is None and job.look.show != "map":
         return None
-    from specx.trace.map import map_prompt
-
     text = "" if document is None else document.text
-    retrieval = job.settings.preset.retrieval
-    return map_prompt(prompt.tokens, job.engine.tokenizer, retrieval, text)
+    return map_prompt(prompt.tokens, job.engine.tokenizer, job.settings.preset.retrieval, text)
 
 
 def _writer(
     job: Job,
     document: "Document | None",
     prompt: "Prompt",
-    document_map: "DocumentMap | None",
+    document_map: DocumentMap | None,
 ) -> "TraceWriter | None":
     if job.trace is None or document_map is None:
         return None
-    from specx.trace.write import Asked, TraceWriter, header_of
+    from specx.trace.write import TraceWriter, header_of
 
-    settings = job.settings
-    asked = Asked(
-        command=job.command,
-        mode=settings.mode,
-        max_tokens=settings.max_tokens,
-        sampling=settings.sampling,
-        stop=settings.stop,
-        ignore_eos=settings.ignore_eos,
-    )
+    header = header_of(job.engine, job.command, job.settings, document, prompt, document_map)
     writer = TraceWriter(job.trace.write, job.engine.tokenizer)
-    writer.header(header_of(job.engine, asked, document, prompt, document_map))
+    writer.header(header)
     return writer
 
 
@@ -146,56 +135,33 @@ def _display(
     job: Job,
     document: "Document | None",
     prompt: "Prompt",
-    document_map: "DocumentMap | None",
+    document_map: DocumentMap | None,
     heading: str,
-) -> Display:
+) -> AnswerDisplay:
     if job.look.show == "map" and document_map is not None:
-        from specx.trace.map import why_nothing_is_retrieved
-
         settings = job.settings
         note = why_nothing_is_retrieved(settings.preset, settings.mode, len(prompt.tokens))
         if note:
             job.screen.note(note)
         name = "a question" if document is None else document.name
         scene = Scene(f"{name} · {len(prompt.tokens):,} tokens", document_map, note)
-        return MapDisplay(scene, job.sink, job.look, mode=settings.mode, heading=heading)
-    if job.look.show == "accept":
-        return AcceptDisplay(job.progress(), job.sink, job.look, heading=heading)
-    return Display(job.progress(), job.sink, shows_text=job.output == "text", heading=heading)
+        return MapDisplay(scene, job.sink, job.look, heading, settings.mode)
+    look = job.look if job.output == "text" else None
+    return AnswerDisplay(job.progress(), job.sink, look, heading)
 
 
 def _verify(job: Job, prompt: "Prompt", result: "Result") -> "Verification | None":
-    check = job.settings.check
-    if not check.is_wanted or job.interrupts.exit_code is not None:
+    tokens = job.settings.check_tokens
+    if tokens == 0 or job.interrupts.exit_code is not None:
         return None
     progress = job.progress()
     progress.busy("checking against plain decoding")
     try:
-        return job.engine.verify(prompt, result, first_tokens=check.first_tokens)
+        return job.engine.verify(prompt, result, first_tokens=tokens)
     except Stopped:
-        return None  # the answer is complete; the exit code tells the rest
+        return None  # the answer is complete; the exit code says the rest
     finally:
         progress.close()
-
-
-def _write_object(
-    job: Job,
-    document: "Document | None",
-    prompt: "Prompt",
-    result: "Result",
-    verification: "Verification | None",
-) -> None:
-    run = Run(
-        command=job.command,
-        settings=job.settings,
-        engine=job.engine,
-        document=document,
-        prompt=prompt,
-        result=result,
-        verification=verification,
-        environment=environment(job.engine.device),
-    )
-    job.sink.write(dumps(result_object(run), job.output))
 
 
 def _report(job: Job, result: "Result", verification: "Verification | None", label: str) -> None:
@@ -227,14 +193,14 @@ def _difference(job: Job, verification: "Verification") -> VerifyError:
         return VerifyError("the text differs from plain decoding")
     margin = "" if difference.margin is None else f"; logit margin {difference.margin:.3g}"
     expected, got = (_token(job, token) for token in (difference.expected, difference.got))
-    hints = []
-    if job.engine.dtype != "float32":
-        hints.append("in half precision, kernels round differently for different row counts")
-        hints.append("--dtype float32 removes such differences")
+    hints = (
+        "in half precision, kernels round differently for different row counts",
+        "--dtype float32 removes such differences",
+    )
     return VerifyError(
         f"the text differs from plain decoding at token {difference.index + 1:,}",
         reason=f"plain decoding has {expected}, mode {job.settings.mode} has {got}{margin}",
-        hints=hints,
+        hints=() if job.engine.dtype == "float32" else hints,
     )
 
 
@@ -245,20 +211,14 @@ def _token(job: Job, token: int | None) -> str:
 
 
 def _plan(job: Job, prompt: "Prompt") -> str:
-    settings = job.settings
-    sampling = settings.sampling
-    how = (
-        "greedy"
-        if sampling.temperature == 0
-        else f"temperature {sampling.temperature:g}, seed {sampling.seed}"
+    settings, sampling = job.settings, job.settings.sampling
+    how = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
+    parts = (
+        f"preset {settings.preset.name}",
+        f"mode {settings.mode}",
+        f"{job.engine.device} {job.engine.dtype}",
+        f"{len(prompt.tokens):,} prompt tokens ({prompt.document_tokens:,} of the document)",
+        f"up to {settings.max_tokens:,} new",
+        how if sampling.temperature else "greedy",
     )
-    return " · ".join(
-        (
-            f"preset {settings.preset.name}",
-            f"mode {settings.mode}",
-            f"{job.engine.device} {job.engine.dtype}",
-            f"{len(prompt.tokens):,} prompt tokens ({prompt.document_tokens:,} of the document)",
-            f"up to {settings.max_tokens:,} new",
-            how,
-        )
-    )
+    return " · ".join(parts)

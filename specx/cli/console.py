@@ -1,25 +1,17 @@
-"""stderr: messages in their three grades of importance, and the progress display that fits.
-
-Goes in: messages and the options ``-q``, ``-v`` and ``--color``. Comes out: text on stderr. It
-does not know engines, documents or stdout's content.
-"""
+"""stderr: messages in three grades of importance, and the progress display that fits."""
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from specx.cli.errors import OutputClosed, debug_lines, error_lines, is_on
-from specx.cli.format import fold
-from specx.cli.progress import (
-    LogProgress,
-    Progress,
-    SharedProgress,
-    TerminalProgress,
-)
-from specx.cli.terminal import printable
+from specx.cli.format import fold, tab_separated, table
+from specx.cli.output_file import Sink
+from specx.cli.progress import LogProgress, Progress, SharedProgress, TerminalProgress
 from specx.errors import SpecxError
+from specx.wording import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,9 +28,7 @@ class Screen:
         verbose: int = 0,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        self.quiet = quiet
-        self.verbose = verbose
-        self.color = color
+        self.quiet, self.verbose, self.color = quiet, verbose, color
         self.is_terminal = sys.stderr.isatty()
         self._environ = environ
         self.console = _console(color, self.is_terminal, environ)
@@ -50,22 +40,22 @@ class Screen:
         return self.is_terminal and self._environ.get("TERM") != "dumb" and not is_off
 
     def note(self, text: str) -> None:
-        """Stats and remarks."""
+        """Show stats and remarks."""
         if self.quiet < 1:
             self._remark(text, "dim")
 
     def detail(self, text: str) -> None:
-        """What only ``-v`` asks for."""
+        """Show what only ``-v`` asks for."""
         if self.verbose:
             self._remark(text, "dim")
 
     def warn(self, text: str) -> None:
-        """Something that the user should know and that is no failure."""
+        """Show something that the user should know and that is no failure."""
         if self.quiet < 2:
             self._remark(f"warning: {text}", "yellow")
 
     def fail(self, error: SpecxError) -> None:
-        """An error: always shown; with ``SPECX_DEBUG`` its traceback first."""
+        """Show an error, whatever ``quiet`` says; with ``SPECX_DEBUG`` its traceback first."""
         self._print(debug_lines(error, self._environ))
         what, *rest = error_lines(error)
         self._print([what], "bold red")
@@ -75,7 +65,7 @@ class Screen:
         """The display for one run; ``shows_text``: model text is streamed to a terminal."""
         if self.quiet or is_on(self._environ.get("SPECX_NO_PROGRESS")):
             return Progress()
-        if not self.is_terminal or self._environ.get("TERM") == "dumb":
+        if not self.is_live:
             return LogProgress(self.note, mode)
         if not shows_text:
             return TerminalProgress(self.console, mode)
@@ -89,46 +79,51 @@ class Screen:
     def _print(self, lines: Iterable[str], style: str = "", *, wraps: bool = False) -> None:
         from rich.text import Text
 
-        with contextlib.suppress(OSError):  # a full disk behind stderr must not cost the answer
+        with contextlib.suppress(OSError):  # a full disk under stderr must not cost the answer
             for line in lines:
                 self.console.print(Text(printable(line), style=style), soft_wrap=not wraps)
 
 
 def _console(color: str, is_terminal: bool, environ: Mapping[str, str]) -> "Console":
-    from rich.console import Console
-
-    class ErrConsole(Console):
-        def on_broken_pipe(self) -> None:
-            raise OutputClosed
-
     wants_color = color == "always" or (
         color == "auto"
         and (is_terminal or is_on(environ.get("FORCE_COLOR")))
         and not environ.get("NO_COLOR")
         and environ.get("TERM") != "dumb"
     )
-    return ErrConsole(
+    return plain_console(
         stderr=True,
         force_terminal=is_terminal or wants_color,
         color_system="auto" if wants_color else None,
         no_color=not wants_color,
-        highlight=False,
-        markup=False,
-        emoji=False,
     )
+
+
+def plain_console(**settings: Any) -> "Console":
+    """A Rich console that takes text as it is. ``OutputClosed`` when its reader has gone."""
+    from rich.console import Console
+
+    class ClosingConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise OutputClosed
+
+    return ClosingConsole(highlight=False, markup=False, emoji=False, **settings)
 
 
 def out_console(color: str = "auto") -> "Console":
     """Rich on stdout, for tables that specx itself made up; never for model text."""
-    from rich.console import Console
-
-    return Console(
-        highlight=False,
-        markup=False,
-        emoji=False,
+    return plain_console(
         force_terminal=True if color == "always" else None,
         color_system=None if color == "never" else "auto",
     )
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], color: str = "auto") -> None:
+    """A table on stdout; tabs between the cells where it is no terminal."""
+    if sys.stdout.isatty():
+        out_console(color).print(table(header, rows))
+    else:
+        Sink().write(tab_separated(header, rows))
 
 
 def _same_terminal() -> bool:

@@ -1,17 +1,10 @@
-"""What the user reads when something went wrong, and the exit code that goes with it.
-
-Goes in: exceptions. Comes out: lines for stderr (what, why, what to do), a ``specx.error/1``
-object for ``-o json``, an exit code. It prints nothing and does not know engines.
-"""
+"""What the user reads when something went wrong, and the exit code that goes with it."""
 
 import errno
 import os
-import traceback
 from collections.abc import Mapping
-from typing import Any
 
 from specx.errors import ResourceError, SpecxError, UsageError
-from specx.memory import is_out_of_memory
 
 EXIT_CODES: tuple[tuple[int, str], ...] = (
     (0, "done"),
@@ -23,7 +16,7 @@ EXIT_CODES: tuple[tuple[int, str], ...] = (
     (6, "too little memory or disk"),
     (7, "the document does not fit into the context"),
     (8, "--verify found a difference"),
-    (9, "a --fail-if condition held"),
+    (9, "a --fail-if condition was met"),
     (10, "some of several documents or cells failed"),
     (130, "interrupted (Ctrl-C); the text so far was written"),
     (141, "the reader of the output closed the pipe"),
@@ -46,24 +39,13 @@ def error_lines(error: SpecxError) -> list[str]:
     return lines + [f"  → {hint}" for hint in error.hints[:3]]
 
 
-def error_object(error: SpecxError, *, document: str | None = None) -> dict[str, Any]:
-    """The same as a ``specx.error/1`` object; ``document`` is the path of the failed input."""
-    facts: dict[str, Any] = {
-        "schema": "specx.error/1",
-        "code": error.code,
-        "exit": error.exit_code,
-        "message": error.message,
-        "reason": error.reason,
-        "hints": list(error.hints),
-    }
-    return facts if document is None else {**facts, "input": {"path": document}}
-
-
 def out_of_memory(error: BaseException) -> ResourceError | None:
     """``error`` as a ``ResourceError`` if it says that memory ran out, else None.
 
     For what no request has explained better: memory that ran out outside of the models.
     """
+    from specx.memory import is_out_of_memory
+
     if not is_out_of_memory(error):
         return None
     text = str(error)
@@ -79,7 +61,7 @@ def out_of_memory(error: BaseException) -> ResourceError | None:
 
 
 def cannot_write(place: str, error: OSError) -> SpecxError:
-    """A failed write as an error of the user's: a full disk, or a place that cannot be used."""
+    """A failed write: a ``ResourceError`` for a full disk, a ``UsageError`` for a wrong place."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"cannot write to {place}", reason=reason, hints=("free some space",))
@@ -99,6 +81,8 @@ def debug_lines(error: BaseException, environ: Mapping[str, str] = os.environ) -
     """The traceback if ``SPECX_DEBUG`` asks for it, else nothing."""
     if not is_on(environ.get("SPECX_DEBUG")):
         return []
+    import traceback
+
     return "".join(traceback.format_exception(error)).splitlines()
 
 

@@ -1,22 +1,23 @@
 """Numbers as people read them: the status line, the closing line, tables.
 
-Goes in: the records of ``core.stats`` and plain rows. Comes out: strings and Rich renderables.
-It prints nothing and does not know engines, streams or terminals.
+It prints nothing: everything is returned as strings or as what Rich can draw.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from specx.core.stats import GenerationStats, Prefill
+from specx.wording import size
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from specx.core.stats import GenerationStats, Prefill
 
 
 _SEPARATOR = " · "
 
 
-def closing_line(stats: GenerationStats, verdict: str, ending: str = "") -> str:
+def closing_line(stats: "GenerationStats", verdict: str, ending: str = "") -> str:
     """The one line that remains: prompt, prefill, decode, acceptance, memory, equality."""
     parts = [f"{stats.prompt_tokens:,} prompt + {stats.new_tokens:,} new"]
     if stats.new_tokens:
@@ -32,7 +33,7 @@ def closing_line(stats: GenerationStats, verdict: str, ending: str = "") -> str:
     return _SEPARATOR.join([*parts, ending] if ending else parts)
 
 
-def status_line(stats: GenerationStats, mode: str) -> str:
+def status_line(stats: "GenerationStats", mode: str) -> str:
     """The live line while decoding; the document's length is known by then, so it is left out."""
     parts = [f"{stats.new_tokens:,} tok"]
     if stats.decode_s > 0:
@@ -42,7 +43,7 @@ def status_line(stats: GenerationStats, mode: str) -> str:
     return _SEPARATOR.join([*parts, mode])
 
 
-def prefill_line(event: Prefill) -> str:
+def prefill_line(event: "Prefill") -> str:
     """Progress of the prefill in words, for a log."""
     rate = event.done_tokens / event.elapsed_s if event.elapsed_s > 0 else 0.0
     return f"prefill {event.done_tokens:,} of {event.total_tokens:,} tokens{_rate(rate)}"
@@ -53,8 +54,8 @@ def download_line(repo: str, percent: int, total_bytes: int) -> str:
     return f"download {percent} % of {size(total_bytes)}{_SEPARATOR}{repo}"
 
 
-def phases_line(stats: GenerationStats) -> str:
-    """Where the decode time went, in seconds, and how much the text had said before (``-v``)."""
+def phases_line(stats: "GenerationStats") -> str:
+    """Where the time went, and how much of the accepted was in the text before (``-v``)."""
     phases = (
         ("load", stats.load_s),
         ("prefill target", stats.prefill_target_s),
@@ -69,7 +70,7 @@ def phases_line(stats: GenerationStats) -> str:
     return line
 
 
-def acceptance(stats: GenerationStats) -> str:
+def acceptance(stats: "GenerationStats") -> str:
     """Both definitions at once: with the bonus token and without it."""
     return f"{stats.tokens_per_step:.2f} tok/step = {stats.accepted_per_step:.2f} accepted + 1"
 
@@ -79,12 +80,6 @@ def seconds(value: float) -> str:
     if value >= 120:
         return f"{int(value) // 60} min {int(value) % 60:02d} s"
     return f"{value:.1f} s" if value >= 1 or value == 0 else f"{value:.2f} s"
-
-
-def size(value_bytes: int) -> str:
-    """``612 MiB`` or ``1.2 GiB``."""
-    mib = value_bytes / 2**20
-    return f"{mib:,.0f} MiB" if mib < 1000 else f"{mib / 1024:,.1f} GiB"
 
 
 def fold(line: str, width: int) -> list[str]:

@@ -6,6 +6,7 @@ from typer import Argument
 
 from specx.cli.errors import EXIT_CODES
 from specx.cli.output_file import Sink
+from specx.errors import UsageError
 
 ENVIRONMENT: tuple[tuple[str, str], ...] = (
     ("SPECX_PRESET", "as --preset"),
@@ -16,7 +17,7 @@ ENVIRONMENT: tuple[tuple[str, str], ...] = (
     ("SPECX_OFFLINE", "as --offline, when 1"),
     ("SPECX_NO_PROGRESS", "1: no bars, no live line"),
     ("SPECX_DEBUG", "1: tracebacks"),
-    ("SPECX_CONFIG_DIR", "where presets/*.yaml of your own stand"),
+    ("SPECX_CONFIG_DIR", "the folder of your own presets/*.yaml"),
     ("SPECX_STATE_DIR", "where specx bench keeps its journals"),
     ("SPECX_CACHE_DIR", "where compiled kernels are kept, in triton/"),
     ("TRITON_CACHE_DIR", "where Triton keeps its kernels instead"),
@@ -25,6 +26,15 @@ ENVIRONMENT: tuple[tuple[str, str], ...] = (
     ("NO_COLOR, FORCE_COLOR", "color of stderr, where --color is auto"),
     ("CUDA_VISIBLE_DEVICES", "which GPUs there are"),
 )
+#: Name → the module and the model that its JSON Schema is made from.
+SCHEMAS = {
+    "result": "specx.trace.result:AnyResult",
+    "settings": "specx.cli.result_json:SettingsObject",
+    "presets": "specx.cli.result_json:PresetsObject",
+    "presets-check": "specx.cli.result_json:PresetsCheckObject",
+    "trace": "specx.trace.records:Line",
+}
+_WRITTEN = ("bench", "micro", "compare")  # files in specx/schemas
 OUTPUT = """\
 stdout has the answer and nothing else; progress, stats and messages go to stderr.
 
@@ -32,8 +42,8 @@ stdout has the answer and nothing else; progress, stats and messages go to stder
   -o json    one object with text, settings, times and acceptance; one document only
   -o jsonl   one such object a line, one line a document, as each is finished
 
-Schemas of the objects: specx help schema (specx.result/1, specx.error/1), and with the name of
-another one: specx help schema bench, micro, compare or trace.
+JSON Schema of these objects: specx help schema (specx.result/1, specx.error/1). Of others:
+specx help schema NAME (bench, micro, compare, trace, settings, presets, presets-check).
 accepted = draft tokens kept in a step, without the target's own token that ends the step;
 tok/step = accepted + 1 (plain decoding has 1); decode rate = (new - 1) / decode time.
 """
@@ -45,8 +55,7 @@ def help_topic(
         Argument(metavar="[TOPIC]", help="environment, exit-codes, output or schema."),
     ] = None,
     name: Annotated[
-        Literal["result", "bench", "micro", "compare", "trace"],
-        Argument(metavar="[NAME]", help="Which schema: result, bench, micro, compare or trace."),
+        str, Argument(metavar="[NAME]", help="Which schema: result, bench, compare, trace …")
     ] = "result",
 ) -> int:
     """Explain environment, exit codes, output, schemas."""
@@ -64,7 +73,23 @@ def help_topic(
 
 
 def read_schema(name: str) -> str:
-    """A JSON Schema that is part of the package, by its file's first word."""
+    """The JSON Schema of what a command writes, by its name (``result`` for ``specx.result/1``).
+
+    Raises ``UsageError`` for another name.
+    """
+    from importlib import import_module
     from importlib.resources import files
 
-    return (files("specx") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")
+    from pydantic import TypeAdapter
+
+    from specx.cli.result_json import dumps
+
+    if name in _WRITTEN:
+        return (files("specx") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")
+    if name not in SCHEMAS:
+        known = ", ".join([*SCHEMAS, *_WRITTEN])
+        raise UsageError(f"there is no schema named {name!r}", hints=[f"schemas: {known}"])
+    module, _, model = SCHEMAS[name].partition(":")
+    schema = TypeAdapter(getattr(import_module(module), model)).json_schema(by_alias=True)
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"specx.{name}/1"}
+    return dumps(head | schema | head, "json")  # the head first

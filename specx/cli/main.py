@@ -1,13 +1,13 @@
 """The ``specx`` program: its commands, the one place where errors end, the exit code.
 
-Goes in: the process's arguments and streams. Comes out: an exit code. Nothing imported here
-imports torch: ``--help`` and ``--version`` return at once.
+A command's module is imported when the command is used, so ``--help`` and ``--version`` are quick.
 """
 
 import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from types import TracebackType
 from typing import Annotated, Any, TextIO
 
@@ -15,77 +15,45 @@ from typer import Context, Exit, Option, Typer, TyperException
 from typer.main import get_command
 
 from specx._version import __version__
-from specx.cli.bench.command import bench
-from specx.cli.compare.command import compare
-from specx.cli.console import Screen
 from specx.cli.errors import (
     PIPE_CLOSED,
     OutputClosed,
     crash,
     debug_lines,
     error_lines,
-    error_object,
     out_of_memory,
 )
-from specx.cli.generate import generate
-from specx.cli.help import help_topic
 from specx.cli.options import VerifyCommand
 from specx.cli.output_file import Sink
-from specx.cli.presets import presets
-from specx.cli.pull import pull
-from specx.cli.result_json import dumps
-from specx.cli.show.replay import trace
 from specx.cli.signals import Stopped
-from specx.cli.summarize import summarize
-from specx.cli.terminal import printable
-from specx.environment import keep_compiled
 from specx.errors import SpecxError, UsageError
+from specx.wording import printable
 
-COMMANDS = ("generate", "summarize", "bench", "compare", "trace", "presets", "pull", "help")
-
-app = Typer(
-    name="specx",
-    rich_markup_mode=None,  # plain help fits 80 columns, and argument errors are ours to show
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
-)
-app.command("generate", cls=VerifyCommand)(generate)
-app.command("summarize", cls=VerifyCommand)(summarize)
-app.command("bench")(bench)
-app.command("compare")(compare)
-app.add_typer(presets, name="presets")
-app.command("pull")(pull)
-app.command("trace")(trace)
-app.command("help")(help_topic)
-
-
-def _print_version(is_wanted: bool) -> None:
-    if is_wanted:
-        Sink().write(f"specx {__version__}\n")
-        raise Exit
-
-
-@app.callback(
-    invoke_without_command=True,
-    epilog="Try: specx summarize report.txt, specx COMMAND --help, specx help output",
-)
-def specx(
-    context: Context,
-    version: Annotated[
-        bool,
-        Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
-    ] = False,
-) -> int:
-    """Lossless speculative decoding for long documents."""
-    if context.invoked_subcommand is None:
-        Sink().write(context.get_help() + "\n")
-    return 0
+#: Name → module in ``specx.cli``, and the first line of its docstring; in the order of ``--help``.
+COMMANDS = {
+    "generate": ("run", "Answer a question about long documents, or continue them."),
+    "summarize": ("run", "Summarize long documents."),
+    "bench": (
+        "bench.command",
+        "Measure speed over prompt length: all modes on the same texts, in turns.",
+    ),
+    "compare": (
+        "compare.command",
+        "Compare modes or presets on one document, or two saved benches.",
+    ),
+    "trace": ("replay", "Replay a run that --trace recorded, or make a page of it."),
+    "presets": ("presets", "List, show and check presets: the model pairs that specx can run."),
+    "pull": ("pull", "Download a preset's models, after checking that the pair fits together."),
+    "help": ("help", "Explain environment, exit codes, output, schemas."),
+}
+_FUNCTIONS = {"help": "help_topic"}  # where it is not named like the command
+_RUNS_MODELS = ("generate", "summarize", "bench", "compare")
 
 
 def main() -> None:
     """Run the command line of this process and exit."""
     _prepare_streams()
     _prepare_threads()
-    keep_compiled()
     sys.excepthook = _report_crash
     code = run(sys.argv[1:])
     _leave(code)
@@ -97,9 +65,8 @@ def run(arguments: Sequence[str]) -> int:
     Exceptions that are no fault of the user's pass through.
     """
     try:
-        code: Any = get_command(app).main(
-            args=list(arguments), prog_name="specx", standalone_mode=False
-        )
+        command = get_command(_app(arguments))
+        code: Any = command.main(args=list(arguments), prog_name="specx", standalone_mode=False)
         return int(code or 0)
     except SpecxError as error:
         return _fail(error, arguments)
@@ -119,15 +86,75 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(known, arguments)
 
 
+def _app(arguments: Sequence[str]) -> Typer:
+    """The program with those commands loaded that ``arguments`` may name; of others the names."""
+    app = Typer(
+        name="specx",
+        rich_markup_mode=None,  # plain help fits 80 columns, and argument errors are ours to show
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    )
+    app.callback(
+        invoke_without_command=True,
+        epilog="Try: specx summarize report.txt, specx COMMAND --help, specx help output",
+    )(specx)
+    for name, (module, summary) in COMMANDS.items():
+        if name not in arguments:
+            app.command(name, help=summary)(_not_loaded)
+            continue
+        if name in _RUNS_MODELS:
+            from specx.environment import keep_compiled
+
+            keep_compiled()
+        command = getattr(import_module(f"specx.cli.{module}"), _FUNCTIONS.get(name, name))
+        if isinstance(command, Typer):
+            app.add_typer(command, name=name)
+        else:
+            is_checked = name in ("generate", "summarize")
+            app.command(name, cls=VerifyCommand if is_checked else None)(command)
+    return app
+
+
+def _not_loaded() -> None:
+    raise AssertionError("a command that was not named cannot run")
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        Sink().write(f"specx {__version__}\n")
+        raise Exit
+
+
+def specx(
+    context: Context,
+    version: Annotated[
+        bool,
+        Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> int:
+    """Lossless speculative decoding for long documents."""
+    if context.invoked_subcommand is None:
+        Sink().write(context.get_help() + "\n")
+    return 0
+
+
 def _fail(error: SpecxError, arguments: Sequence[str]) -> int:
+    from specx.cli.console import Screen
+
     try:
         Screen().fail(error)
         output = _output_format(arguments)
         if output != "text":
-            Sink().write(dumps(error_object(error), output))
+            Sink().write(_as_json(error, output))
     except (OutputClosed, SpecxError):  # nobody reads the message; its code still counts
         pass
     return error.exit_code
+
+
+def _as_json(error: SpecxError, output: str) -> str:
+    from specx.cli.result_json import dumps
+    from specx.trace.result import error_object
+
+    return dumps(error_object(error), output)
 
 
 def _usage_error(error: TyperException, arguments: Sequence[str]) -> UsageError:
@@ -169,7 +196,7 @@ def _report_crash(
         sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
         output = _output_format(sys.argv[1:])
         if output != "text":
-            sys.stdout.write(dumps(error_object(unexpected), output))
+            sys.stdout.write(_as_json(unexpected, output))
 
 
 def _prepare_threads() -> None:

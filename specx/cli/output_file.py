@@ -1,7 +1,6 @@
-"""Where the answer goes: stdout, or a file that appears whole or not at all.
+"""Where the answer goes, stdout or a file that appears whole or not at all; and the trace's file.
 
-Goes in: text. Comes out: bytes on stdout or in a file. It does not know what the text means,
-and nothing but the answer passes through here.
+Nothing but the answer is written to a ``Sink``.
 """
 
 import contextlib
@@ -9,21 +8,20 @@ import errno
 import os
 import stat
 import sys
-import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TextIO
 
 from specx.cli.errors import OutputClosed, cannot_write
 from specx.cli.signals import Stopped
-from specx.cli.terminal import printable, split_space
-from specx.errors import UsageError
+from specx.errors import SpecxError, UsageError
+from specx.wording import printable
 
-END_OF_LOOK = "\x1b[0m"
+_RESET = "\x1b[0m"
+_NEW_FILE = 0o666  # less what the umask takes
 
 
 class Sink:
-    """stdout, flushed with every write. ``is_terminal``: control characters become visible."""
+    """stdout, flushed with every write. On a terminal control characters become visible signs."""
 
     def __init__(self, stream: TextIO | None = None, place: str = "standard output") -> None:
         self._stream = sys.stdout if stream is None else stream
@@ -34,8 +32,8 @@ class Sink:
     def write(self, text: str, code: str = "") -> None:
         """Write and flush. ``OutputClosed`` when the reader has gone, else a ``SpecxError``.
 
-        ``code`` starts a look that ends behind ``text``. Whoever gives one writes for a terminal,
-        at once or later, so control characters become visible then too.
+        ``code`` is the escape sequence of a style that lasts as long as ``text``. It is for a
+        terminal, now or later, so control characters become visible then too.
         """
         if not text:
             return
@@ -43,7 +41,7 @@ class Sink:
         shown = printable(text) if self.is_terminal or code else text
         if code:
             start, rest = split_space(shown)
-            shown = f"{start}{code}{rest}{END_OF_LOOK}" if rest else start
+            shown = f"{start}{code}{rest}{_RESET}" if rest else start
         try:
             self._stream.write(shown)
             self._stream.flush()
@@ -53,19 +51,14 @@ class Sink:
             raise cannot_write(self._place, error) from error
 
     def end_line(self) -> None:
-        """Close the last line unless it is closed already."""
+        """End the last line unless it has ended."""
         if self._last != "\n":
             self.write("\n")
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Nothing to close: stdout belongs to the process."""
 
 
@@ -78,12 +71,7 @@ class DeviceSink(Sink):
         except OSError as error:
             raise cannot_write(place, error) from error
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with contextlib.suppress(OSError):  # every write was flushed, so nothing new can fail
             self._stream.close()
 
@@ -96,6 +84,8 @@ class FileSink(Sink):
     """
 
     def __init__(self, path: Path) -> None:
+        import tempfile
+
         self._final = path
         try:
             handle, name = tempfile.mkstemp(prefix=".specx-", suffix=".part", dir=path.parent)
@@ -107,16 +97,10 @@ class FileSink(Sink):
         self._is_written = False
 
     def write(self, text: str, code: str = "") -> None:
-        """As ``Sink.write``."""
         super().write(text, code)
         self._is_written = self._is_written or bool(text)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self._stream.close()
             if self._is_written and (kind is None or issubclass(kind, Stopped)):
@@ -127,6 +111,52 @@ class FileSink(Sink):
             self._temporary.unlink(missing_ok=True)
 
 
+class TraceFile:
+    """The file of ``--trace``: whole up to its last line even when the process is killed.
+
+    Opened at once, so that a place that cannot be written fails before the long run. A write that
+    fails later is kept in ``problem`` and ends the recording, not the answer. A file that is
+    replaced keeps its old lines until the first new one; a new file without any line is removed.
+    """
+
+    def __init__(self, path: Path, place: str) -> None:
+        self.problem: SpecxError | None = None
+        self._path, self._place = path, place
+        self._is_new = not path.exists()
+        self._is_written = False
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, _NEW_FILE)
+            self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        except OSError as error:
+            raise cannot_write(place, error) from error
+        self._stream = os.fdopen(descriptor, "wb", buffering=0)
+
+    def write(self, line: str) -> None:
+        """Append a line; it is on its way to the disk when this returns."""
+        if self.problem is not None:
+            return
+        left = memoryview(line.encode("utf-8", "replace"))
+        try:
+            if not self._is_written and self._is_file:
+                self._stream.truncate(0)
+            self._is_written = True
+            while left:
+                left = left[self._stream.write(left) or 0 :]
+        except OSError as error:
+            self.problem = cannot_write(self._place, error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._stream.close()
+        except OSError as problem:
+            self.problem = self.problem or cannot_write(self._place, problem)
+        if self._is_new and self._is_file and not self._is_written:
+            self._path.unlink(missing_ok=True)
+
+
 def open_sink(out: str | None, *, force: bool, inputs: list[str]) -> Sink:
     """The sink for ``--out``; None is stdout. ``UsageError`` for a place that cannot be used."""
     if out is None:
@@ -135,10 +165,7 @@ def open_sink(out: str | None, *, force: bool, inputs: list[str]) -> Sink:
     try:
         kind = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        if not path.parent.is_dir():
-            raise UsageError(
-                f"cannot write to {out}", reason=f"there is no directory {path.parent}"
-            ) from None
+        check_parent(path, out)
         return FileSink(path)
     except OSError as error:
         raise cannot_write(out, error) from error
@@ -150,16 +177,32 @@ def open_sink(out: str | None, *, force: bool, inputs: list[str]) -> Sink:
     return FileSink(path)
 
 
+def open_trace(name: str, *, force: bool, inputs: list[str], out: str | None) -> TraceFile:
+    """The file for ``--trace``. ``UsageError`` for a place that cannot be used."""
+    path = Path(os.path.realpath(name))
+    if out is not None and os.path.realpath(out) == str(path):
+        raise UsageError("--trace and --out name the same file", hints=("choose two",))
+    if path.is_file():
+        check_replaceable(path, name, force=force, inputs=inputs)
+    else:
+        check_parent(path, name)
+    return TraceFile(path, name)
+
+
+def check_parent(path: Path, out: str) -> None:
+    """Raise ``UsageError`` unless the directory of the file named ``out`` exists."""
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write to {out}", reason=f"there is no directory {path.parent}")
+
+
 def check_replaceable(path: Path, out: str, *, force: bool, inputs: list[str]) -> None:
     """Raise ``UsageError`` unless the file at ``path``, named ``out``, may be replaced."""
     if any(name != "-" and os.path.realpath(name) == str(path) for name in inputs):
-        raise UsageError(
-            f"cannot write to {out}", reason="it is one of the documents", hints=("choose another",)
-        )
+        reason, hint = "it is one of the documents", "choose another"
+        raise UsageError(f"cannot write to {out}", reason=reason, hints=(hint,))
     if not force:
-        raise UsageError(
-            f"cannot write to {out}", reason="the file exists", hints=("--force replaces it",)
-        )
+        hint = "--force replaces it"
+        raise UsageError(f"cannot write to {out}", reason="the file exists", hints=(hint,))
     if not os.access(path, os.W_OK):
         raise cannot_write(out, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
@@ -171,4 +214,10 @@ def mode_for(path: Path) -> int:
     except FileNotFoundError:
         mask = os.umask(0)
         os.umask(mask)
-        return 0o666 & ~mask
+        return _NEW_FILE & ~mask
+
+
+def split_space(text: str) -> tuple[str, str]:
+    """White space at the start of ``text``, which a style must not underline, and the rest."""
+    rest = text.lstrip()
+    return text[: len(text) - len(rest)], rest

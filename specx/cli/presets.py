@@ -1,30 +1,32 @@
 """``specx presets``: which model pairs there are, what is in them, and whether they fit."""
 
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Context, Option, Typer
 
-from specx.cli.console import out_console
-from specx.cli.errors import SOME_FAILED, error_object
-from specx.cli.format import tab_separated, table
-from specx.cli.options import Offline
+from specx.cli.console import print_table
+from specx.cli.errors import SOME_FAILED
+from specx.cli.options import Assignments, Offline, option
 from specx.cli.output_file import Sink
-from specx.cli.result_json import dumps
+from specx.cli.result_json import (
+    CheckedPreset,
+    CheckFacts,
+    PresetsCheckObject,
+    PresetsObject,
+    dumps,
+)
 from specx.cli.settings import parse_assignments
-from specx.errors import UsageError
+from specx.errors import SpecxError, UsageError
+from specx.preset.preset import PresetEntry, available_presets, load_preset, preset_json_schema
+from specx.trace.result import error_object
 
 if TYPE_CHECKING:
     from specx.checkpoints.check_pair import Outcome
-    from specx.preset.preset import PresetEntry
 
 _UNKNOWN = "?"
 Format = Annotated[
-    Literal["text", "json"],
-    Option("-o", "--output", metavar="FORMAT", help="text or json [text].", show_default=False),
+    Literal["text", "json"], option("-o --output FORMAT", help="text or json [text].")
 ]
 
 presets = Typer(rich_markup_mode=None)
@@ -38,31 +40,24 @@ def _presets(context: Context) -> int:
 
 @presets.command("list")
 def list_presets(output: Format = "text") -> int:
-    """List the presets that a name reaches."""
-    from specx.preset.preset import available_presets
-
+    """List the presets that have a name."""
     entries = available_presets()
     if output == "json":
-        rows = [{**asdict(entry), "path": str(entry.path)} for entry in entries]
-        Sink().write(dumps({"schema": "specx.presets/1", "presets": rows}, output))
+        Sink().write(dumps(PresetsObject(schema="specx.presets/1", presets=entries), output))
         return 0
     header = ("name", "target", "draft", "license", "gated", "download", "memory at 16K", "from")
-    _print(header, [_cells(entry) for entry in entries])
+    print_table(header, [_cells(entry) for entry in entries])
     return 0
 
 
 @presets.command("show")
 def show_preset(
     name: Annotated[str, Argument(metavar="NAME", help="Preset name or YAML file.")],
-    set_: Annotated[
-        list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change a field (repeatable).")
-    ] = None,
+    set_: Assignments = [],  # noqa: B006 (Typer wants a list)
     output: Format = "text",
 ) -> int:
     """Print a preset with all its fields, defaults included, as YAML."""
-    from specx.preset.preset import load_preset
-
-    preset = load_preset(name, parse_assignments(set_ or []))
+    preset = load_preset(name, parse_assignments(set_))
     Sink().write(preset.to_yaml() if output == "text" else dumps(preset.as_mapping(), output))
     return 0
 
@@ -70,8 +65,6 @@ def show_preset(
 @presets.command("schema")
 def print_schema() -> int:
     """Print the JSON Schema of a preset file."""
-    from specx.preset.preset import preset_json_schema
-
     Sink().write(dumps(preset_json_schema(), "json"))
     return 0
 
@@ -84,12 +77,7 @@ def check_presets(
     every: Annotated[bool, Option("--all", help="Check every preset.")] = False,
     recorded: Annotated[
         Path | None,
-        Option(
-            "--recorded",
-            metavar="DIR",
-            help="Take repositories from DIR/owner__name where it has them.",
-            show_default=False,
-        ),
+        option("--recorded DIR", help="Take repositories from DIR/owner__name where it has them."),
     ] = None,
     offline: Offline = False,
     output: Format = "text",
@@ -100,13 +88,14 @@ def check_presets(
     results = _checked(name, recorded, offline)
     failed = [each for each, found in results.items() if any(o.problem for o in found)]
     if output == "json":
-        rows = [_check_object(each, found) for each, found in results.items()]
-        Sink().write(dumps({"schema": "specx.presets-check/1", "presets": rows}, output))
+        rows = [_checked_preset(each, found) for each, found in results.items()]
+        listed = PresetsCheckObject(schema="specx.presets-check/1", presets=rows)
+        Sink().write(dumps(listed, output))
     else:
         lines = [
             _check_cells(each, outcome) for each, found in results.items() for outcome in found
         ]
-        _print(("preset", "check", "result", "about"), lines)
+        print_table(("preset", "check", "result", "about"), lines)
     problem = next((o.problem for found in results.values() for o in found if o.problem), None)
     if problem is None:
         return 0
@@ -123,8 +112,6 @@ def _checked(
     """Preset → how its checks ended."""
     from specx.checkpoints import load as hub
     from specx.checkpoints.check_pair import Check, Locate, Outcome, outcomes, recorded
-    from specx.errors import SpecxError
-    from specx.preset.preset import available_presets, load_preset
 
     def on_hub(repo: str, revision: str | None) -> Path:
         return hub.resolve(repo, revision, offline=offline)
@@ -142,25 +129,29 @@ def _checked(
     return results
 
 
+def _result(outcome: "Outcome") -> Literal["ok", "odd", "fail"]:
+    if outcome.problem is not None:
+        return "fail"
+    return "odd" if outcome.doubt else "ok"
+
+
 def _check_cells(name: str, outcome: "Outcome") -> tuple[str, str, str, str]:
-    check, problem = outcome.check, outcome.problem
-    if problem is not None:
-        return name, check.name, "fail", str(problem)
-    return name, check.name, "odd" if outcome.doubt else "ok", outcome.doubt or check.about
+    about = str(outcome.problem) if outcome.problem else outcome.doubt or outcome.check.about
+    return name, outcome.check.name, _result(outcome), about
 
 
-def _check_object(name: str, found: "list[Outcome]") -> dict[str, Any]:
+def _checked_preset(name: str, found: "list[Outcome]") -> CheckedPreset:
     checks = [
-        {
-            "check": outcome.check.name,
-            "about": outcome.check.about,
-            "result": _check_cells(name, outcome)[2],
-            "doubt": outcome.doubt or None,
-            "error": error_object(outcome.problem) if outcome.problem else None,
-        }
+        CheckFacts(
+            check=outcome.check.name,
+            about=outcome.check.about,
+            result=_result(outcome),
+            doubt=outcome.doubt or None,
+            error=error_object(outcome.problem) if outcome.problem else None,
+        )
         for outcome in found
     ]
-    return {"name": name, "fits": not any(o.problem for o in found), "checks": checks}
+    return CheckedPreset(name=name, fits=not any(o.problem for o in found), checks=checks)
 
 
 def _cells(entry: "PresetEntry") -> tuple[str, ...]:
@@ -173,10 +164,3 @@ def _cells(entry: "PresetEntry") -> tuple[str, ...]:
     gated = "yes" if entry.gated else "no"
     license_ = entry.license or _UNKNOWN
     return entry.name, entry.target, entry.draft_kind, license_, gated, *sizes, entry.origin
-
-
-def _print(header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    if sys.stdout.isatty():
-        out_console().print(table(header, cells))
-    else:
-        Sink().write(tab_separated(header, cells))

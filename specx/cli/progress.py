@@ -1,7 +1,6 @@
 """Progress on stderr: a prefill bar and a live line on a terminal, a rare plain line elsewhere.
 
-Goes in: ``Prefill`` events and running ``GenerationStats``. Comes out: what is drawn, and wiped
-again, on stderr. It does not know engines, files or the text itself.
+It does not know engines, files or the text itself.
 """
 
 import time
@@ -9,26 +8,26 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from specx.cli.format import download_line, prefill_line, status_line
-from specx.cli.terminal import column_after, printable
-from specx.core.stats import GenerationStats, Prefill
+from specx.wording import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
     from rich.progress import Progress as Bar
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, TaskID
     from rich.status import Status
     from rich.text import Text
 
     from specx.checkpoints.download import Download
+    from specx.core.stats import GenerationStats, Prefill
 
 REDRAW_S = 0.1
 LOG_S = 10.0
-_ECHO_CELLS = 4  # room for the terminal's own ^C behind the live line, which must not wrap
+_ECHO_CELLS = 4  # room for the terminal's own ^C after the live line, which must not wrap
 
 
 class Progress:
-    """What a run tells while it works. This one says nothing."""
+    """What a run reports while it works. This one shows nothing."""
 
     def busy(self, what: str) -> None:
         """Something without a measure goes on (loading, verifying)."""
@@ -36,13 +35,13 @@ class Progress:
     def download(self, event: "Download") -> None:
         """So many bytes are here; the first event of a download comes before its first byte."""
 
-    def prefill(self, event: Prefill) -> None:
+    def prefill(self, event: "Prefill") -> None:
         """The prompt has been read this far."""
 
     def before_text(self, text: str) -> None:
         """``text`` is about to be written to stdout."""
 
-    def step(self, stats: GenerationStats) -> None:
+    def step(self, stats: "GenerationStats") -> None:
         """A verify step has ended and its text has been written."""
 
     def close(self) -> None:
@@ -65,22 +64,18 @@ class LogProgress(Progress):
         self._tenths = -1
 
     def busy(self, what: str) -> None:
-        """What begins now, if it is time for a line."""
         self._say(lambda: f"{what} …")
 
     def download(self, event: "Download") -> None:
-        """A line at the start and for each tenth."""
         tenths = 10 * event.done_bytes // max(event.total_bytes, 1)
         if tenths != self._tenths:
             self._tenths = tenths
             self._write(download_line(event.repo, 10 * tenths, event.total_bytes))
 
-    def prefill(self, event: Prefill) -> None:
-        """Tokens read so far, if it is time for a line."""
+    def prefill(self, event: "Prefill") -> None:
         self._say(lambda: prefill_line(event))
 
-    def step(self, stats: GenerationStats) -> None:
-        """Tokens written so far, if it is time for a line."""
+    def step(self, stats: "GenerationStats") -> None:
         self._say(lambda: status_line(stats, self._mode))
 
     def _say(self, line: Callable[[], str]) -> None:
@@ -104,44 +99,27 @@ class TerminalProgress(Progress):
         self._drawn_s = 0.0
 
     def busy(self, what: str) -> None:
-        """A spinner beside ``what``."""
         self.close()
         self._busy_with = what
         self._status = self._console.status(what, spinner="dots")
         self._status.start()
 
     def download(self, event: "Download") -> None:
-        """A bar over all files of a download; at its end what it interrupted goes on."""
-        if self._bar is None:
-            self.close()
-            self._bar = _download_bar(self._console)
-            self._bar.start()
-        if self._task is None:
-            self._task = self._bar.add_task("", total=event.total_bytes)
         what = f"downloading {event.repo}"
-        self._bar.update(self._task, completed=event.done_bytes, description=what)
+        self._advance(_download_bar, what, event.done_bytes, event.total_bytes)
         if event.done_bytes == event.total_bytes:
             self._close_bars()
-            if self._busy_with:
+            if self._busy_with:  # goes on after the interruption
                 self.busy(self._busy_with)
 
-    def prefill(self, event: Prefill) -> None:
-        """A bar over the prompt, which target and draft read chunk by chunk."""
-        if self._bar is None:
-            self.close()
-            self._bar = _prefill_bar(self._console)
-            self._bar.start()
-        if self._task is None:
-            self._task = self._bar.add_task("reading", total=event.total_tokens, rate=0.0)
+    def prefill(self, event: "Prefill") -> None:
         rate = event.done_tokens / event.elapsed_s if event.elapsed_s > 0 else 0.0
-        self._bar.update(self._task, completed=event.done_tokens, rate=rate)
+        self._advance(_prefill_bar, "reading", event.done_tokens, event.total_tokens, rate)
 
     def before_text(self, text: str) -> None:
-        """The bars give way; the live line does not stand where text goes."""
         self._close_bars()
 
-    def step(self, stats: GenerationStats) -> None:
-        """The live line, redrawn ten times a second at most."""
+    def step(self, stats: "GenerationStats") -> None:
         from rich.live import Live
 
         self._close_bars()
@@ -155,18 +133,28 @@ class TerminalProgress(Progress):
         self._live.update(self._status_text(stats), refresh=True)
 
     def close(self) -> None:
-        """The terminal is as it was."""
         self._close_bars()
         if self._live is not None:
             self._live.stop()
             self._live = None
 
-    def _status_text(self, stats: GenerationStats) -> "Text":
+    def _status_text(self, stats: "GenerationStats") -> "Text":
         from rich.text import Text
 
         text = Text(status_line(stats, self._mode), style="cyan", no_wrap=True)
         text.truncate(max(self._console.width - _ECHO_CELLS, 1), overflow="ellipsis")
         return text
+
+    def _advance(
+        self, make: Callable[["Console"], "Bar"], what: str, done: int, total: int, rate: float = 0
+    ) -> None:
+        if self._bar is None:
+            self.close()
+            self._bar = make(self._console)
+            self._bar.start()
+        if self._task is None:
+            self._task = self._bar.add_task(what, total=total, rate=rate)
+        self._bar.update(self._task, completed=done, description=what, rate=rate)
 
     def _close_bars(self) -> None:
         if self._status is not None:
@@ -199,13 +187,11 @@ class SharedProgress(TerminalProgress):
         self._line = ""
 
     def before_text(self, text: str) -> None:
-        """Wipe the line, and note where the cursor will stand."""
         super().before_text(text)
         self._wipe()
         self._column = column_after(printable(text), self._column, self._console.width)
 
-    def step(self, stats: GenerationStats) -> None:
-        """The line on the row below, if there is room for it."""
+    def step(self, stats: "GenerationStats") -> None:
         self._close_bars()
         now_s = time.monotonic()
         is_due = now_s - self._drawn_s >= REDRAW_S
@@ -220,12 +206,11 @@ class SharedProgress(TerminalProgress):
             self._is_drawn = True
 
     def close(self) -> None:
-        """Text remains, the line does not."""
         super().close()
         self._wipe()
         self._column = 0
 
-    def _rendered(self, stats: GenerationStats) -> str:
+    def _rendered(self, stats: "GenerationStats") -> str:
         with self._console.capture() as captured:
             self._console.print(self._status_text(stats), end="")
         return captured.get()
@@ -240,36 +225,41 @@ class SharedProgress(TerminalProgress):
         self._console.file.flush()
 
 
-def _prefill_bar(console: "Console") -> "Bar":
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def column_after(text: str, column: int, width: int) -> int:
+    """The cursor's column after ``text`` (printable) was written at ``column``, 0 … ``width``.
 
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} tok", markup=False),
-        TextColumn("{task.fields[rate]:,.0f} tok/s", markup=False),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        transient=True,
-    )
+    ``width`` itself means that the row is full and the terminal will wrap before the next cell.
+    """
+    from rich.cells import cell_len
+
+    _, newline, rest = text.rpartition("\n")
+    if newline:
+        column = 0
+    for char in rest:
+        if char == "\t":
+            column = min((column // 8 + 1) * 8, width - 1)
+            continue
+        cells = cell_len(char)
+        column = cells if column + cells > width else column + cells
+    return column
+
+
+def _prefill_bar(console: "Console") -> "Bar":
+    from rich.progress import TextColumn
+
+    done = TextColumn("{task.completed:,.0f}/{task.total:,.0f} tok", markup=False)
+    return _bar(console, done, TextColumn("{task.fields[rate]:,.0f} tok/s", markup=False))
 
 
 def _download_bar(console: "Console") -> "Bar":
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import DownloadColumn, TransferSpeedColumn
 
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        transient=True,
-    )
+    return _bar(console, DownloadColumn(binary_units=True), TransferSpeedColumn())
+
+
+def _bar(console: "Console", done: "ProgressColumn", rate: "ProgressColumn") -> "Bar":
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    what = TextColumn("{task.description}", markup=False)
+    left = TimeRemainingColumn(compact=True)
+    return Progress(what, BarColumn(24), done, rate, left, console=console, transient=True)

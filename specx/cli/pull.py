@@ -14,13 +14,14 @@ from typer import Argument, Option
 
 from specx.cli.console import Screen, out_console
 from specx.cli.fetching import downloads_shown
-from specx.cli.format import size, tab_separated, table
+from specx.cli.format import tab_separated, table
 from specx.cli.options import Assignments, ColorChoice, Offline, counter
 from specx.cli.output_file import Sink
 from specx.cli.presets import Format
 from specx.cli.result_json import dumps
 from specx.cli.settings import parse_assignments
 from specx.cli.signals import Interrupts
+from specx.wording import size
 
 if TYPE_CHECKING:
     from specx.checkpoints.download import DownloadPlan

@@ -1,7 +1,6 @@
 """What an absent option means: flag over ``SPECX_*`` over preset, each with its source.
 
-Goes in: a ``Request``, where its values came from, a ``Preset``. Comes out: ``Settings`` without
-gaps, and rows for ``--show-settings``. It does not know models, documents or the screen.
+It does not know models, documents or the screen.
 """
 
 import math
@@ -10,14 +9,19 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from specx.cli.options import Mode, Request, Sources
-from specx.core.config import SamplingConfig
+from specx.cli.options import RunRequest, Sources
+from specx.core.config import Mode, SamplingConfig
 from specx.errors import UsageError
 from specx.preset.preset import Preset, load_preset
 
 # Keys of a preset that are listed as options, or that decide nothing.
 _LISTED_AS_OPTIONS = ("mode", "max_new_tokens", "sampling")
 _NOT_LISTED = (*_LISTED_AS_OPTIONS, "schema", "name", "about", "requires", "measured", "extends")
+
+_NOT_OF_A_PRESET = (
+    *("stop", "ignore_eos", "device", "dtype", "offline", "verify"),
+    *("output", "show", "trace", "out"),
+)
 
 #: Sources of a request that came from no command line.
 NOTHING_GIVEN: Sources = MappingProxyType({})
@@ -33,14 +37,6 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """``--verify``: whether to re-score, and how many tokens (None: all)."""
-
-    is_wanted: bool = False
-    first_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that decides the text, resolved."""
 
@@ -53,11 +49,11 @@ class Settings:
     device: str
     dtype: str
     offline: bool
-    check: Check
+    check_tokens: int | None  # how many --verify checks: 0 none, None all
 
 
 def resolve(
-    request: Request, sources: Sources = NOTHING_GIVEN, preset: Preset | None = None
+    request: RunRequest, sources: Sources = NOTHING_GIVEN, preset: Preset | None = None
 ) -> Settings:
     """Load the preset, unless it is there, and fill every gap of the request.
 
@@ -83,7 +79,7 @@ def resolve(
         device=request.device,
         dtype=request.dtype,
         offline=request.offline,
-        check=parse_check(request.verify),
+        check_tokens=parse_check(request.verify),
     )
 
 
@@ -128,23 +124,22 @@ def parse_assignments(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key.strip():
-            raise UsageError(
-                f"--set takes KEY=VALUE, not {word!r}", hints=("for example --set tree.nodes=8",)
-            )
+            hint = "for example --set tree.nodes=8"
+            raise UsageError(f"--set takes KEY=VALUE, not {word!r}", hints=[hint])
         pairs[key.strip()] = value.strip()
     return pairs
 
 
-def parse_check(value: str) -> Check:
-    """``off``, ``on`` or a number of tokens. Raises ``UsageError``."""
+def parse_check(value: str) -> int | None:
+    """``--verify`` as a number of tokens: ``off`` is 0, ``on`` all (None). ``UsageError``."""
     if value in ("on", "off"):
-        return Check(value == "on")
+        return None if value == "on" else 0
     if value.isdecimal() and int(value) > 0:
-        return Check(True, int(value))
+        return int(value)
     raise UsageError(f"--verify takes on, off or a number of tokens ≥ 1, not {value!r}")
 
 
-def setting_rows(request: Request, settings: Settings, sources: Sources) -> list[Setting]:
+def setting_rows(request: RunRequest, settings: Settings, sources: Sources) -> list[Setting]:
     """Every setting with where it came from: a flag, a variable, ``--set`` or the preset."""
     preset = settings.preset
     assigned = parse_assignments(request.set_)
@@ -160,17 +155,18 @@ def setting_rows(request: Request, settings: Settings, sources: Sources) -> list
             return "--draft"
         return "--target" if request.target is not None else f"preset {preset.name}"
 
+    named, source = request.preset, sources.get("preset", "default")
+    if request.target is not None:
+        named, source = preset.name, "--target"
     rows = [
-        Setting("preset", *_named(request, preset, sources)),
+        Setting("preset", named, source),
         own("mode", settings.mode, "mode", from_preset("mode")),
         own("max_tokens", settings.max_tokens, "max_tokens", from_preset("max_new_tokens")),
     ]
     for each in fields(SamplingConfig):
         value = getattr(settings.sampling, each.name)
         rows.append(own(each.name, value, each.name, from_preset(f"sampling.{each.name}")))
-    for name in ("stop", "ignore_eos", "device", "dtype", "offline", "verify"):
-        rows.append(own(name, getattr(request, name), name, "default"))
-    for name in ("output", "show", "trace", "out"):
+    for name in _NOT_OF_A_PRESET:
         rows.append(own(name, getattr(request, name), name, "default"))
     for key, value in _flat(preset.as_mapping()):
         if key.split(".")[0] not in _NOT_LISTED:
@@ -178,22 +174,14 @@ def setting_rows(request: Request, settings: Settings, sources: Sources) -> list
     return rows
 
 
-def _named(request: Request, preset: Preset, sources: Sources) -> tuple[str, str]:
-    """What the preset is called, and who says so."""
-    if request.target is not None:
-        return preset.name, "--target"
-    return request.preset, sources.get("preset", "default")
-
-
-def _sampling(request: Request, preset: Preset) -> SamplingConfig:
+def _sampling(request: RunRequest, preset: Preset) -> SamplingConfig:
     given = {each.name: getattr(request, each.name) for each in fields(SamplingConfig)}
     for name, value in given.items():
         if value is not None and not math.isfinite(value):  # JSON knows no infinity
             raise UsageError(f"--{name.replace('_', '-')} must be a number, not {value}")
+    changes = {name: value for name, value in given.items() if value is not None}
     try:
-        return replace(
-            preset.sampling, **{name: value for name, value in given.items() if value is not None}
-        )
+        return replace(preset.sampling, **changes)
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         raise UsageError(f"--{name.replace('_', '-')} {rest}") from error

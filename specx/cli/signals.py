@@ -1,18 +1,14 @@
-"""Ctrl-C and SIGTERM: the first asks politely, the second stops at once.
-
-Goes in: signals. Comes out: a call of the running stream's ``cancel``, or ``Stopped`` where
-nothing is running that could end in good order. It does not know engines or screens.
-"""
+"""Ctrl-C and SIGTERM: the first asks the running request to end, the second stops at once."""
 
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 
 class Stopped(BaseException):
-    """The process was told to stop; not an ``Exception``, so that nobody handles it by chance."""
+    """A signal ended the work; not an ``Exception``, so that nobody handles it by chance."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -20,7 +16,11 @@ class Stopped(BaseException):
 
 
 class Interrupts:
-    """Handlers for SIGINT and SIGTERM, installed as long as the ``with`` block lasts."""
+    """Handlers for SIGINT and SIGTERM, installed as long as the ``with`` block lasts.
+
+    A signal that the process inherited as ignored stays ignored: whoever started specx in the
+    background of a script, or under ``nohup``, wants it so.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -34,7 +34,7 @@ class Interrupts:
         return None if self.signum is None else 128 + self.signum
 
     def on_first(self, cancel: Callable[[], None] | None) -> None:
-        """Call ``cancel`` at the first signal from now on; None: stop at once."""
+        """Call ``cancel`` at the first signal from now on; None: raise ``Stopped``."""
         self._cancel = cancel
 
     @contextlib.contextmanager
@@ -53,16 +53,11 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         for signum in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup: stays ignored
+            if signal.getsignal(signum) is not signal.SIG_IGN:
                 self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         # A library in mid-import may swallow ``Stopped`` and fail later over what is then missing.

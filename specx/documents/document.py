@@ -1,9 +1,8 @@
 """Documents: text and Markdown from files and standard input.
 
-In goes a path or a binary stream; out comes a ``Document``, or a ``DocumentError`` that says what
-the input is and how to turn it into text. Nothing is guessed: what is not UTF-8 is refused with
-its likely encoding, and the caller may name one. Apart from a byte order mark and Windows line
-ends the text is what the bytes say. This module does not know tokens, models or the screen.
+Nothing is guessed: what is not UTF-8 is refused with its likely encoding, and the caller may name
+one. What is no text at all is refused with a command that makes text of it. Apart from a byte
+order mark and Windows line ends the text is what the bytes say.
 """
 
 import codecs
@@ -22,14 +21,11 @@ Format = Literal["text", "markdown"]
 MAX_DOCUMENT_BYTES = 64 << 20
 _MARKDOWN = (".md", ".markdown", ".mdown", ".mkd")
 _ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252", "cp1251", "shift_jis", "gb18030", "big5")
+_OLD_WORD = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _MAGIC = (  # first bytes, what they mean, and the command that turns the rest into text
     (b"%PDF-", "a PDF", "pdftotext {name} - | specx summarize"),
     (b"{\\rtf", "an RTF document", "pandoc -t plain {name} | specx summarize"),
-    (
-        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
-        "an old Word document",
-        "antiword {name} | specx summarize",
-    ),
+    (_OLD_WORD, "an old Word document", "antiword {name} | specx summarize"),
     (b"\x1f\x8b\x08", "compressed with gzip", "gzip -dc {name} | specx summarize"),
     (b"BZh91AY&SY", "compressed with bzip2", "bzip2 -dc {name} | specx summarize"),
     (b"\xfd7zXZ\x00", "compressed with xz", "xz -dc {name} | specx summarize"),
@@ -79,16 +75,13 @@ def read_document(path: str, *, encoding: str | None = None) -> Document:
             raw = file.read(MAX_DOCUMENT_BYTES + 1)
     except FileNotFoundError as error:
         raise DocumentError(f"there is no file {path}", hints=_near(path)) from error
-    except PermissionError as error:
-        raise DocumentError(f"{path} cannot be read", reason="permission denied") from error
     except OSError as error:
-        raise DocumentError(f"{path} cannot be read", reason=error.strerror or "") from error
+        reason = (error.strerror or "").lower()
+        raise DocumentError(f"{path} cannot be read", reason=reason) from error
     except ValueError as error:  # a NUL character in the path
         raise DocumentError("that is not a file name", reason=str(error)) from error
-    text = _text(raw, path, codec)
     is_markdown = Path(path).suffix.lower() in _MARKDOWN
-    kind: Format = "markdown" if is_markdown else "text"
-    return Document(Path(path).name, path, text, kind, len(raw), hashlib.sha256(raw).hexdigest())
+    return _document(raw, path, codec, "markdown" if is_markdown else "text")
 
 
 def read_stdin(stream: BinaryIO, *, encoding: str | None = None) -> Document:
@@ -98,12 +91,17 @@ def read_stdin(stream: BinaryIO, *, encoding: str | None = None) -> Document:
         raw = stream.read(MAX_DOCUMENT_BYTES + 1)
     except OSError as error:  # specx < directory
         raise DocumentError("standard input cannot be read", reason=error.strerror or "") from error
-    text = _text(raw, None, codec)
-    return Document("stdin", None, text, "text", len(raw), hashlib.sha256(raw).hexdigest())
+    return _document(raw, None, codec, "text")
+
+
+def _document(raw: bytes, path: str | None, codec: str, kind: Format) -> Document:
+    name = "stdin" if path is None else Path(path).name
+    digest = hashlib.sha256(raw).hexdigest()
+    return Document(name, path, _text(raw, path, codec), kind, len(raw), digest)
 
 
 def _text(raw: bytes, path: str | None, codec: str) -> str:
-    """``raw`` decoded; ``path`` None stands for standard input in messages."""
+    """``raw`` decoded; ``path`` None means standard input."""
     what = path or "standard input"
     if not raw:
         raise DocumentError(f"{what} is empty")
@@ -136,12 +134,13 @@ def _refuse_formats(raw: bytes, what: str, name: str) -> None:
             hints = [f"convert it first: {command.format(name=name)}"] if command else []
             raise DocumentError(f"{what} is {kind}, not text", hints=hints)
     if raw.startswith(_ZIP):
-        for mark, kind in _ZIP_KINDS:
-            if mark in raw[: 1 << 16]:
-                hints = [f"convert it first: pandoc -t plain {name} | specx summarize"]
-                raise DocumentError(f"{what} is {kind}, not text", hints=hints)
-        hints = [f"unpack it first: unzip -p {name} | specx summarize"]
-        raise DocumentError(f"{what} is a ZIP archive, not text", hints=hints)
+        found = [kind for mark, kind in _ZIP_KINDS if mark in raw[: 1 << 16]]
+        hint = f"unpack it first: unzip -p {name} | specx summarize"
+        if found:
+            hint = f"convert it first: pandoc -t plain {name} | specx summarize"
+        raise DocumentError(
+            f"{what} is {found[0] if found else 'a ZIP archive'}, not text", hints=[hint]
+        )
 
 
 def _refuse_binary(raw: bytes, what: str) -> None:

@@ -1,68 +1,38 @@
 """Presets: which models run, and with which settings, as one small YAML file.
 
-In goes a preset's name or a file; out comes a frozen, fully checked ``Preset``. A name is looked
-up among the user's presets and then among those shipped with specx, never in the current
-directory. This module does not know torch, checkpoints, the network or the screen: whether a
-repository exists or a pair fits together is found out by ``specx.checkpoints.load``.
+A name is looked up among the user's presets and then among those shipped with specx, never in the
+current directory. This module does not know torch, checkpoints, the network or the screen: whether
+a repository exists and a pair fits together is found out in ``specx.checkpoints``.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, Field, model_validator
-from typing_extensions import is_typeddict
+from pydantic import Field, model_validator
 
-from specx.core.config import RetrievalConfig, SamplingConfig, TreeConfig
+from specx.core.config import Mode, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.errors import UsageError
 from specx.preset.sections import (
     WITH_WEIGHTS,
     DraftSpec,
-    DType,
     Frozen,
-    HeadSpec,
     Measurement,
-    Mode,
     PaperRow,
     PartsOverrides,
     PromptSpec,
     Requirements,
-    RopeScaling,
     TargetSpec,
-    Text,
 )
 from specx.preset.yaml import Lines, did_you_mean, parse_mapping, parse_scalar, validate
-
-__all__ = [
-    "MAX_PRESET_BYTES",
-    "DType",
-    "DraftSpec",
-    "HeadSpec",
-    "Measurement",
-    "Mode",
-    "PaperRow",
-    "PartsOverrides",
-    "Preset",
-    "PresetEntry",
-    "PromptSpec",
-    "Requirements",
-    "RopeScaling",
-    "TargetSpec",
-    "available_presets",
-    "find_preset",
-    "load_preset",
-    "preset_from",
-    "preset_json_schema",
-    "preset_keys",
-    "user_preset_dir",
-]
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9._-]+$")]
 
@@ -89,7 +59,7 @@ class Preset(Frozen):
     sampling: SamplingConfig = SamplingConfig()
     max_new_tokens: int = Field(default=256, ge=1)
     prefill_chunk_tokens: int = Field(default=2048, ge=1)
-    parts: PartsOverrides = Field(default_factory=PartsOverrides)
+    parts: PartsOverrides = Field(default_factory=dict)
     requires: Requirements = Requirements()
     measured: tuple[Measurement, ...] = ()
     paper: tuple[PaperRow, ...] = ()
@@ -122,7 +92,7 @@ class Preset(Frozen):
         data = self.as_mapping()
         for key, value in overrides.items():
             _assign(data, key, value)
-        return _validate(data, f"preset {self.name}")
+        return preset_from(data, f"preset {self.name}")
 
     def as_mapping(self) -> dict[str, Any]:
         """Plain values under the keys of the YAML file, defaults included."""
@@ -134,15 +104,14 @@ class Preset(Frozen):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all settings, overrides included: what computes the same, has the same one."""
+        """SHA-256 of all settings that change what is computed, overrides included."""
         data = {k: v for k, v in self.as_mapping().items() if k not in _DOCUMENTATION}
-        canonical = json.dumps(data, sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PresetEntry:
-    """A preset file as found: ``problem`` is set, and the rest empty, when it does not load."""
+    """A preset file as found. ``problem`` says why it does not load; the rest is empty then."""
 
     name: str
     path: Path
@@ -171,7 +140,7 @@ def load_preset(
     data, lines = _read(entry.path)
     if data.get("extends") is not None:
         data = _extended(data, entry)
-    preset = _validate(data, f"preset file {entry.path}", lines)
+    preset = preset_from(data, f"preset file {entry.path}", lines)
     if preset.name != entry.name:
         raise UsageError(
             f"preset file {entry.path} calls itself {preset.name}",
@@ -181,41 +150,42 @@ def load_preset(
     return preset.with_overrides(overrides) if overrides else preset
 
 
-def preset_from(data: dict[str, Any], source: str) -> Preset:
+def preset_from(data: dict[str, Any], source: str, lines: Lines | None = None) -> Preset:
     """A preset of plain values under the keys of a file; ``source`` names it in messages.
 
     Raises ``UsageError``.
     """
-    return _validate(data, source)
+    keys = preset_keys()
+    groups = dict.fromkeys(key.partition(".")[0] for key in keys)
+    return validate(Preset, data, source, known_keys=[*keys, *groups], lines=lines or {})
 
 
 def find_preset(name_or_path: str) -> PresetEntry:
-    """Where a preset stands. A value with a path separator or ending in .yaml is a file.
+    """Where a preset is. A value with a path separator or ending in .yaml is a file.
 
     Raises ``UsageError`` with the closest names when there is none.
     """
-    separators = [os.sep, *([os.altsep] if os.altsep else [])]
-    is_file_name = name_or_path.lower().endswith((".yaml", ".yml"))
-    if is_file_name or any(separator in name_or_path for separator in separators):
+    is_path = os.sep in name_or_path or (os.altsep is not None and os.altsep in name_or_path)
+    if is_path or name_or_path.lower().endswith((".yaml", ".yml")):
         path = Path(os.path.expanduser(name_or_path))
         return PresetEntry(name=path.stem, path=path, origin="file")
     return _named(name_or_path)
 
 
 def available_presets() -> list[PresetEntry]:
-    """Every preset that a name reaches, sorted; a broken file is listed with its ``problem``."""
+    """Every preset that has a name, sorted; a broken file is listed with its ``problem``."""
     return sorted((_described(entry) for entry in _entries()), key=lambda entry: entry.name)
 
 
 def user_preset_dir() -> Path:
-    """Where the user's presets stand; ``SPECX_CONFIG_DIR`` moves it."""
+    """The folder of the user's presets; ``SPECX_CONFIG_DIR`` moves it."""
     override = os.environ.get("SPECX_CONFIG_DIR")
     return (Path(override) if override else platformdirs.user_config_path("specx")) / "presets"
 
 
 def preset_keys() -> tuple[str, ...]:
     """Every key of a preset file, dotted (``tree.nodes``)."""
-    return tuple(key for key, _ in _leaves(Preset))
+    return tuple(_leaves())
 
 
 def preset_json_schema() -> dict[str, Any]:
@@ -243,7 +213,7 @@ def _named(name: str) -> PresetEntry:
 
 def _entries() -> Iterator[PresetEntry]:
     package = Path(__file__).parent.parent
-    shipped = package / "presets"  # in a wheel; in a checkout the folder stands beside the package
+    shipped = package / "presets"  # in a wheel; in a checkout the folder is beside the package
     if not shipped.is_dir():
         shipped = package.parent / "presets"
     seen: set[str] = set()
@@ -310,7 +280,7 @@ def _extended(data: dict[str, Any], entry: PresetEntry) -> dict[str, Any]:
     if base_data.get("extends") is not None:
         raise UsageError(
             f"preset {entry.name} extends {base_name}, which extends {base_data['extends']}",
-            reason="a preset that is extended must stand alone",
+            reason="a preset that is extended must not extend another",
         )
     inherited = {key: base_data[key] for key in base_data if key not in _NOT_INHERITED}
     return _merged(inherited, data)
@@ -326,7 +296,7 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _assign(data: dict[str, Any], key: str, value: object) -> None:
-    leaves = dict(_leaves(Preset))
+    leaves = _leaves()
     if key in _IDENTITY:
         raise UsageError(f"{key} cannot be overridden", reason="it belongs to the preset file")
     inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
@@ -346,46 +316,28 @@ def _assign(data: dict[str, Any], key: str, value: object) -> None:
         data[last] = _scalar(value, leaves[key]) if isinstance(value, str) else value
 
 
-def _scalar(text: str, annotation: Any) -> object:
+def _scalar(text: str, types: frozenset[str]) -> object:
     """What ``text`` means to YAML where the setting is no text; a text stays what it is."""
-    if annotation is str:
+    if types == {"string"}:
         return text
     value = parse_scalar(text)
-    is_list = any(get_origin(part) is tuple for part in (annotation, *get_args(annotation)))
-    if is_list and value is not None:
+    if "array" in types and value is not None:
         return [parse_scalar(part.strip()) for part in text.strip("[]").split(",")]
-    is_optional_text = annotation in (str | None, Text | None)
-    return text if is_optional_text and value is not None else value
+    return text if types == {"string", "null"} and value is not None else value
 
 
-def _validate(data: dict[str, Any], source: str, lines: Lines | None = None) -> Preset:
-    keys = preset_keys()
-    groups = dict.fromkeys(key.partition(".")[0] for key in keys)
-    return validate(Preset, data, source, known_keys=[*keys, *groups], lines=lines or {})
+@functools.cache
+def _leaves() -> dict[str, frozenset[str]]:
+    """Dotted key of every setting, groups opened, with its types as JSON Schema names them."""
+    schema = Preset.model_json_schema(by_alias=True)
 
+    def walk(group: dict[str, Any], prefix: str) -> Iterator[tuple[str, frozenset[str]]]:
+        for name, part in group["properties"].items():
+            choices = part.get("anyOf") or part.get("allOf") or [part]
+            groups = [choice["$ref"] for choice in choices if "$ref" in choice]
+            for reference in groups:
+                yield from walk(schema["$defs"][reference.rpartition("/")[2]], f"{prefix}{name}.")
+            if not groups:
+                yield f"{prefix}{name}", frozenset(choice.get("type", "") for choice in choices)
 
-def _leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and type of every setting, groups opened."""
-    if dataclasses.is_dataclass(group):
-        members = [(f.name, f.type) for f in dataclasses.fields(group)]
-    elif is_typeddict(group):
-        members = list(get_type_hints(group).items())
-    else:
-        members = [(f.alias or name, f.annotation) for name, f in group.model_fields.items()]
-    for name, kind in members:
-        kind = _opened(kind)
-        is_model = isinstance(kind, type) and issubclass(kind, BaseModel)
-        if is_model or is_typeddict(kind) or dataclasses.is_dataclass(kind):
-            yield from _leaves(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", kind
-
-
-def _opened(kind: Any) -> Any:
-    """Of an optional group of settings, the group."""
-    inner = [part for part in get_args(kind) if part is not type(None)]
-    is_optional = len(inner) == 1 and len(get_args(kind)) == 2
-    if not is_optional:
-        return kind
-    is_model = isinstance(inner[0], type) and issubclass(inner[0], BaseModel)
-    return inner[0] if is_model or is_typeddict(inner[0]) else kind
+    return dict(walk(schema, ""))

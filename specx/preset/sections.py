@@ -1,28 +1,18 @@
 """The groups of a preset file, each frozen and checked by itself.
 
-In go the file's values; out come the parts of which ``Preset`` is made. This module
-does not know files, torch or the network, nor how the groups have to fit each other.
+How the groups have to fit each other is ``Preset``'s business.
 """
 
 import datetime
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import TypedDict
 
-from specx.core.config import (
-    CopiedGuesses,
-    DraftCache,
-    DrafterKind,
-    DraftPrefill,
-    Launch,
-    PrefillAttention,
-    TreeAttention,
-)
+from specx.core.config import DrafterKind, Parts
 from specx.preset.shapes import HeadShapeSpec, ShapeSpec
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
-Mode = Literal["plain", "spec", "specx", "auto"]
 Text = Annotated[str, Field(min_length=1)]
 RopeType = Literal["linear", "dynamic", "yarn", "llama3"]
 
@@ -76,23 +66,16 @@ class HeadSpec(Frozen):
     feature_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     norm_before_residual: bool | None = None
 
-    @field_validator("rope_scaling")
-    @classmethod
-    def _is_whole(cls, scaling: RopeScaling | None) -> RopeScaling | None:
-        if scaling is None:
-            return None
-        if ("type" in scaling) == ("rope_type" in scaling):
+    @model_validator(mode="after")
+    def _is_whole(self) -> "HeadSpec":
+        scaling, layers = self.rope_scaling, self.feature_layers
+        if scaling is not None and ("type" in scaling) == ("rope_type" in scaling):
             raise ValueError("draft.head.rope_scaling needs either type or rope_type")
-        if "factor" not in scaling:
+        if scaling is not None and "factor" not in scaling:
             raise ValueError("draft.head.rope_scaling.factor is missing")
-        return scaling
-
-    @field_validator("feature_layers")
-    @classmethod
-    def _rises(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if layers is not None and (not layers or list(layers) != sorted(set(layers))):
             raise ValueError("draft.head.feature_layers must be rising layer numbers")
-        return layers
+        return self
 
 
 class DraftSpec(Frozen):
@@ -156,18 +139,12 @@ class PromptSpec(Frozen):
         return ask
 
 
-class PartsOverrides(TypedDict, total=False):
-    """Single parts of the mode replaced, for ablations; an absent key keeps the mode's part."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-
-    drafter: DrafterKind
-    draft_cache: DraftCache
-    draft_prefill: DraftPrefill
-    prefill_attention: PrefillAttention
-    tree_attention: TreeAttention
-    launch: Launch
-    copies: CopiedGuesses
+if TYPE_CHECKING:
+    PartsOverrides = dict[str, Any]
+else:
+    #: Single parts of the mode replaced, for ablations; an absent key keeps the mode's part.
+    PartsOverrides = TypedDict("PartsOverrides", get_type_hints(Parts), total=False)
+    PartsOverrides.__pydantic_config__ = ConfigDict(extra="forbid")
 
 
 class Requirements(Frozen):

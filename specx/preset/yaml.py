@@ -1,8 +1,7 @@
 """YAML read strictly: no aliases, no tags, no duplicate keys, and types taken at their word.
 
-In goes a text; out comes a mapping of JSON's types with the line on which every key stands, and
-from that a checked pydantic model. Whatever is wrong becomes one ``UsageError`` that names key,
-line and remedy. This module does not know what the keys mean.
+Whatever is wrong becomes one ``UsageError`` that names key, line and remedy. This module does not
+know what the keys mean.
 """
 
 import datetime
@@ -31,9 +30,9 @@ Lines = dict[tuple[str | int, ...], int]
 
 
 def parse_mapping(text: str, source: str) -> tuple[dict[str, Any], Lines]:
-    """The mapping in ``text`` and where its keys stand; ``source`` names it in messages.
+    """The mapping in ``text`` and the lines of its keys; ``source`` names it in messages.
 
-    Raises ``UsageError`` with line and column where YAML tells them.
+    Raises ``UsageError`` with line and column where YAML knows them.
     """
     lines: Lines = {}
     try:
@@ -137,7 +136,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def plain(self, node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> Any:
-        """The value of ``node`` in JSON's types; ``lines`` receives where each key stands."""
+        """The value of ``node`` in JSON's types; ``lines`` receives the line of each key."""
         if isinstance(node, yaml.SequenceNode):
             lines[path] = node.start_mark.line + 1
             return [self.plain(item, (*path, i), lines) for i, item in enumerate(node.value)]

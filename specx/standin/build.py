@@ -19,7 +19,8 @@ from specx.checkpoints.eagle.config import read_head
 from specx.checkpoints.eagle.loader import LoadedHead
 from specx.errors import ResourceError, UsageError
 from specx.memory import room_on
-from specx.preset.preset import DraftSpec, Preset, TargetSpec, load_preset
+from specx.preset.preset import Preset, load_preset
+from specx.preset.sections import DraftSpec, TargetSpec
 from specx.preset.shapes import HeadShapeSpec
 from specx.standin.implant import Implant, epsilon, misfit
 

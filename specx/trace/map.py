@@ -1,7 +1,6 @@
 """A map of the prompt: its chunks as text, its headings and pages, and what the draft retrieved.
 
-Goes in: the prompt's tokens, a tokenizer, the chunk numbers of each refresh of the draft's cache.
-Comes out: texts, ticks and counts by chunk. It does not know models, screens or files.
+It does not know models, screens or files.
 """
 
 import re
@@ -19,7 +18,7 @@ TickKind = Literal["heading", "page"]
 
 MAX_TICKS = 1000
 _LABEL_CHARACTERS = 60
-_CONTEXT_TOKENS = 4  # decoded along, because a decoder may treat a text's first token in its way
+_CONTEXT_TOKENS = 4  # decoded before a chunk: decoders may treat a text's first token specially
 _CHARACTER_TOKENS = 3  # a character of UTF-8 has at most four bytes, so three more tokens
 _MARKDOWN_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(?P<title>\S.*?)[ \t#]*")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
@@ -46,15 +45,15 @@ class DocumentMap:
     def heading_of(self, chunk: int) -> str:
         """Label of the last heading (else page) at or before ``chunk``; "" where there is none."""
         before = [tick for tick in self.ticks if tick.chunk <= chunk]
-        headings = [tick for tick in before if tick.kind == "heading"]
-        return (headings or before or [Tick(0, "page", "")])[-1].label
+        found = [tick for tick in before if tick.kind == "heading"] or before
+        return found[-1].label if found else ""
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class MapCell:
     """Some neighbouring chunks drawn as one.
 
-    ``share``: how often the one chosen most among them was, over the most of all chunks.
+    ``share``: how often its most chosen chunk was chosen, over the same of all chunks.
     """
 
     share: float
@@ -94,7 +93,7 @@ class Retrievals:
         )
         return best if self.counts and self.counts[best] else None
 
-    def cells(self, width: int) -> list[Cell]:
+    def cells(self, width: int) -> list[MapCell]:
         """All chunks as ``width`` cells; cell ``i`` shows the chunks from ``i·n/width`` on."""
         count, highest = len(self.counts), max(self.counts, default=0)
         cells = []
@@ -103,7 +102,7 @@ class Retrievals:
             chunks = range(first, max(first + 1, (at + 1) * count // width))
             most = max(self.counts[chunk] for chunk in chunks)
             share = most / highest if highest else 0.0
-            cells.append(Cell(share, not self.held.isdisjoint(chunks)))
+            cells.append(MapCell(share, not self.held.isdisjoint(chunks)))
         return cells
 
 
@@ -182,47 +181,44 @@ def _landmarks(text: str) -> Iterator[tuple[int, TickKind, str]]:
     Markdown headings, or where there is none, short lines between blank lines that read like
     titles. A form feed begins a page.
     """
-    lines = list(_lines(text))
-    found: list[tuple[int, TickKind, str]] = list(_markdown_headings(lines) or _titles(lines))
+    lines, offset = [], 0
+    for line in re.split(r"(?<=[\n\f])", text):
+        lines.append((offset, line.rstrip("\n\f")))
+        offset += len(line)
+    headings = _markdown_headings(lines) or _titles(lines)
+    found: list[tuple[int, TickKind, str]] = [
+        (offset, "heading", _label(title)) for offset, title in headings
+    ]
     for page, feed in enumerate(re.finditer("\f", text), start=2):
         if text[feed.end() :].strip():
             found.append((feed.end(), "page", f"p. {page}"))
     return iter(sorted(found))
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    offset = 0
-    for line in re.split(r"(?<=[\n\f])", text):
-        yield offset, line.rstrip("\n\f")
-        offset += len(line)
-
-
-def _markdown_headings(lines: list[tuple[int, str]]) -> list[tuple[int, TickKind, str]]:
-    found: list[tuple[int, TickKind, str]] = []
+def _markdown_headings(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    found = []
     is_code = False
     for offset, line in lines:
         if _FENCE.match(line):
             is_code = not is_code
         elif not is_code and (heading := _MARKDOWN_HEADING.fullmatch(line)):
-            found.append((offset, "heading", _label(heading["title"])))
+            found.append((offset, heading["title"]))
     return found
 
 
-def _titles(lines: list[tuple[int, str]]) -> list[tuple[int, TickKind, str]]:
-    found: list[tuple[int, TickKind, str]] = []
-    for at, (offset, line) in enumerate(lines):
-        is_alone = all(
-            not lines[near][1].strip() for near in (at - 1, at + 1) if 0 <= near < len(lines)
-        )
-        title = line.strip()
+def _titles(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    blank = ["", *(line.strip() for _, line in lines), ""]
+    found = []
+    for (offset, _), before, title, after in zip(lines, blank, blank[1:], blank[2:], strict=False):
         if (
-            is_alone
+            not before
+            and not after
             and 2 <= len(title) <= _LABEL_CHARACTERS
             and (title[0].isupper() or title[0].isdigit())
             and any(char.isalpha() for char in title)
             and not title.endswith(_TITLE_END)
         ):
-            found.append((offset, "heading", _label(title)))
+            found.append((offset, title))
     return found
 
 

@@ -1,7 +1,6 @@
 """A recorded run as one HTML page that needs nothing else: no network, no specx.
 
-Goes in: a checked ``Trace``, whose texts nobody vouches for. Comes out: a page. It does not know
-files or screens; ``page.html`` is the template.
+The texts of a trace are of unknown origin. ``page.html`` is the template.
 """
 
 import base64
@@ -13,27 +12,25 @@ from importlib.resources import files
 from typing import Any
 
 from specx.trace.read import Trace
-from specx.trace.records import Step, Tree
+from specx.trace.records import StepLine, StepTimes, TreeFacts
+from specx.wording import printable
 
 _PLACE = re.compile(r"\{\{([a-z]+)\}\}")
 _STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_PHASES = ("draft", "verify", "accept", "commit", "retrieve", "host")
+_PHASES = tuple(phase for phase in StepTimes.model_fields if phase != "draft_levels")
+#: What the script reads of a header as it is.
+_SAME = {"title", "command", "created", "mode", "device", "dtype", "prompt_tokens", "chunk_tokens"}
+_SAME |= {"note", "chunks"}
 
 
 def trace_page(trace: Trace) -> str:
     """The page. Script and style are allowed by their hashes alone; all data stays data."""
     template = (files("specx.trace") / "page.html").read_text(encoding="utf-8")
     style, script = (pattern.findall(template)[0] for pattern in (_STYLE, _SCRIPT))
-    policy = "; ".join(
-        (
-            "default-src 'none'",
-            f"style-src '{_hash(style)}'",
-            f"script-src '{_hash(script)}'",
-            "base-uri 'none'",
-            "form-action 'none'",
-        )
+    policy = (
+        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
     )
     values = {
         "policy": policy,
@@ -51,21 +48,12 @@ def page_data(trace: Trace) -> dict[str, Any]:
     texts: dict[str, int] = {}
     steps = [_step(step, texts) for step in trace.steps]
     return {
-        "title": header.title,
-        "command": header.command,
+        **{name: getattr(header, name) for name in sorted(_SAME)},
         "version": header.specx.version,
-        "created": header.created,
         "preset": header.preset.name,
-        "mode": header.mode,
-        "device": header.device,
-        "dtype": header.dtype,
         "temperature": header.sampling.temperature,
-        "prompt_tokens": header.prompt_tokens,
-        "chunk_tokens": header.chunk_tokens,
         "sink_chunks": header.retrieval.sink_chunks,
         "recent_chunks": header.retrieval.recent_chunks,
-        "note": header.note,
-        "chunks": header.chunks,
         "ticks": [[mark.chunk, mark.kind, mark.label] for mark in header.ticks],
         "read_s": trace.prefill[-1].elapsed_s if trace.prefill else 0.0,
         "phases": list(_PHASES),
@@ -87,8 +75,8 @@ def page_data(trace: Trace) -> dict[str, Any]:
     }
 
 
-def _step(step: Step, texts: dict[str, int]) -> dict[str, Any]:
-    times = step.times_s
+def _step(step: StepLine, texts: dict[str, int]) -> dict[str, Any]:
+    times = None if step.times_s is None else dict(step.times_s)
     return {
         "p": [[piece.text, int(piece.accepted)] for piece in step.pieces],
         "n": step.new_tokens,
@@ -96,14 +84,12 @@ def _step(step: Step, texts: dict[str, int]) -> dict[str, Any]:
         "t": None if step.tree is None else _tree(step.tree, texts),
         "r": step.retrieved,
         "c": step.draft_context_tokens,
-        "ms": None
-        if times is None
-        else [round(1000 * float(getattr(times, phase)), 3) for phase in _PHASES],
+        "ms": times and [round(1000 * times[phase], 3) for phase in _PHASES],
         "s": step.elapsed_s,
     }
 
 
-def _tree(tree: Tree, texts: dict[str, int]) -> dict[str, Any]:
+def _tree(tree: TreeFacts, texts: dict[str, int]) -> dict[str, Any]:
     """Nodes with their texts by number; the target's own token is the last node."""
     known = [texts.setdefault(text, len(texts)) for text in (*tree.texts, tree.bonus.text)]
     return {
@@ -121,7 +107,7 @@ def _embedded(value: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    return html.escape(_CONTROL.sub("\ufffd", text))
+    return html.escape(printable(text))
 
 
 def _hash(code: str) -> str:

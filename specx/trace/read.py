@@ -1,8 +1,4 @@
-"""``specx.trace/1``: a run recorded step by step, one JSON object a line; reading it.
-
-Goes in: a file that nobody vouches for. Comes out: a checked ``Trace``, or a ``DocumentError`` with
-the number of the line. It does not know engines or screens; ``records`` has the
-lines, ``write`` writes such files.
+"""Reading ``specx.trace/1`` from files of unknown origin.
 
 A trace has a header, a line for each piece of prefill and each step, and an end. A run that was
 killed leaves one without an end, which is still readable.
@@ -10,17 +6,17 @@ killed leaves one without an end, which is still readable.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from specx.core.stats import GenerationStats, Memory
 from specx.errors import DocumentError
-from specx.trace.records import End, Header, Line, Prefill, Step
+from specx.trace.records import End, Header, Line, PrefillLine, StepLine
 
 MAX_TRACE_BYTES = 256 << 20
 _REASON_CHARACTERS = 200
-_LINE: TypeAdapter[Header | Prefill | Step | End] = TypeAdapter(Line)
+_AnyLine = Header | PrefillLine | StepLine | End
+_LINE: TypeAdapter[_AnyLine] = TypeAdapter(Line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +24,8 @@ class Trace:
     """A recorded run, checked. ``end`` is None and ``warnings`` says so when it was cut short."""
 
     header: Header
-    prefill: tuple[Prefill, ...]
-    steps: tuple[Step, ...]
+    prefill: tuple[PrefillLine, ...]
+    steps: tuple[StepLine, ...]
     end: End | None
     warnings: tuple[str, ...] = ()
 
@@ -38,16 +34,11 @@ class Trace:
         """All the text of the run."""
         return "".join(piece.text for step in self.steps for piece in step.pieces)
 
-    def stats(self, steps: int | None = None) -> GenerationStats:
-        """Running totals after the first ``steps`` lines of kind step; None: after all."""
+    def stats(self) -> GenerationStats:
+        """The run's totals, as far as it was recorded."""
         stats = GenerationStats(prompt_tokens=self.header.prompt_tokens)
-        seen = self.steps[:steps]
-        for step in seen:
-            stats.new_tokens += step.new_tokens
-            record = step.stats()
-            if record is not None:
-                stats.steps.append(record)
-                stats.decode_s += record.total_s
+        for step in self.steps:
+            add_step(stats, step)
         if self.prefill:
             stats.prefill_target_s = self.prefill[-1].elapsed_s
         if self.end is not None:
@@ -59,10 +50,19 @@ class Trace:
         return stats
 
 
+def add_step(stats: GenerationStats, step: StepLine) -> None:
+    """Count one more step in running totals."""
+    stats.new_tokens += step.new_tokens
+    record = step.stats()
+    if record is not None:
+        stats.steps.append(record)
+        stats.decode_s += record.total_s
+
+
 def read_trace(path: str) -> Trace:
     """Read and check a trace file. A last line that was cut off is left out, with a warning.
 
-    Raises ``DocumentError``.
+    Raises ``DocumentError`` with the number of the wrong line.
     """
     try:
         with open(path, "rb") as file:
@@ -75,21 +75,11 @@ def read_trace(path: str) -> Trace:
         raise DocumentError("that is not a file name", reason=str(error)) from error
     if len(raw) > MAX_TRACE_BYTES:
         raise DocumentError(f"{path} is larger than {MAX_TRACE_BYTES >> 20} MiB")
-    return _assembled(path, _records(path, raw))
+    return _assembled(path, _lines(path, raw))
 
 
-def trace_json_schema() -> dict[str, Any]:
-    """The JSON Schema of one line of a trace."""
-    schema = _LINE.json_schema(by_alias=True)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "specx.trace/1: one line of a trace",
-        **schema,
-    }
-
-
-def _records(path: str, raw: bytes) -> Iterator[tuple[int, Any]]:
-    """Line numbers with records; None stands for a last line that was cut off."""
+def _lines(path: str, raw: bytes) -> Iterator[tuple[int, _AnyLine | None]]:
+    """Line numbers with lines; None for a last line that was cut off."""
     lines = raw.split(b"\n")
     is_complete = lines[-1] == b""
     for number, line in enumerate(lines[:-1] if is_complete else lines, start=1):
@@ -97,69 +87,63 @@ def _records(path: str, raw: bytes) -> Iterator[tuple[int, Any]]:
             yield number, _LINE.validate_json(line)
         except ValidationError as error:
             if number == 1:
-                raise _no_trace(path, error) from error
+                raise DocumentError(
+                    f"{path} is not a trace",
+                    reason=f"line 1: {_problem(error)}",
+                    hints=["specx summarize report.txt --trace run.jsonl writes one"],
+                ) from error
             if number == len(lines):
                 yield number, None
                 return
             raise _damaged(path, number, _problem(error)) from error
 
 
-def _assembled(path: str, records: Iterable[tuple[int, Any]]) -> Trace:
+def _assembled(path: str, lines: Iterable[tuple[int, _AnyLine | None]]) -> Trace:
     header: Header | None = None
     end: End | None = None
-    prefill: list[Prefill] = []
-    steps: list[Step] = []
-    last_s, warnings = 0.0, ["the run was cut short: the trace has no end"]
-    for number, record in records:
+    prefill: list[PrefillLine] = []
+    steps: list[StepLine] = []
+    last_s, warning = 0.0, "the run was cut short: the trace has no end"
+    for number, line in lines:
         if header is None:
-            if not isinstance(record, Header):
+            if not isinstance(line, Header):
                 raise _damaged(path, number, "the first line must be the header")
-            header = record
+            header = line
             continue
-        if record is None:
-            warnings = [f"line {number} was cut off and is left out: the trace has no end"]
+        if line is None:
+            warning = f"line {number} was cut off and is left out: the trace has no end"
             break
-        problem = _misplaced(record, steps, end, last_s)
-        if problem:
+        problem = _misplaced(line, steps, end, last_s)
+        if problem or isinstance(line, Header):
             raise _damaged(path, number, problem)
-        last_s = record.elapsed_s
-        if isinstance(record, Prefill):
-            prefill.append(record)
-        elif isinstance(record, Step):
-            steps.append(record)
+        last_s = line.elapsed_s
+        if isinstance(line, PrefillLine):
+            prefill.append(line)
+        elif isinstance(line, StepLine):
+            steps.append(line)
         else:
-            end, warnings = record, []
+            end, warning = line, ""
     if header is None:
         raise DocumentError(f"{path} is empty")
-    return Trace(header, tuple(prefill), tuple(steps), end, tuple(warnings))
+    return Trace(header, tuple(prefill), tuple(steps), end, (warning,) if warning else ())
 
 
-def _misplaced(
-    record: Header | Prefill | Step | End, steps: list[Step], end: End | None, last_s: float
-) -> str:
-    """Why ``record`` cannot follow what came before; "" if it can."""
-    if isinstance(record, Header):
+def _misplaced(line: _AnyLine, steps: list[StepLine], end: End | None, last_s: float) -> str:
+    """Why ``line`` cannot follow what came before; "" if it can."""
+    if isinstance(line, Header):
         return "there is a second header"
     if end is not None:
         return "nothing may follow the end"
-    if record.elapsed_s < last_s:
+    if line.elapsed_s < last_s:
         return "elapsed_s goes back in time"
-    if isinstance(record, Prefill) and steps:
+    if isinstance(line, PrefillLine) and steps:
         return "prefill follows a step"
-    if isinstance(record, Step) and record.number != len(steps):
+    if isinstance(line, StepLine) and line.number != len(steps):
         return f"step {len(steps)} is missing"
-    if isinstance(record, End):
+    if isinstance(line, End):
         text = "".join(piece.text for step in steps for piece in step.pieces)
-        return "" if record.text == text else "the text is not that of the steps"
+        return "" if line.text == text else "the text is not that of the steps"
     return ""
-
-
-def _no_trace(path: str, error: ValidationError) -> DocumentError:
-    return DocumentError(
-        f"{path} is not a trace",
-        reason=f"line 1: {_problem(error)}",
-        hints=["specx summarize report.txt --trace run.jsonl writes one"],
-    )
 
 
 def _damaged(path: str, number: int, problem: str) -> DocumentError:

@@ -1,73 +1,85 @@
-"""The records of ``specx.trace/1``: one for each kind of line, checked by pydantic.
+"""The lines of ``specx.trace/1``, checked by pydantic; the reader checks their order."""
 
-Goes in: JSON of unknown origin, or values. Comes out: frozen records. They know neither files nor
-engines nor each other's order; see ``trace``.
-"""
-
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from specx.core import stats as core
-from specx.core.config import RetrievalConfig, SamplingConfig
+from specx.core.config import Mode, RetrievalConfig, SamplingConfig
+from specx.core.stats import FinishReason, StepStats
 from specx.trace.map import DocumentMap, Tick
 
-Count = Annotated[int, Field(ge=0, lt=1 << 40)]
+Count = Annotated[int, Field(ge=0, lt=1 << 60)]
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
-TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
-Chunk = Annotated[int, Field(ge=0, lt=1 << 31)]
+Index = Annotated[int, Field(ge=0, lt=1 << 31)]
+Positive = Annotated[int, Field(ge=1, lt=1 << 31)]
 
 
-class _Record(BaseModel):
-    # Unknown keys are let pass: a later specx may add some within version 1.
-    model_config = ConfigDict(frozen=True, extra="ignore", serialize_by_alias=True)
+class Asked(Protocol):
+    """What was asked of the engine, as far as a trace or a result says it."""
+
+    @property
+    def mode(self) -> Mode: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def sampling(self) -> SamplingConfig: ...
+    @property
+    def stop(self) -> tuple[str, ...]: ...
+    @property
+    def ignore_eos(self) -> bool: ...
 
 
-class Program(_Record):
-    """The program that wrote the trace."""
+class Record(BaseModel):
+    """A part of a JSON file. Unknown keys are ignored: a later specx may add some."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Program(Record):
+    """The program that wrote the file."""
 
     version: str
 
 
-class PresetName(_Record):
-    """The preset by name, and the SHA-256 of all its settings."""
+class PresetName(Record):
+    """The preset by name, and the SHA-256 of all its settings, ``--set`` included."""
 
     name: str
     sha256: str
 
 
-class Input(_Record):
-    """The document. ``name`` is the file's, without directories."""
+class InputFacts(Record):
+    """The document as it was read. ``name`` is the file's, without directories."""
 
     name: str
     format: str
     bytes: Count
     sha256: str
-    tokens: Count
+    tokens: Count = Field(description="Of the document alone, in target tokens.")
 
 
-class Mark(_Record):
+class Mark(Record):
     """A heading or page that begins in a chunk."""
 
-    chunk: Chunk
+    chunk: Index
     kind: Literal["heading", "page"]
     label: str
 
 
-class Retrieval(_Record):
+class KeptChunks(Record):
     """Which chunks the draft keeps: some from the start, some from the end, the best others."""
 
     top_chunks: Count
     sink_chunks: Count
-    recent_chunks: Annotated[int, Field(ge=1, lt=1 << 31)]
-    every_steps: Annotated[int, Field(ge=1, lt=1 << 31)]
+    recent_chunks: Positive
+    every_steps: Positive
 
 
-class Header(_Record):
+class Header(Record):
     """What stays the same in a run. ``chunks`` has the text of every ``chunk_tokens`` tokens."""
 
     schema_name: Literal["specx.trace/1"] = Field(alias="schema")
-    kind: Literal["header"]
+    kind: Literal["header"] = "header"
     specx: Program
     created: str
     command: str
@@ -79,13 +91,13 @@ class Header(_Record):
     max_tokens: Count
     stop: list[str]
     ignore_eos: bool
-    input: Input | None
-    prompt_tokens: Annotated[int, Field(ge=1, lt=1 << 31)]
-    chunk_tokens: Annotated[int, Field(ge=1, lt=1 << 31)]
+    input: InputFacts | None
+    prompt_tokens: Positive
+    chunk_tokens: Positive
     chunks: list[str]
     ticks: list[Mark]
-    retrieval: Retrieval
-    note: str = ""  # why nothing is retrieved
+    retrieval: KeptChunks
+    note: str = Field("", description="Why nothing is retrieved.")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -93,7 +105,7 @@ class Header(_Record):
         _require(len(self.chunks) == chunks, f"there must be {chunks} chunks")
         places = [mark.chunk for mark in self.ticks]
         _require(places == sorted(places), "ticks must be in the order of the text")
-        _require(all(place < chunks for place in places), "a tick stands behind the last chunk")
+        _require(all(place < chunks for place in places), "a tick lies after the last chunk")
         return self
 
     @property
@@ -102,41 +114,39 @@ class Header(_Record):
         return "a question" if self.input is None else self.input.name
 
     def document_map(self) -> DocumentMap:
-        """The prompt's map, as ``docmap`` made it."""
+        """The prompt's map, as it was recorded."""
         ticks = tuple(Tick(mark.chunk, mark.kind, mark.label) for mark in self.ticks)
-        config = RetrievalConfig(
-            chunk_tokens=self.chunk_tokens, **self.retrieval.model_dump(mode="python")
-        )
+        config = RetrievalConfig(chunk_tokens=self.chunk_tokens, **self.retrieval.model_dump())
         return DocumentMap(tuple(self.chunks), ticks, config)
 
 
-class Prefill(_Record):
+class PrefillLine(Record):
     """The prompt has been read this far."""
 
-    kind: Literal["prefill"]
+    kind: Literal["prefill"] = "prefill"
     done_tokens: Count
     total_tokens: Count
     elapsed_s: Seconds
 
 
-class Piece(_Record):
+class TextPiece(Record):
     """Text that a step added; ``accepted``: the draft guessed it, else it is the target's own."""
 
     text: str
     accepted: bool
 
 
-class Token(_Record):
+class Token(Record):
     """A token by id and text."""
 
-    id: TokenId
+    id: Index
     text: str
 
 
-class Tree(_Record):
+class TreeFacts(Record):
     """The tree of a step: node 0 is the last committed token, ``path`` the accepted guesses."""
 
-    ids: list[TokenId]
+    ids: list[Index]
     texts: list[str]
     parents: list[Count]
     path: list[Count]
@@ -149,7 +159,7 @@ class Tree(_Record):
         _require(len(self.texts) == len(self.parents) == nodes, "every node needs text and parent")
         _require(self.parents[0] == 0, "the root must be its own parent")
         later = all(self.parents[node] < node for node in range(1, nodes))
-        _require(later, "a parent must stand before its children")
+        _require(later, "a parent must come before its children")
         _require(self.path[:1] == [0], "the path must start at the root")
         _require(max(self.path) < nodes, "the path leads out of the tree")
         steps = zip(self.path, self.path[1:], strict=False)
@@ -157,7 +167,7 @@ class Tree(_Record):
         return self
 
 
-class StepTimes(_Record):
+class StepTimes(Record):
     """Seconds of a step by phase; ``draft_levels`` is part of ``draft``."""
 
     draft: Seconds
@@ -169,17 +179,17 @@ class StepTimes(_Record):
     host: Seconds
 
 
-class Step(_Record):
+class StepLine(Record):
     """A verify step. Step 0 is the first token, which the prefill yields: no tree, no times."""
 
-    kind: Literal["step"]
+    kind: Literal["step"] = "step"
     number: Count
-    pieces: list[Piece]
+    pieces: list[TextPiece]
     new_tokens: Count
     nodes: Count
     accepted: Count
-    tree: Tree | None
-    retrieved: list[Chunk] | None
+    tree: TreeFacts | None
+    retrieved: list[Index] | None
     draft_context_tokens: Count
     times_s: StepTimes | None
     elapsed_s: Seconds
@@ -193,28 +203,23 @@ class Step(_Record):
             _require(self.accepted == len(self.tree.path) - 1, "accepted must be the path's")
         return self
 
-    def stats(self) -> core.StepStats | None:
+    def stats(self) -> StepStats | None:
         """The step as the statistics know it; None for step 0."""
-        times = self.times_s
-        if times is None:
+        if self.times_s is None:
             return None
-        return core.StepStats(
+        seconds = {f"{phase}_s": value for phase, value in self.times_s if phase != "draft_levels"}
+        return StepStats(
             nodes=self.nodes,
             depth=0,
             accepted=self.accepted,
             new_tokens=self.new_tokens,
-            draft_s=times.draft,
-            draft_levels_s=tuple(times.draft_levels),
-            verify_s=times.verify,
-            accept_s=times.accept,
-            commit_s=times.commit,
-            retrieve_s=times.retrieve,
-            host_s=times.host,
+            draft_levels_s=tuple(self.times_s.draft_levels),
             draft_context_tokens=self.draft_context_tokens,
+            **seconds,
         )
 
 
-class Totals(_Record):
+class Totals(Record):
     """Sums over the run. Seconds and bytes."""
 
     prompt_tokens: Count
@@ -227,14 +232,14 @@ class Totals(_Record):
     ttft_s: Seconds
     decode_s: Seconds
     total_s: Seconds
-    peak_bytes: Annotated[int, Field(ge=0, lt=1 << 60)]
+    peak_bytes: Count
 
 
-class End(_Record):
+class End(Record):
     """The run has ended in good order."""
 
-    kind: Literal["end"]
-    finish_reason: core.FinishReason
+    kind: Literal["end"] = "end"
+    finish_reason: FinishReason
     text: str
     mode_reason: str = ""
     totals: Totals
@@ -242,7 +247,7 @@ class End(_Record):
 
 
 #: Any line; ``kind`` says which.
-Line = Annotated[Header | Prefill | Step | End, Field(discriminator="kind")]
+Line = Annotated[Header | PrefillLine | StepLine | End, Field(discriminator="kind")]
 
 
 def _require(holds: bool, problem: str) -> None:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from specx.cli.options import Request
-from specx.cli.settings import Check, parse_assignments, parse_check, resolve
+from specx.cli.options import RunRequest
+from specx.cli.settings import parse_assignments, parse_check, resolve
 from specx.errors import UsageError
 
 
@@ -65,7 +65,7 @@ def test_an_output_format_from_the_environment(cli, workplace, monkeypatch):
 
 
 def test_sampling_falls_back_field_by_field(workplace):
-    request = Request(preset=str(workplace.preset), top_p=0.5, set_=["sampling.top_k=9"])
+    request = RunRequest(preset=str(workplace.preset), top_p=0.5, set_=["sampling.top_k=9"])
     sampling = resolve(request).sampling
     assert (sampling.top_p, sampling.top_k, sampling.temperature) == (0.5, 9, 0.0)
 
@@ -78,9 +78,9 @@ def test_assignments():
 
 
 def test_checks():
-    assert parse_check("on") == Check(True)
-    assert parse_check("off") == Check(False)
-    assert parse_check("64") == Check(True, 64)
+    assert parse_check("on") is None
+    assert parse_check("off") == 0
+    assert parse_check("64") == 64
     for wrong in ("0", "-1", "yes", "1.5", ""):
         with pytest.raises(UsageError):
             parse_check(wrong)

@@ -8,11 +8,11 @@ import pexpect
 import pytest
 from rich.console import Console
 
-from specx.cli.show.mapview import MapView, Scene, head_rows, quote_rows
-from specx.cli.terminal import printable
+from specx.cli.show import Scene, head_rows, quote_rows
 from specx.core.config import RetrievalConfig
 from specx.trace.map import DocumentMap, Tick
 from specx.trace.read import read_trace
+from specx.wording import printable
 from tests.cli.support import Untouchable, specx
 
 CODES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|.)")
@@ -207,7 +207,7 @@ def a_scene():
 def test_the_view_fits_any_screen(width, height):
     console = Console(width=width, height=height, force_terminal=True, color_system=None)
     options = console.options.update_dimensions(width, height)
-    rows = list(MapView(a_scene()).__rich_console__(console, options))
+    rows = list(a_scene().__rich_console__(console, options))
     assert len(rows) <= height
     assert all(row.cell_len <= width for row in rows)
     assert not re.search("[\x00-\x1f\x7f-\x9f]", "".join(row.plain for row in rows))

@@ -2,7 +2,11 @@
 
 import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -127,3 +131,52 @@ def test_a_stop_that_an_import_swallowed_is_still_a_stop():
     with pytest.raises(Stopped) as stopped:
         importing()
     assert stopped.value.exit_code == 130
+
+
+def ignored_interrupts():
+    """What a script's background job inherits."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def test_an_inherited_ignore_is_kept():
+    """Regression: Ctrl-C in a script's terminal must not reach its background jobs."""
+    program = """
+import os, signal
+import specx.cli.main as main, specx.cli.run as run
+from specx.cli.signals import Interrupts
+def interrupted(*_):
+    with Interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+    print("went on")
+    raise SystemExit(7)
+run.resolve = interrupted
+main.main()
+"""
+    for ignores, expected in ((ignored_interrupts, (7, "went on\n")), (None, (130, ""))):
+        done = subprocess.run(
+            [sys.executable, "-c", program, "summarize", "x"],
+            preexec_fn=ignores,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == expected
+
+
+def test_the_tests_do_not_depend_on_who_starts_them():
+    """Regression: 25 tests failed under ``nohup`` and from a script's background."""
+    here, root = Path(__file__).parent, Path(__file__).parent.parent.parent
+    tests = (
+        f"{here / 'test_cli_signals.py'}::test_first_asks_second_stops",
+        f"{here / 'test_cli_processes.py'}::test_ctrl_c_while_loading_stops_at_once",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        preexec_fn=ignored_interrupts,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout

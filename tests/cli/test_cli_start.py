@@ -7,6 +7,7 @@ import time
 import pytest
 
 from specx._version import __version__
+from specx.cli.main import COMMANDS as COMMANDS_OF_THE_PROGRAM
 from tests.cli.support import process
 
 COMMANDS = ([], ["generate"], ["summarize"], ["presets"], ["help"])
@@ -54,6 +55,28 @@ def test_help_fits_a_screen(cli, words, option):
     assert len(lines) <= 42
 
 
+def test_a_command_that_is_not_loaded_is_listed_by_its_own_words(cli):
+    shown = cli("--help").out.splitlines()
+    loaded = cli("--help", *COMMANDS_OF_THE_PROGRAM).out.splitlines()
+    assert sorted(loaded) == sorted(shown)
+    for name, (_, summary) in COMMANDS_OF_THE_PROGRAM.items():
+        assert summary in " ".join(cli(name, "--help").out.split())
+
+
+def test_help_imports_no_command_and_nothing_slow():
+    """``specx --help`` answers in half a second: pydantic, Rich and YAML alone cost as much."""
+    program = f"""
+import sys
+from specx.cli.main import run
+assert run(["--help"]) == 0
+slow = {HEAVY!r} + ("pydantic", "rich", "yaml", "platformdirs", "specx.cli.run", "specx.bench")
+loaded = [name for name in slow if name in sys.modules]
+assert not loaded, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
 def test_no_arguments_are_help(cli):
     assert cli() == cli("--help")
 
@@ -91,7 +114,7 @@ def test_presets_are_listed_and_shown(cli):
 
 def test_an_unexpected_exception_is_one_line(workplace):
     program = """
-import sys, specx.cli.main as main, specx.cli.job as job
+import sys, specx.cli.main as main, specx.cli.run as job
 def broken(*_): raise KeyError("surprise")
 job.resolve = broken
 main.main()

@@ -1,6 +1,5 @@
 """Presets: what a file may say, where it is found, how settings are changed."""
 
-import dataclasses
 import subprocess
 import sys
 import typing
@@ -13,12 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specx.core.config import MODES, Parts, RetrievalConfig, SamplingConfig, TreeConfig
+from specx.core.config import MODES, Mode, Parts, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.errors import UsageError
 from specx.preset.preset import (
     MAX_PRESET_BYTES,
-    Mode,
-    PartsOverrides,
     Preset,
     available_presets,
     find_preset,
@@ -233,7 +230,7 @@ class TestExtends:
         write(user_dir, "a", extends="b")
         write(user_dir, "loop", extends="loop")
         for name in ("a", "loop"):
-            with pytest.raises(UsageError, match="must stand alone"):
+            with pytest.raises(UsageError, match="must not extend another"):
                 load_preset(name)
         write(user_dir, "c", extends="pokcet")
         with pytest.raises(UsageError, match="no preset named 'pokcet'"):
@@ -375,12 +372,18 @@ class TestOverrides:
 
 
 class TestInStepWithTheCore:
-    """These lists stand twice because types must be literal; they may not drift apart."""
+    """Modes and parts are the core's: a preset takes each, and nothing else."""
 
     def test_modes_and_parts(self) -> None:
         assert set(typing.get_args(Mode)) == set(MODES)
-        theirs = {field.name: field.type for field in dataclasses.fields(Parts)}
-        assert typing.get_type_hints(PartsOverrides) == theirs
+        for part, kind in typing.get_type_hints(Parts).items():
+            for value in typing.get_args(kind):
+                preset = load_preset("vicuna-7b", {"draft.kind": "lm", "mode": "spec"})
+                if part == "drafter" and value in ("eagle", "eagle3"):
+                    continue  # must be the draft's kind
+                assert dict(preset.with_overrides({f"parts.{part}": value}).parts) == {part: value}
+            with pytest.raises(UsageError, match=f"parts.{part}"):
+                load_preset("pocket", {f"parts.{part}": "other"})
 
     def test_keys_and_schema_name_every_setting(self) -> None:
         assert {"tree.nodes", "sampling.seed", "parts.drafter", "schema"} <= set(preset_keys())

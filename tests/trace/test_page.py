@@ -14,15 +14,15 @@ from specx.trace.page import page_data, trace_page
 from specx.trace.read import Trace
 from specx.trace.records import (
     Header,
+    KeptChunks,
     Mark,
-    Piece,
     PresetName,
     Program,
-    Retrieval,
-    Step,
+    StepLine,
     StepTimes,
+    TextPiece,
     Token,
-    Tree,
+    TreeFacts,
 )
 
 HOSTILE = (
@@ -53,10 +53,10 @@ def a_trace(text):
         chunk_tokens=2,
         chunks=[text, text],
         ticks=[Mark(chunk=1, kind="heading", label=text)],
-        retrieval=Retrieval(top_chunks=1, sink_chunks=0, recent_chunks=1, every_steps=1),
+        retrieval=KeptChunks(top_chunks=1, sink_chunks=0, recent_chunks=1, every_steps=1),
         note=text,
     )
-    tree = Tree(
+    tree = TreeFacts(
         ids=[5, 6, 7],
         texts=[text, text, "b"],
         parents=[0, 0, 1],
@@ -66,10 +66,10 @@ def a_trace(text):
     times = StepTimes(
         draft=0.1, draft_levels=[0.1], verify=0.2, accept=0, commit=0, retrieve=0, host=0
     )
-    pieces = [Piece(text=text, accepted=True), Piece(text=text, accepted=False)]
+    pieces = [TextPiece(text=text, accepted=True), TextPiece(text=text, accepted=False)]
     common = {"kind": "step", "draft_context_tokens": 4, "pieces": pieces}
     steps = (
-        Step(
+        StepLine(
             **common,
             number=0,
             new_tokens=1,
@@ -80,7 +80,7 @@ def a_trace(text):
             times_s=None,
             elapsed_s=1,
         ),
-        Step(
+        StepLine(
             **common,
             number=1,
             new_tokens=2,

@@ -2,18 +2,20 @@
 
 import copy
 import json
-from importlib.resources import files
+from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
 
 import specx
+from specx.cli.help import read_schema
 from specx.core.stats import Prefill
 from specx.documents.document import Document
 from specx.errors import DocumentError
 from specx.trace.map import map_prompt
-from specx.trace.read import MAX_TRACE_BYTES, read_trace, trace_json_schema
-from specx.trace.write import Asked, TraceWriter, header_of
+from specx.trace.read import MAX_TRACE_BYTES, read_trace
+from specx.trace.write import TraceWriter, header_of
 from tests.helpers import preset_for, save_pair, story
 
 HOSTILE = "</script><b>[bold]x[/bold] \x1b[31m \x00 \u2028 {{data}}"
@@ -31,8 +33,14 @@ def recorded(tmp_path_factory):
     lines, chunks = [], []
     found = map_prompt(prompt.tokens, engine.tokenizer, engine.preset.retrieval, text)
     writer = TraceWriter(lines.append, engine.tokenizer)
-    asked = Asked("summarize", "specx", 24, engine.preset.sampling, ("stop",), False)
-    writer.header(header_of(engine, asked, document, prompt, found))
+    asked = SimpleNamespace(
+        mode="specx",
+        max_tokens=24,
+        sampling=engine.preset.sampling,
+        stop=("stop",),
+        ignore_eos=False,
+    )
+    writer.header(header_of(engine, "summarize", asked, document, prompt, found))
     for event in stream:
         if isinstance(event, Prefill):
             writer.prefill(event)
@@ -68,10 +76,7 @@ def first(records, kind):
 
 
 def test_each_line_is_one_object_of_the_schema(recorded):
-    schema = json.loads(
-        (files("specx") / "schemas" / "trace.schema.json").read_text(encoding="utf-8")
-    )
-    assert schema == trace_json_schema()
+    schema = json.loads(read_schema("trace"))
     validator = jsonschema.Draft202012Validator(schema)
     for line in recorded[0]:
         assert line.endswith("\n")
@@ -104,6 +109,16 @@ def test_a_trace_says_what_happened(recorded, read):
     assert trace.header.title == f"{HOSTILE}.md"
     assert trace.header.document_map().ticks[0].label == "Heading"
     assert HOSTILE in "".join(trace.header.chunks)
+
+
+def test_a_trace_of_the_first_version_is_still_read():
+    """Recorded by specx 0.1.0, before the lines were typed as they are now."""
+    trace = read_trace(str(Path(__file__).parent.parent / "data" / "version1" / "trace.jsonl"))
+    assert trace.warnings == ()
+    assert trace.text.startswith("edicare is the national health insurance program")
+    assert (trace.stats().new_tokens, trace.stats().accepted_per_step) == (24, 3.8)
+    assert trace.header.preset.name == "pocket"
+    assert trace.header.document_map().retrieval.top_chunks == 2
 
 
 def test_tree_texts_are_the_tokens(recorded, read):

@@ -29,7 +29,7 @@ from specx.checkpoints.eagle.tensor_shapes import Sizes, by, check_places
 from specx.checkpoints.eagle.vocabulary import check_embedding, check_output
 from specx.checkpoints.weights import read_tensors
 from specx.errors import ModelError, PairError
-from specx.preset.preset import DraftSpec
+from specx.preset.sections import DraftSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

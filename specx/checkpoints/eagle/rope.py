@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from specx.checkpoints.config import DAMAGE, quiet, summary
 from specx.errors import ModelError
-from specx.preset.preset import DraftSpec
+from specx.preset.sections import DraftSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,6 @@ from typing import Annotated
 from typer import Argument, Context
 
 from specx.cli.console import Screen
-from specx.cli.inputs import choose_inputs
 from specx.cli.options import (
     Assignments,
     ColorChoice,
@@ -22,7 +21,7 @@ from specx.cli.options import (
     Format,
     MaxTokens,
     Offline,
-    Request,
+    RunRequest,
     Sources,
     TargetRepo,
     Temperature,
@@ -31,6 +30,7 @@ from specx.cli.options import (
     sources_of,
     takes,
 )
+from specx.cli.run import choose_inputs
 from specx.errors import UsageError
 
 _SAVED_ONLY = ("metric", "fail_if")
@@ -140,9 +140,9 @@ def compare(context: Context, request: CompareRequest) -> int:
     )
 
 
-def _as_request(request: CompareRequest) -> Request:
+def _as_request(request: CompareRequest) -> RunRequest:
     """What a live comparison has in common with ``generate`` and ``summarize``."""
-    return Request(
+    return RunRequest(
         preset=request.preset,
         target=request.target,
         draft=request.draft,

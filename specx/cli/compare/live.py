@@ -24,21 +24,21 @@ from specx.cli.console import Screen
 from specx.cli.errors import DIFFERENCE
 from specx.cli.fetching import downloads_shown
 from specx.cli.format import phases_line
-from specx.cli.inputs import read_input
-from specx.cli.options import Request, Sources
+from specx.cli.options import RunRequest, Sources
 from specx.cli.output_file import Sink, open_sink
 from specx.cli.result_json import dumps
+from specx.cli.run import read_input
 from specx.cli.settings import Settings, chosen_preset, parse_assignments, resolve
 from specx.cli.signals import Interrupts, Stopped
-from specx.cli.terminal import one_line
 from specx.documents.document import Document
 from specx.environment import environment
 from specx.errors import SpecxError, VerifyError
+from specx.wording import one_line
 
 
 def run_live(
     name: str,
-    request: Request,
+    request: RunRequest,
     screen: Screen,
     words: Sequence[str],
     instruction: str | None,
@@ -90,7 +90,7 @@ def _announce(contestants: Sequence[Contestant], settings: Settings, screen: Scr
 
 
 def _display(
-    race: Race, document: Document, screen: Screen, sink: Sink, request: Request
+    race: Race, document: Document, screen: Screen, sink: Sink, request: RunRequest
 ) -> Display:
     titles = [each.title for each in race.contestants]
     has_columns = (
@@ -132,7 +132,7 @@ def _write(
     settings: Settings,
     screen: Screen,
     sink: Sink,
-    request: Request,
+    request: RunRequest,
     *,
     shows_text: bool,
 ) -> None:

@@ -15,8 +15,8 @@ from specx.bench.comparison import Began, Ended, Progressed, Run, rates, speedup
 from specx.bench.render.numbers import number, times
 from specx.cli.format import fold
 from specx.cli.progress import REDRAW_S, Progress
-from specx.cli.terminal import one_line, printable
 from specx.core.stats import GenerationStats, Prefill
+from specx.wording import one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

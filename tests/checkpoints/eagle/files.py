@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from specx.checkpoints.eagle.loader import LoadedHead, load_head
-from specx.preset.preset import DraftSpec
+from specx.preset.sections import DraftSpec
 from tests.helpers import VOCABULARY, tiny_config
 
 IDS = "eagle_aux_hidden_state_layer_ids"

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from specx.checkpoints.eagle.rope import rotation
 from specx.errors import ModelError
-from specx.preset.preset import DraftSpec
-from specx.preset.sections import HeadSpec
+from specx.preset.sections import DraftSpec, HeadSpec
 
 WIDTH = 16
 STEPS = torch.arange(0, WIDTH, 2) / WIDTH

@@ -1,41 +1,81 @@
-"""One invocation of ``generate`` or ``summarize``, from options to exit code.
+"""``specx generate`` and ``specx summarize``: from options to exit code.
 
-Goes in: a ``Request`` and the function that turns a document into a prompt. Comes out: answers in
-the sink, everything else on stderr, an exit code. It does not know how an answer is made.
+Answers go to the sink, everything else to stderr. How an answer is made is in ``answer``.
 """
 
 import json
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
+
+from typer import Context
 
 from specx.cli.answer import Ask, Job, answer
 from specx.cli.console import Screen
-from specx.cli.errors import SOME_FAILED, error_object
+from specx.cli.errors import SOME_FAILED
 from specx.cli.fetching import downloads_shown
 from specx.cli.format import tab_separated
-from specx.cli.inputs import choose_inputs, read_input
-from specx.cli.options import Request, Sources
-from specx.cli.output_file import Sink, open_sink
-from specx.cli.result_json import dumps
+from specx.cli.options import Question, RunRequest, Sources, sources_of, takes
+from specx.cli.output_file import Sink, TraceFile, open_sink, open_trace
 from specx.cli.settings import Settings, resolve, setting_rows
-from specx.cli.show.displays import choose_look, show_legend
-from specx.cli.show.recorder import TraceFile, open_trace
+from specx.cli.show import choose_look, show_legend
 from specx.cli.signals import Interrupts
-from specx.cli.terminal import one_line
+from specx.documents.document import Document, read_document, read_stdin
 from specx.errors import SpecxError, UsageError
+from specx.wording import one_line
 
 if TYPE_CHECKING:
-    from specx.documents.document import Document
     from specx.engine import Engine
+    from specx.prompts import Prompt
+
+STDIN = "-"
+PLACE = "{document}"
 
 #: A document's name, and the document, none (a bare question), or why it cannot be read.
-Input = tuple[str, "Document | SpecxError | None"]
+NamedInput = tuple[str, Document | SpecxError | None]
+
+
+@takes(RunRequest)
+def summarize(context: Context, request: RunRequest) -> int:
+    """Summarize long documents.
+
+    Several files: each text under ==> name <==. Only the answer is written to stdout.
+    """
+
+    def ask(engine: "Engine", document: Document | None) -> "Prompt":
+        return engine.prompt("" if document is None else document.text)
+
+    return execute("summarize", request, sources_of(context), ask)
+
+
+@takes(Question, RunRequest)
+def generate(context: Context, question: Question, request: RunRequest) -> int:
+    """Answer a question about long documents, or continue them."""
+    if question.raw and (question.prompt is not None or question.system is not None):
+        reason = "a raw document is continued as it is"
+        raise UsageError("--raw excludes --prompt and --system", reason=reason)
+    if question.prompt is not None and not question.prompt.strip():
+        raise UsageError("--prompt is empty")
+
+    def ask(engine: "Engine", document: Document | None) -> "Prompt":
+        text = "" if document is None else document.text
+        if question.raw:
+            return engine.prompt(text, raw=True)
+        if question.prompt is None:
+            return engine.prompt("", text, system=question.system)
+        if PLACE in question.prompt:
+            # Replaced, never formatted: braces in the question or the document are only text.
+            placed = question.prompt.replace(PLACE, text)
+            return engine.prompt("", placed, system=question.system)
+        return engine.prompt(text, question.prompt, system=question.system)
+
+    needs_document = question.prompt is None or PLACE in question.prompt
+    return execute("generate", request, sources_of(context), ask, needs_document=needs_document)
 
 
 def execute(
-    command: str, request: Request, sources: Sources, ask: Ask, *, needs_document: bool = True
+    command: str, request: RunRequest, sources: Sources, ask: Ask, *, needs_document: bool = True
 ) -> int:
     """Run the command over all its documents; the exit code. Raises ``SpecxError``."""
     screen = Screen(color=request.color, quiet=request.quiet, verbose=request.verbose)
@@ -67,12 +107,50 @@ def execute(
         code = _run_all(job, inputs, keeps_going=request.keep_going)
     if trace is None or trace.problem is None:
         return code
-    # Told last, and not raised: the answer is complete, and stdout must have nothing else.
+    # Shown last, and not raised: the answer is complete, and stdout must have nothing else.
     screen.fail(trace.problem)
     return code or trace.problem.exit_code
 
 
-def _open_trace(request: Request, names: list[str]) -> AbstractContextManager[TraceFile | None]:
+def choose_inputs(
+    files: list[str], stdin: TextIO | None, *, command: str, needed: bool = True
+) -> list[str]:
+    """Paths and at most one ``-``; stdin is chosen only when no file is named.
+
+    ``needed=False``: the command can do without a document, so a terminal and ``/dev/null`` mean
+    none. Raises ``UsageError`` instead of waiting for a terminal nobody types into.
+    """
+    if files.count(STDIN) > 1:
+        raise UsageError("- is given twice", reason="standard input can be read only once")
+    if files:
+        return list(files)
+    if stdin is None or stdin.isatty():
+        if not needed:
+            return []
+        raise UsageError(
+            "no document",
+            reason="no FILE is named and nothing is piped in",
+            hints=(f"specx {command} report.txt", f"cat report.txt | specx {command}"),
+        )
+    return [] if not needed and _is_null(stdin) else [STDIN]
+
+
+def read_input(name: str, encoding: str | None) -> Document:
+    """The document of a name that ``choose_inputs`` returned. Raises ``DocumentError``."""
+    if name == STDIN:
+        return read_stdin(sys.stdin.buffer, encoding=encoding)
+    return read_document(name, encoding=encoding)
+
+
+def _is_null(stream: TextIO) -> bool:
+    """Whether ``stream`` is the null device: what schedulers give a program that has no input."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.stat(os.devnull))
+    except OSError:
+        return False
+
+
+def _open_trace(request: RunRequest, names: list[str]) -> AbstractContextManager[TraceFile | None]:
     if request.trace is None:
         return nullcontext()
     if len(names) > 1:
@@ -83,15 +161,17 @@ def _open_trace(request: Request, names: list[str]) -> AbstractContextManager[Tr
     return open_trace(request.trace, force=request.force, inputs=names, out=request.out)
 
 
-def _show_settings(request: Request, settings: Settings, sources: Sources) -> int:
+def _show_settings(request: RunRequest, settings: Settings, sources: Sources) -> int:
     rows = setting_rows(request, settings, sources)
     if request.output == "text":
         cells = [(row.key, _shown(row.value), row.source) for row in rows]
         text = tab_separated(("key", "value", "source"), cells)
         Sink().write(text.expandtabs(28) if sys.stdout.isatty() else text)
     else:
-        listed = [{"key": row.key, "value": row.value, "source": row.source} for row in rows]
-        Sink().write(dumps({"schema": "specx.settings/1", "settings": listed}, request.output))
+        from specx.cli.result_json import SettingsObject, dumps
+
+        listed = SettingsObject(schema="specx.settings/1", settings=rows)
+        Sink().write(dumps(listed, request.output))
     return 0
 
 
@@ -101,11 +181,11 @@ def _shown(value: object) -> str:
     return str(value) if is_plain else json.dumps(value, ensure_ascii=False)
 
 
-def _read_all(names: list[str], request: Request) -> list[Input]:
-    """All documents, so that a misspelt name is told before the long run and not after it."""
+def _read_all(names: list[str], request: RunRequest) -> list[NamedInput]:
+    """All documents, so that a misspelt name is reported before the long run and not after it."""
     if not names:
         return [("", None)]
-    inputs: list[Input] = []
+    inputs: list[NamedInput] = []
     for name in names:
         try:
             inputs.append((name, read_input(name, request.encoding)))
@@ -113,8 +193,9 @@ def _read_all(names: list[str], request: Request) -> list[Input]:
             if not request.keep_going or len(names) == 1:
                 raise
             inputs.append((name, error))
-    if all(isinstance(found, SpecxError) for _, found in inputs):
-        raise next(found for _, found in inputs if isinstance(found, SpecxError))
+    failures = [found for _, found in inputs if isinstance(found, SpecxError)]
+    if len(failures) == len(inputs):
+        raise failures[0]
     return inputs
 
 
@@ -140,7 +221,7 @@ def _load(settings: Settings, screen: Screen) -> "Engine":
         progress.close()
 
 
-def _run_all(job: Job, inputs: list[Input], *, keeps_going: bool) -> int:
+def _run_all(job: Job, inputs: list[NamedInput], *, keeps_going: bool) -> int:
     several = len(inputs) > 1
     worst, failures = 0, 0
     for number, (name, found) in enumerate(inputs):
@@ -154,7 +235,7 @@ def _run_all(job: Job, inputs: list[Input], *, keeps_going: bool) -> int:
         except SpecxError as error:
             if not several:
                 raise
-            _tell(job, name, error)
+            _report_failure(job, name, error)
             if not keeps_going:
                 return error.exit_code
             failures += 1
@@ -165,9 +246,12 @@ def _run_all(job: Job, inputs: list[Input], *, keeps_going: bool) -> int:
     return SOME_FAILED if failures else worst
 
 
-def _tell(job: Job, name: str, error: SpecxError) -> None:
+def _report_failure(job: Job, name: str, error: SpecxError) -> None:
     """A failed document among several: a message, and with ``-o jsonl`` a line in its place."""
     named = type(error)(f"{name}: {error.message}", reason=error.reason, hints=error.hints)
     job.screen.fail(error if name in error.message else named)
     if job.output == "jsonl":
+        from specx.cli.result_json import dumps
+        from specx.trace.result import error_object
+
         job.sink.write(dumps(error_object(error, document=name), job.output))

@@ -1,0 +1,379 @@
+"""``--show``: what a terminal shows while an answer is made: plain text, two looks, or the map.
+
+It does not know how text is made, nor whether a run or a recording feeds a ``Scene``. Model text
+is never read as markup.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from specx.cli.console import Screen, plain_console
+from specx.cli.format import prefill_line, status_line
+from specx.cli.options import RunRequest, Show
+from specx.cli.output_file import Sink, split_space
+from specx.cli.progress import Progress
+from specx.trace.map import DocumentMap, Retrievals
+from specx.wording import one_line, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.live import Live
+    from rich.text import Text
+
+    from specx.core.stats import GenerationStats, Prefill
+    from specx.stream import TextChunk
+
+_FRAMES_PER_S = 10
+_CODES = {  # of accepted text, and of the target's own, by the terminal's colours
+    "truecolor": ("\x1b[38;2;86;180;233m", "\x1b[4;38;2;230;159;0m"),
+    "256": ("\x1b[38;5;74m", "\x1b[4;38;5;214m"),
+    "standard": ("\x1b[36m", "\x1b[4;33m"),
+    "": ("", "\x1b[4m"),
+}
+
+# Okabe and Ito's sky blue, orange and bluish green: colour-blind eyes see them apart too.
+ACCEPTED = "#56b4e9"
+OWN = "underline #e69f00"
+STRIP = "#009e73"
+SHADES = "·░▒▓█"
+SHADE_STYLES = ("dim", "#00785a", "#009e73", "#2cc89c", "#7de8c8")
+HELD = "▀"
+
+_TEXT_COLUMNS = 100
+_TEXT_CHARACTERS = 20_000  # of the end of the text, all that is laid out
+_QUOTE_ROWS = 4
+_MARGIN = 1
+_LEAST_LABEL = 10
+
+
+Piece = tuple[str, bool]  # text, and whether the draft guessed it
+
+
+@dataclass(frozen=True, slots=True)
+class TextLook:
+    """What ``--show`` can do on this terminal: the choice, and the codes of both looks of text."""
+
+    show: Show = "none"
+    accepted: str = ""
+    own: str = ""
+    color: str = "auto"
+
+
+@dataclass(slots=True)
+class Scene:
+    """What is on display; its owner changes it while it is drawn."""
+
+    title: str
+    document_map: DocumentMap
+    note: str = ""  # why nothing is retrieved
+    status: str = ""
+    read: float = 0.0  # share of the prompt that has been read
+    pieces: list[Piece] = field(default_factory=list)
+    retrievals: Retrievals = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.retrievals = Retrievals(self.document_map)
+
+    def show_prefill(self, event: "Prefill") -> None:
+        """The prompt has been read this far: the strip fills."""
+        self.read = event.done_tokens / max(event.total_tokens, 1)
+        self.status = prefill_line(event)
+
+    def show_step(
+        self,
+        pieces: Iterable[Piece],
+        retrieved: Sequence[int] | None,
+        stats: "GenerationStats",
+        mode: str,
+    ) -> None:
+        """A step has added ``pieces`` of text, and perhaps retrieved chunks."""
+        self.read = 1.0
+        self.retrievals.add(retrieved)
+        self.pieces += pieces
+        self.status = status_line(stats, mode)
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["Text"]:
+        """The whole scene on as many rows as the console has."""
+        rows = options.height or console.height
+        margin = _MARGIN if options.max_width > 2 * _MARGIN else 0
+        width = options.max_width - 2 * margin
+        upper = head_rows(self, width, is_low=rows < 16)
+        if rows >= 12:
+            upper += quote_rows(console, self, width, min(_QUOTE_ROWS, rows // 6))
+        room = max(rows - len(upper) - 2, 1)
+        lower = text_rows(console, self, min(width, _TEXT_COLUMNS), room)
+        has_legend = len(lower) < room - 1
+        lower += [_text() for _ in range(room - len(lower))]
+        if has_legend:
+            lower[-1] = legend(is_coloured=not console.no_color)
+        status = _text(one_line(self.status), "cyan")
+        shown = [*upper[: rows - 3], _text(), *lower, status][:rows]
+        for number, row in enumerate(shown):
+            row.truncate(width, overflow="ellipsis")
+            row.pad_left(margin)
+            row.end = "" if number == len(shown) - 1 else "\n"
+            yield row
+
+
+def choose_look(request: RunRequest, sink: Sink, screen: Screen) -> TextLook:
+    """The look of a request; a warning and plain text where it is not possible."""
+    if request.show == "none":
+        return TextLook()
+    problem = _why_not(request, sink, screen)
+    if problem:
+        advice = "" if request.trace else "; --trace run.jsonl records the run for specx trace"
+        screen.warn(f"--show {request.show}: {problem}{advice}")
+        return TextLook()
+    accepted, own = codes_for(request.color)
+    return TextLook(request.show, accepted, own, request.color)
+
+
+def codes_for(color: str, environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
+    """Codes of accepted text and of the target's own; without colours, an underline remains."""
+    from rich.console import Console
+
+    if not _wants_color(color, environ):
+        return _CODES[""]
+    system = Console(force_terminal=True, _environ=environ).color_system
+    return _CODES.get(system or "standard", _CODES["standard"])
+
+
+def view_console(color: str, environ: Mapping[str, str] = os.environ) -> "Console":
+    """stderr for views: without colours, underlines and shades remain."""
+    no_color = not _wants_color(color, environ)
+    return plain_console(stderr=True, force_terminal=True, no_color=no_color)
+
+
+def show_legend(look: TextLook, screen: Screen) -> None:
+    """One line about the two looks; the map brings its own."""
+    if look.show != "accept" or screen.quiet:
+        return
+    if not screen.is_terminal:
+        screen.note("accepted draft tokens, and underlined the target's own")
+        return
+    console = view_console(look.color)
+    console.print(legend(is_coloured=not console.no_color))
+
+
+class AnswerDisplay:
+    """Text in the sink as it comes, in the looks of ``look``; progress makes room for it.
+
+    ``look`` None: the text is not shown.
+    """
+
+    def __init__(self, progress: Progress, sink: Sink, look: TextLook | None, heading: str) -> None:
+        self._progress, self._sink, self._look = progress, sink, look
+        if look is not None:
+            sink.write(heading)
+
+    def prefill(self, event: "Prefill") -> None:
+        """Show how far the prompt has been read."""
+        self._progress.prefill(event)
+
+    def chunk(self, chunk: "TextChunk") -> None:
+        """Show a step's text."""
+        if chunk.text and self._look is not None:
+            self._progress.before_text(chunk.text)
+            write_pieces(self._sink, pieces_of(chunk), self._look)
+        self._progress.step(chunk.stats)
+
+    def close(self) -> None:
+        """Wipe the progress and end the last line of text; also when the run ended badly."""
+        # What stderr says next must not be in a line of text.
+        self._progress.close()
+        if self._look is not None:
+            self._sink.end_line()
+
+
+class MapDisplay(AnswerDisplay):
+    """The map with the growing text on a screen of its own, then map and text in ordinary rows."""
+
+    def __init__(self, scene: Scene, sink: Sink, look: TextLook, heading: str, mode: str) -> None:
+        super().__init__(Progress(), sink, None, "")
+        self._scene, self._text_look, self._heading, self._mode = scene, look, heading, mode
+        self._console = view_console(look.color)
+        self._live: Live | None = open_live(self._console, scene)
+
+    def prefill(self, event: "Prefill") -> None:
+        self._scene.show_prefill(event)
+
+    def chunk(self, chunk: "TextChunk") -> None:
+        self._scene.show_step(pieces_of(chunk), chunk.retrieved_chunks, chunk.stats, self._mode)
+
+    def close(self) -> None:
+        if self._live is None:
+            return
+        self._live.stop()
+        self._live = None
+        print_map(self._console, self._scene)
+        self._sink.write(self._heading)
+        write_pieces(self._sink, self._scene.pieces, self._text_look)
+        self._sink.end_line()
+
+
+def open_live(console: "Console", scene: Scene) -> "Live":
+    """A started view on the terminal's second screen, which a change of size does not garble."""
+    from rich.live import Live
+
+    live = Live(
+        scene,
+        console=console,
+        screen=True,
+        refresh_per_second=_FRAMES_PER_S,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    live.start(refresh=True)
+    return live
+
+
+def print_map(console: "Console", scene: Scene) -> None:
+    """The map in ordinary rows, to stay."""
+    width = max(console.width - 1, 1)
+    for row in [*head_rows(scene, width), *quote_rows(console, scene, width, rows=6)]:
+        row.truncate(width, overflow="ellipsis")
+        console.print(row, soft_wrap=True)
+    console.print()
+
+
+def pieces_of(chunk: "TextChunk") -> list[Piece]:
+    """A step's text: what the draft guessed, then the target's own."""
+    return [(chunk.accepted_text, True), (chunk.text[len(chunk.accepted_text) :], False)]
+
+
+def write_pieces(sink: Sink, pieces: Iterable[Piece], look: TextLook) -> None:
+    """Text in its two looks."""
+    for text, is_accepted in pieces:
+        sink.write(text, look.accepted if is_accepted else look.own)
+
+
+def _why_not(request: RunRequest, sink: Sink, screen: Screen) -> str:
+    if request.output != "text":
+        return f"-o {request.output} writes no text to look at"
+    if os.environ.get("TERM") == "dumb":
+        return "a dumb terminal cannot show it"
+    if request.show == "map":
+        both = sink.is_terminal and screen.is_terminal
+        return "" if both else "standard output and error must both be terminals"
+    if sink.is_terminal or (request.color == "always" and request.out is None):
+        return ""
+    return "standard output is not a terminal (--color always insists)"
+
+
+def _wants_color(color: str, environ: Mapping[str, str]) -> bool:
+    return color == "always" or (color == "auto" and not environ.get("NO_COLOR"))
+
+
+def head_rows(scene: Scene, width: int, *, is_low: bool = False) -> list["Text"]:
+    """Title, ticks, strip and key; fewer rows where the screen is low."""
+    cells = scene.retrievals.cells(width)
+    shades = [math.ceil(cell.share * (len(SHADES) - 1)) for cell in cells]  # 0: never
+    strip = _text()
+    for shade in shades:
+        strip.append(SHADES[shade], SHADE_STYLES[shade])
+    if scene.read < 1.0:
+        done = round(scene.read * len(cells))
+        strip = _text("━" * done, STRIP).append("─" * (len(cells) - done), "dim")
+    held = _text("".join(HELD if cell.is_held else " " for cell in cells))
+    key = _text(one_line(scene.note), "yellow") if scene.note else _key(scene, width)
+    ticks = _text(_tick_row(scene.document_map, width), "dim")
+    rows = [_text(one_line(scene.title), "bold"), _text(), ticks, strip]
+    return [*rows, held] if is_low else [*rows, strip.copy(), held, key]
+
+
+def quote_rows(console: "Console", scene: Scene, width: int, rows: int) -> list["Text"]:
+    """The passage that was retrieved most often, and the place it has in the document."""
+    most = scene.retrievals.most
+    if most is None:
+        return []
+    texts, retrievals = scene.document_map.chunks, scene.retrievals
+    place = one_line(scene.document_map.heading_of(most))
+    found = f"most retrieved: chunk {most + 1:,} of {len(texts):,}"
+    times = f"{retrievals.counts[most]:,} of {retrievals.refreshes:,} times"
+    parts = [found, times, *([place] if place else [])]
+    title = _text(" · ".join(parts), STRIP)
+    quote = _text("“…" + " ".join(one_line(texts[most]).replace("␊", " ").split()) + "…”")
+    lines = list(quote.wrap(console, max(width - 2, 1)))
+    if len(lines) > rows:
+        lines = lines[:rows]
+        lines[-1] = _text(lines[-1].plain.rstrip()[: max(width - 4, 1)] + " …")
+    for line in lines:
+        line.stylize("italic")
+    bar = [_text().append("│ ", STRIP).append_text(line) for line in lines]
+    return [_text(), title, *bar]
+
+
+def text_rows(console: "Console", scene: Scene, width: int, rows: int) -> list["Text"]:
+    """The end of the text so far, in both looks."""
+    whole, last, characters = _text(), len(scene.pieces), 0
+    while last and characters < _TEXT_CHARACTERS:
+        last -= 1
+        characters += len(scene.pieces[last][0])
+    for text, is_accepted in scene.pieces[last:]:
+        start, rest = split_space(printable(text))
+        whole.append(start).append(rest, ACCEPTED if is_accepted else OWN)
+    return list(whole.wrap(console, width))[-rows:]
+
+
+def legend(*, is_coloured: bool = True) -> "Text":
+    """What the two looks of text mean, in these looks."""
+    row = _text("accepted draft tokens", ACCEPTED).append(" and ", "dim")
+    row.append("the target's own tokens", OWN)
+    return row if is_coloured else row.append(" (underlined)", "dim")
+
+
+def _key(scene: Scene, width: int) -> "Text":
+    """What the shades and marks mean, shorter where it does not fit."""
+    held, count = len(scene.retrievals.held), len(scene.document_map.chunks)
+    row = _text()
+    for more, now in (
+        ("retrieved more often   ", f"in the draft's cache now: {held:,} of {count:,} chunks"),
+        ("retrieved  ", f"held {held:,}/{count:,}"),
+    ):
+        row = _text("░▒▓█ ", STRIP).append(more, "dim").append(f"{HELD} ").append(now, "dim")
+        if row.cell_len <= width:
+            break
+    return row
+
+
+def _tick_row(document_map: DocumentMap, width: int) -> str:
+    """Labels that begin in the column of their chunk, as far as they fit beside each other.
+
+    A document without headings and pages gets a scale of tokens.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    chunks = max(len(document_map.chunks), 1)
+    ticks = [(tick.chunk * width // chunks, one_line(tick.label)) for tick in document_map.ticks]
+    if not ticks:
+        tokens = chunks * document_map.retrieval.chunk_tokens
+        step = _round_step(tokens, max(width // 18, 1))
+        scale = [(at * width // tokens, f"{at:,}") for at in range(0, tokens, step)]
+        ticks = [(column, label) for column, label in scale if column + len(label) < width]
+    row = ""
+    for number, (column, label) in enumerate(ticks):
+        later = (other for other, _ in ticks[number + 1 :] if other > column)
+        room = max(next(later, width) - column - 2, _LEAST_LABEL)  # a long one may hide the next
+        room = min(room, width - column - 1)
+        if column >= cell_len(row) and room >= min(_LEAST_LABEL, len(label)):
+            shown = set_cell_size(label, room).rstrip() if cell_len(label) > room else label
+            row += " " * (column - cell_len(row)) + "╷" + shown + " "
+    return row
+
+
+def _round_step(tokens: int, parts: int) -> int:
+    """1, 2 or 5 times a power of ten, so that ``tokens`` has at most ``parts`` such parts."""
+    step, factors = 1, itertools.cycle((2.0, 2.5, 2.0))
+    while tokens > step * parts:
+        step = round(step * next(factors))
+    return step
+
+
+def _text(text: str = "", style: str = "") -> "Text":
+    from rich.text import Text
+
+    return Text(text, style=style, end="")

@@ -1,1 +1,0 @@
-"""Seeing the method work: ``--show``, ``--trace`` and ``specx trace``."""
