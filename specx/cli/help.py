@@ -33,7 +33,7 @@ stdout has the answer and nothing else; progress, stats and messages go to stder
   -o jsonl   one such object a line, one line a document, as each is finished
 
 Schemas of the objects: specx help schema (specx.result/1, specx.error/1), and with the name of
-another one: specx help schema bench, micro, compare or trace.
+another one: specx help schema bench, compare or trace.
 accepted = draft tokens kept in a step, without the target's own token that ends the step;
 tok/step = accepted + 1 (plain decoding has 1); decode rate = (new - 1) / decode time.
 """
@@ -45,8 +45,8 @@ def help_topic(
         Argument(metavar="[TOPIC]", help="environment, exit-codes, output or schema."),
     ] = None,
     name: Annotated[
-        Literal["result", "bench", "micro", "compare", "trace"],
-        Argument(metavar="[NAME]", help="Which schema: result, bench, micro, compare or trace."),
+        Literal["result", "bench", "compare", "trace"],
+        Argument(metavar="[NAME]", help="Which schema: result, bench, compare or trace."),
     ] = "result",
 ) -> int:
     """Explain environment, exit codes, output, schemas."""
@@ -64,7 +64,11 @@ def help_topic(
 
 
 def read_schema(name: str) -> str:
-    """A JSON Schema that is part of the package, by its file's first word."""
+    """A JSON Schema: generated, or one that is part of the package by its file's first word."""
+    if name in ("bench", "compare"):
+        from specx.bench.schema import json_schema
+
+        return json_schema(name)
     from importlib.resources import files
 
     return (files("specx") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ from typer import Context, Exit, Option, Typer, TyperException
 from typer.main import get_command
 
 from specx._version import __version__
-from specx.cli.bench.command import bench
-from specx.cli.compare.command import compare
+from specx.cli.bench import bench
+from specx.cli.compare import compare
 from specx.cli.console import Screen
 from specx.cli.errors import (
     PIPE_CLOSED,
@@ -50,7 +50,7 @@ app = Typer(
 )
 app.command("generate", cls=VerifyCommand)(generate)
 app.command("summarize", cls=VerifyCommand)(summarize)
-app.command("bench")(bench)
+app.add_typer(bench, name="bench")
 app.command("compare")(compare)
 app.add_typer(presets, name="presets")
 app.command("pull")(pull)

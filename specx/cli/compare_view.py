@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from specx.bench.comparison import Began, Ended, Progressed, Run, rates, speedup
+from specx.bench.comparison import Began, Ended, LiveRun, Progressed, rates, speedup
 from specx.bench.render.numbers import number, times
 from specx.cli.format import fold
 from specx.cli.progress import REDRAW_S, Progress
@@ -36,7 +36,7 @@ _WAITING = "waiting"
 _WIDEST = "1,234 tok/s · 12.34 tok/step · 1.23x · equal"
 
 
-class Display(Protocol):
+class RaceDisplay(Protocol):
     """Where the events of a race are shown."""
 
     def show(self, event: "Event") -> None:
@@ -115,7 +115,7 @@ class Columns:
         self._console = console
         self._columns = [Column(title) for title in titles]
         self._subject = one_line(subject)
-        self._first: Run | None = None
+        self._first: LiveRun | None = None
         self._live: Live | None = None
         self._drawn_s = 0.0
         self._number = 0
@@ -223,14 +223,14 @@ class Columns:
 
 
 def _state(stats: GenerationStats) -> str:
-    rate = rates(stats)["decode_tok_s"]
+    rate = rates(stats).decode_tok_s
     parts = [f"{number(rate)} tok/s" if rate else f"{stats.new_tokens} tok"]
     if stats.steps:
         parts.append(f"{stats.tokens_per_step:.2f} tok/step")
     return " · ".join(parts)
 
 
-def _result_state(run: Run, first: Run) -> str:
+def _result_state(run: LiveRun, first: LiveRun) -> str:
     parts = [_state(run.result.stats)]
     if (ratio := speedup(run, first)) is not None:
         parts.append(times(ratio))
