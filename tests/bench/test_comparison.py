@@ -27,9 +27,7 @@ from specx.errors import ContextError, UsageError
 from specx.stream import Difference
 from tests.helpers import preset_for, save_pair, story
 
-LIVE_SCHEMA = jsonschema.Draft202012Validator(
-    json.loads(json_schema("compare"))
-)
+LIVE_SCHEMA = jsonschema.Draft202012Validator(json.loads(json_schema("compare")))
 
 
 @pytest.fixture(scope="module")

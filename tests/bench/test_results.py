@@ -56,7 +56,9 @@ def _check(name: str, text: str) -> None:
 
 def test_the_json_is_the_snapshot(found: BenchReport) -> None:
     # Sums of floats may differ in the last digit between machines.
-    rounded = json.loads(json.dumps(found.as_json()), parse_float=lambda text: round(float(text), 9))
+    rounded = json.loads(
+        json.dumps(found.as_json()), parse_float=lambda text: round(float(text), 9)
+    )
     _check("bench.json", json.dumps(rounded, indent=1) + "\n")
 
 

@@ -347,7 +347,7 @@ def test_hostile_names_stay_text() -> None:
 
 
 def test_a_bench_without_cells_is_a_report_too() -> None:
-    nothing = dict.fromkeys(("cells", "floors", "warnings"), [])
+    nothing = {key: [] for key in ("cells", "floors", "warnings")}
     bench = edited(bench_object(), lambda each: each.update(nothing))
     assert to_markdown(bench, profile=True).startswith("# specx bench: pocket\n\n## Def")
     assert to_csv(bench) == to_jsonl(bench) == ""

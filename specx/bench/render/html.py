@@ -10,6 +10,7 @@ made here: style, script, the figure's SVG and the data, in which no ``<`` is le
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -123,7 +124,7 @@ def _policy(js: str) -> str:
 
 def _data(bench: Bench) -> str:
     """JSON in which no markup can begin or end, whatever a name says."""
-    text = bench.model_dump_json(by_alias=True)
+    text = json.dumps(bench.as_json(), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
