@@ -149,7 +149,7 @@ def _nearest(
     """Try to keep ``keep`` tokens of the text, then as the excess says, then neighbours.
 
     The count of the whole is not the sum of its parts: a word that was cut in two, or the line
-    break behind the last word, may be encoded in another way.
+    break after the last word, may be encoded in another way.
     """
     tried: dict[int, Prompt] = {}
 

@@ -8,7 +8,6 @@ its work when a token is seen.
 import time
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from typing import Protocol
 
 from specx.bench.data import cut_prompt
 from specx.bench.energy import GpuEnergy
@@ -38,36 +37,8 @@ class Interrupted(Exception):
     """The run was cancelled; there is no sample."""
 
 
-class Subject(Protocol):
-    """A loaded preset as the runner sees it."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know about the files behind it."""
-
-    def prompt(self, text: str, tokens: int) -> Prompt | None:
-        """A prompt of ``tokens`` tokens over the beginning of ``text``; None: it is too short."""
-
-    def run(self, cell: BenchCell, variant: Variant, prompt: Prompt) -> Sample:
-        """One run. Raises ``Interrupted`` after ``cancel``, ``ResourceError`` out of memory."""
-
-    def difference(
-        self, prompt: Prompt, plain: Sequence[int], tokens: Sequence[int]
-    ) -> FirstDifference | None:
-        """Where ``tokens`` part from plain decoding's."""
-
-    def floor(self, length: int, *, again: bool) -> Floor:
-        """The least time that this hardware allows at ``length`` tokens.
-
-        ``again``: measure the hardware once more and take the better figures.
-        """
-
-    def cancel(self) -> None:
-        """End the run under way; safe from a signal handler."""
-
-
-class EngineSubject:
-    """A real engine, and transformers' own generation on copies of its models where asked.
+class Subject:
+    """A loaded preset: an engine, and transformers' own generation on copies where asked.
 
     ``witness_pair``: those copies, where they cannot be loaded once more.
     """
@@ -93,12 +64,15 @@ class EngineSubject:
 
     @property
     def notes(self) -> tuple[str, ...]:
+        """What the user should know about the preset's files."""
         return self._engine.notes
 
     def prompt(self, text: str, tokens: int) -> Prompt | None:
+        """A prompt of ``tokens`` tokens over the beginning of ``text``; None: it is too short."""
         return cut_prompt(self._engine, text, tokens)
 
     def run(self, cell: BenchCell, variant: Variant, prompt: Prompt) -> Sample:
+        """One run. Raises ``Interrupted`` after ``cancel``, ``ResourceError`` out of memory."""
         if self._is_cancelled:
             raise Interrupted
         if variant.witness is not None:
@@ -131,14 +105,20 @@ class EngineSubject:
     def difference(
         self, prompt: Prompt, plain: Sequence[int], tokens: Sequence[int]
     ) -> FirstDifference | None:
+        """Where ``tokens`` part from plain decoding's."""
         found = self._engine.difference(prompt, plain, tokens, sampling=self._sampling)
         return first_difference(found)
 
     def floor(self, length: int, *, again: bool) -> Floor:
+        """The least time that this hardware allows at ``length`` tokens.
+
+        ``again``: measure the hardware once more and take the better figures.
+        """
         engine = self._engine
         return measure_floor(engine.preset, engine.target, engine.draft, length, again=again)
 
     def cancel(self) -> None:
+        """End the run under way; safe from a signal handler."""
         self._is_cancelled = True
         if self._stream is not None:
             self._stream.cancel()

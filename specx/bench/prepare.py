@@ -12,7 +12,7 @@ from typing import Any
 from specx._version import __version__
 from specx.bench.data import BenchData, Text, cut_prompt, load_data
 from specx.bench.energy import GpuEnergy, open_energy
-from specx.bench.engine_runner import EngineSubject, Subject
+from specx.bench.engine_runner import Subject
 from specx.bench.modes import Variant, parse_mode, parse_modes
 from specx.bench.schema import (
     Build,
@@ -90,7 +90,7 @@ class Setup:
             engine = load(
                 preset, device=self.plan.device, dtype=options.dtype, offline=options.offline
             )
-        return EngineSubject(
+        return Subject(
             engine,
             witness_pair=witness_pair,
             max_tokens=self.plan.max_tokens,

@@ -699,10 +699,10 @@ def complaint(error: ValidationError) -> str:
         return f"{where} is missing"
     if not where:
         return message[:1].lower() + message[1:]
-    wish = message.replace("Input should", "must").replace("String should", "must")
-    if wish == message:
+    wanted = message.replace("Input should", "must").replace("String should", "must")
+    if wanted == message:
         return f"{where}: {message}"
-    return f"{where} {wish}, not {shown(first['input'])}"
+    return f"{where} {wanted}, not {shown(first['input'])}"
 
 
 def shown(value: object) -> str:

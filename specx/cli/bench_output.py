@@ -271,7 +271,7 @@ def _bars(console: "Console", bench: "Bench") -> None:
 
 
 def _legend(looks: dict[str, tuple[str, str]], drawn: set[str], width: int) -> list["Text"]:
-    """What the marks stand for; a line ends between two phases, never inside one."""
+    """What the marks mean; a line ends between two phases, never inside one."""
     from rich.text import Text
 
     lines = [Text()]

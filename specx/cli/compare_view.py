@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from specx.bench.comparison import Event
 
 FEWEST_ROWS = 12  # of a terminal that has room for columns
-_COLUMN_CELLS = 16  # a narrower column holds no line of text; then runs stand below each other
+_COLUMN_CELLS = 16  # a narrower column holds no line of text; then runs are below each other
 _MOST_TEXT_ROWS = 16
 _FINAL_TEXT_ROWS = 4
 _GAP = 3  # between columns: space, rule, space
-_ECHO_CELLS = 4  # room for the terminal's own ^C behind the last line, which must not wrap
+_ECHO_CELLS = 4  # room for the terminal's own ^C after the last line, which must not wrap
 _WAITING = "waiting"
 _WIDEST = "1,234 tok/s · 12.34 tok/step · 1.23x · equal"
 
@@ -264,7 +264,7 @@ def _lines(lines: Sequence[str], rows: int) -> "Text":
 
 
 def _wrapped(paragraph: str, width: int) -> list[str]:
-    """Rows of at most ``width`` cells and blanks behind them; the last one may still grow."""
+    """Rows of at most ``width`` cells and blanks after them; the last one may still grow."""
     from rich.cells import cell_len
 
     rows, cells = [""], 0

@@ -1,6 +1,6 @@
-"""A subject whose runs take exactly the time they are told to, by a clock that only they move.
+"""A subject whose runs take exactly the time that they should, by a clock that only they move.
 
-Real ``Sample``s come out of it, so everything behind the runner is the real thing: journal,
+Real ``Sample``s come out of it, so everything after the runner is the real thing: journal,
 report, tables. The numbers are chosen so that results can be computed by hand.
 """
 

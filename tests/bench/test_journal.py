@@ -73,7 +73,7 @@ def test_a_journal_from_before_notes_were_kept_is_gone_on_with(tmp_path: Path) -
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1))
 def test_a_journal_cut_anywhere_resumes_with_its_whole_lines(tmp_path: Path, share: float) -> None:
-    """A kill can end the file at any byte; from behind the header on, nothing whole is lost."""
+    """A kill can end the file at any byte; from the end of the header on, nothing whole is lost."""
     path = tmp_path / "cut.jsonl"
     path.unlink(missing_ok=True)
     _filled(path)
@@ -86,7 +86,7 @@ def test_a_journal_cut_anywhere_resumes_with_its_whole_lines(tmp_path: Path, sha
         held = journal.finished
         kinds = (held.samples, held.floors, held.differences, held.missing, held.notes)
         assert sum(map(len, kinds)) == whole
-        journal.missing(next(plan().cells()), "written behind the cut")
+        journal.missing(next(plan().cells()), "written after the cut")
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
 

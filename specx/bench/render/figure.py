@@ -89,7 +89,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class ModeLook:
-    """How a mode is told from the others. ``index``: its place in the plan, for a marker.
+    """How a mode is distinguished from the others. ``index``: its place in the plan, for a marker.
 
     Modes of one ``color`` differ in ``repeat``, 0, 1, …
     """
@@ -282,7 +282,7 @@ def _draw_over_length(axes: "Axes", found: list[Series], look: Mapping[str, Mode
     axes.set_xscale("log", base=2)
     axes.axhline(1.0, color=GREY, linewidth=1.2, linestyle=_REFERENCE, zorder=1.5)
     for place, one in enumerate(found):
-        # a hair apart, so that intervals at the same length can be told from each other
+        # a hair apart, so that intervals at the same length can be seen apart
         shift = 2 ** (0.05 * (place - (len(found) - 1) / 2) * min(1.0, 5 / len(found)))
         axes.errorbar(
             [length * shift for length in one.marks],

@@ -41,7 +41,7 @@ class TableModel:
     """Strings to be laid out. A header may hold line breaks, and so may a cell if narrow.
 
     ``group_breaks``: rows that begin another preset or length. ``alarms``: cells (row, column)
-    that tell of a fault and must stand out.
+    that show a fault and must catch the eye.
     """
 
     title: str
