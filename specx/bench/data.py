@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from specx.bench.schema import BenchDocument, SkippedText
 from specx.checkpoints.download import fetch_file
@@ -26,6 +26,8 @@ from specx.errors import DocumentError, UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from specx.engine import Engine
+    from specx.prompter import Prompter
     from specx.prompts import Prompt
 
 SAMPLE = "sample"
@@ -75,19 +77,6 @@ class BenchData:
     skipped: tuple[SkippedText, ...]
 
 
-class PromptMaker(Protocol):
-    """What cutting needs of an engine, or of a ``Prompter``."""
-
-    @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The target's, a fast one."""
-        ...
-
-    def prompt(self, document: str, instruction: str | None = None) -> "Prompt":
-        """A whole request; ``instruction`` None asks for the preset's summary."""
-        ...
-
-
 def load_data(
     spec: str | Sequence[str], *, field: str = "text", samples: int, offline: bool = False
 ) -> BenchData:
@@ -118,7 +107,7 @@ def load_data(
     return BenchData(name, tuple(pool.documents), pool.all_skipped(name))
 
 
-def cut_prompt(engine: PromptMaker, text: str, tokens: int) -> "Prompt | None":
+def cut_prompt(engine: "Engine | Prompter", text: str, tokens: int) -> "Prompt | None":
     """The summary request over the beginning of ``text`` that has ``tokens`` tokens in all.
 
     Template, instruction and BOS count. Nothing is padded or repeated: None when ``text`` is too
@@ -144,7 +133,7 @@ def cut_prompt(engine: PromptMaker, text: str, tokens: int) -> "Prompt | None":
 
 
 def _nearest(
-    engine: PromptMaker, text: str, ends: Sequence[int], tokens: int, keep: int
+    engine: "Engine | Prompter", text: str, ends: Sequence[int], tokens: int, keep: int
 ) -> "Prompt | None":
     """Try to keep ``keep`` tokens of the text, then as the excess says, then neighbours.
 

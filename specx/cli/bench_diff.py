@@ -33,7 +33,7 @@ class DiffRequest:
     """The options of ``specx bench diff``."""
 
     files: Annotated[
-        list[str], Argument(metavar="A B", help="Saved benches: the .json of --export.")
+        list[str], Argument(metavar="FILE", help="A and B: the .json files of two --export.")
     ] = field(default_factory=list)
     metric: Annotated[
         str, option("--metric", metavar="NAME", help="What to compare [decode_tok_s].")
@@ -57,7 +57,7 @@ class DiffRequest:
 
 @takes(DiffRequest)
 def diff(context: Context, request: DiffRequest) -> int:
-    """Compare two saved benches over the documents that both have measured."""
+    """Compare two saved benches, document by document."""
     from specx.bench.conditions import (
         COMPARE_METRICS,
         change_failures,
