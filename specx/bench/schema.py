@@ -43,7 +43,7 @@ PHASES = ("draft_levels", "draft_tree", "verify", "accept", "commit", "retrieve"
 _LONGEST_VALUE = 60
 
 
-class _Record(BaseModel):
+class _BenchRecord(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="ignore", allow_inf_nan=False, serialize_by_alias=True
     )
@@ -56,7 +56,7 @@ class _Record(BaseModel):
 # One run
 
 
-class BenchCell(_Record):
+class BenchCell(_BenchRecord):
     """Which run."""
 
     preset: Name
@@ -66,7 +66,7 @@ class BenchCell(_Record):
     rep: Count = Field(description="Repetition, from 0.")
 
 
-class Phases(_Record):
+class Phases(_BenchRecord):
     """Where verify steps spent their time: seconds of a run, or mean milliseconds of a step."""
 
     draft_levels: list[Amount] = Field(
@@ -82,7 +82,7 @@ class Phases(_Record):
     host: Amount = Field(default=0.0, description="The rest: stop rule, bookkeeping, text.")
 
 
-class MemoryBytes(_Record):
+class MemoryBytes(_BenchRecord):
     """Bytes by owner; of a summary the largest over its samples."""
 
     weights: Count = 0
@@ -103,14 +103,14 @@ def memory_bytes(memory: Memory) -> MemoryBytes:
     )
 
 
-class Joules(_Record):
+class Joules(_BenchRecord):
     """Energy of the whole GPU during the two halves of a run."""
 
     prefill: Amount
     decode: Amount
 
 
-class FirstDifference(_Record):
+class FirstDifference(_BenchRecord):
     """Where an output leaves the one that it was compared with."""
 
     index: Count = Field(description="Of the output token, from 0.")
@@ -127,7 +127,7 @@ def first_difference(found: "Difference | None") -> FirstDifference | None:
     return FirstDifference(index=found.index, expected=found.expected, got=found.got, margin=margin)
 
 
-class Sample(_Record):
+class Sample(_BenchRecord):
     """One run, as it was measured."""
 
     cell: BenchCell
@@ -192,7 +192,7 @@ def ratio_of(top: float, bottom: float) -> float | None:
     return ratio if ratio < math.inf else None
 
 
-class Floor(_Record):
+class Floor(_BenchRecord):
     """The least time that this hardware allows, for one preset at one length.
 
     Bytes are what a step cannot avoid reading: the target's weights, and its keys and values of
@@ -228,7 +228,7 @@ class Floor(_Record):
 # What was to be measured
 
 
-class TargetFacts(_Record):
+class TargetFacts(_BenchRecord):
     """Which target."""
 
     repo: str
@@ -236,7 +236,7 @@ class TargetFacts(_Record):
     dtype: str
 
 
-class DraftFacts(_Record):
+class DraftFacts(_BenchRecord):
     """Which draft."""
 
     kind: str
@@ -245,7 +245,7 @@ class DraftFacts(_Record):
     trained_context_tokens: Count
 
 
-class StandInFacts(_Record):
+class StandInFacts(_BenchRecord):
     """Weights that are not the checkpoints' own: the shapes are the preset's, the text is not."""
 
     pair: str = Field(description="Whose behaviour is measured.")
@@ -253,7 +253,7 @@ class StandInFacts(_Record):
     about: str
 
 
-class PresetFacts(_Record):
+class PresetFacts(_BenchRecord):
     """A preset as far as a measurement depends on it."""
 
     name: Name
@@ -264,7 +264,7 @@ class PresetFacts(_Record):
     stand_in: StandInFacts | None = None
 
 
-class BenchDocument(_Record):
+class BenchDocument(_BenchRecord):
     """A text to measure on."""
 
     name: str
@@ -272,14 +272,14 @@ class BenchDocument(_Record):
     characters: Count
 
 
-class SkippedText(_Record):
+class SkippedText(_BenchRecord):
     """Something that was left out, where, and why. Counted, never fatal."""
 
     where: str
     reason: str
 
 
-class DataFacts(_Record):
+class DataFacts(_BenchRecord):
     """The texts, and what was left out."""
 
     name: str
@@ -287,7 +287,7 @@ class DataFacts(_Record):
     skipped: tuple[SkippedText, ...] = ()
 
 
-class Plan(_Record):
+class Plan(_BenchRecord):
     """Everything that decides what is measured; equal plans may share a journal.
 
     The order of its cells interleaves: documents outermost, then lengths, then the modes in a
@@ -339,7 +339,7 @@ class Plan(_Record):
         return groups * len(self.modes)
 
 
-class Environment(_Record):
+class Environment(_BenchRecord):
     """Machine and libraries."""
 
     device: str
@@ -354,7 +354,7 @@ class Environment(_Record):
     os: str
 
 
-class Build(_Record):
+class Build(_BenchRecord):
     """The program, and the short hash of its source where that is known."""
 
     version: str
@@ -364,7 +364,7 @@ class Build(_Record):
 # The report
 
 
-class Spread(_Record):
+class Spread(_BenchRecord):
     """How values lie over samples; ``low`` and ``high`` are the extremes."""
 
     median: Amount
@@ -375,7 +375,7 @@ class Spread(_Record):
     outliers: Count = Field(description="Modified z-score above 3.5.")
 
 
-class Interval(_Record):
+class Interval(_BenchRecord):
     """An estimate over documents with its 95 % bootstrap interval; one document has no bounds."""
 
     value: Amount
@@ -392,14 +392,14 @@ class Interval(_Record):
         return self.model_copy(update=moved)
 
 
-class OverFloor(_Record):
+class OverFloor(_BenchRecord):
     """Measured time over the least time that this machine allows."""
 
     decode: Amount | None
     prefill: Amount | None
 
 
-class Equality(_Record):
+class Equality(_BenchRecord):
     """How many outputs were compared with plain decoding's, and how many are the same."""
 
     checked: Count
@@ -413,7 +413,7 @@ class LocatedDifference(FirstDifference):
     rep: Count
 
 
-class Summary(_Record):
+class Summary(_BenchRecord):
     """What the samples of one preset, mode and length say."""
 
     n: Positive = Field(description="Samples.")
@@ -441,7 +441,7 @@ class Summary(_Record):
         return self.equal is not None and self.equal.equal < self.equal.checked
 
 
-class BenchRow(_Record):
+class BenchRow(_BenchRecord):
     """All runs of one preset, mode and length, by document and then repetition."""
 
     preset: Name
@@ -451,21 +451,21 @@ class BenchRow(_Record):
     summary: Summary
 
 
-class MissingCell(_Record):
+class MissingCell(_BenchRecord):
     """A run that was planned and not made, and why."""
 
     cell: BenchCell
     reason: str
 
 
-class BenchWarning(_Record):
+class BenchWarning(_BenchRecord):
     """Something that the reader should know, with what to do about it."""
 
     code: str
     message: str
 
 
-class PublishedRow(_Record):
+class PublishedRow(_BenchRecord):
     """A published result of the same pair, taken elsewhere."""
 
     preset: str
@@ -482,7 +482,7 @@ class PublishedRow(_Record):
     reason: str
 
 
-class Bench(_Record):
+class Bench(_BenchRecord):
     """A finished or interrupted bench: every raw sample, and what follows from them."""
 
     schema_name: Literal["specx.bench/1"] = Field(default="specx.bench/1", alias="schema")
@@ -535,7 +535,7 @@ def _once(seen: dict[object, str], what: object, where: str) -> None:
 # Comparisons
 
 
-class Origin(_Record):
+class Origin(_BenchRecord):
     """One of two saved benches."""
 
     path: str | None = Field(description="As given.")
@@ -545,7 +545,7 @@ class Origin(_Record):
     stand_in: bool = Field(default=False, description="Whether a preset had stand-in weights.")
 
 
-class Change(_Record):
+class Change(_BenchRecord):
     """One preset, mode and length in both benches, over the ``n`` documents that both have."""
 
     preset: Name
@@ -568,7 +568,7 @@ class Change(_Record):
         return self.low_percent <= 0 <= self.high_percent
 
 
-class Unmatched(_Record):
+class Unmatched(_BenchRecord):
     """Documents of a row for which only one bench has the metric."""
 
     preset: Name
@@ -578,7 +578,7 @@ class Unmatched(_Record):
     documents: Annotated[list[BenchDocument], Field(min_length=1)]
 
 
-class SavedComparison(_Record):
+class SavedComparison(_BenchRecord):
     """Two saved benches, joined on preset, mode, length and the SHA-256 of the documents."""
 
     schema_name: Literal["specx.compare/1"] = Field(default="specx.compare/1", alias="schema")
@@ -591,7 +591,7 @@ class SavedComparison(_Record):
     only_in_b: list[Unmatched]
 
 
-class LiveInput(_Record):
+class LiveInput(_BenchRecord):
     """The document as it was read."""
 
     path: str | None = Field(description="null: standard input.")
@@ -602,14 +602,14 @@ class LiveInput(_Record):
     tokens: Count = Field(description="Of the document alone, in target tokens.")
 
 
-class TokenCounts(_Record):
+class TokenCounts(_BenchRecord):
     """Counts in target tokens."""
 
     prompt: Count = Field(description="The whole prompt, template included.")
     new: Count
 
 
-class LiveTimes(_Record):
+class LiveTimes(_BenchRecord):
     """Seconds, loading excluded."""
 
     prefill_target: Amount
@@ -620,7 +620,7 @@ class LiveTimes(_Record):
     total: Amount
 
 
-class Rates(_Record):
+class Rates(_BenchRecord):
     """Tokens per second; null where nothing was read or written to the end."""
 
     prefill_tok_s: Amount | None = Field(description="prompt / prefill of target and draft")
@@ -628,7 +628,7 @@ class Rates(_Record):
     end_to_end_tok_s: Amount | None = Field(description="new / total")
 
 
-class Acceptance(_Record):
+class Acceptance(_BenchRecord):
     """Drafting. All nodes of a tree count as drafted, so most cannot be accepted."""
 
     steps: Count
@@ -638,13 +638,13 @@ class Acceptance(_Record):
     tokens_per_step: Amount | None = Field(description="accepted_per_step + 1")
 
 
-class LiveWarning(_Record):
+class LiveWarning(_BenchRecord):
     """Something that the user should know."""
 
     message: str
 
 
-class LiveRow(_Record):
+class LiveRow(_BenchRecord):
     """One mode of one preset; speed-ups and equality are against the first run."""
 
     preset: Name
@@ -663,7 +663,7 @@ class LiveRow(_Record):
     warnings: list[LiveWarning] = []
 
 
-class LiveComparison(_Record):
+class LiveComparison(_BenchRecord):
     """One document through several modes or presets."""
 
     schema_name: Literal["specx.compare/1"] = Field(default="specx.compare/1", alias="schema")
