@@ -7,16 +7,16 @@ torch's meta device, and bandwidth and matmul rate are measured with buffers of 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import nn
 
 from specx.bench.prepare import Setup, find_pair
 from specx.bench.render.numbers import count, size
 from specx.bench.roofline import cost_of, measure_floor
-from specx.bench.schema import Plan
+from specx.bench.schema import JsonRecord, Plan
 from specx.checkpoints import load as hub
 from specx.checkpoints.eagle.config import read_head
 from specx.core.model import Shape, shape_of
@@ -42,7 +42,7 @@ class Outline:
     head: nn.Module
 
 
-class EstimateRow(BaseModel):
+class EstimateRow(JsonRecord):
     """The runs of one preset at one length: each takes at least so long and so much memory."""
 
     preset: str
@@ -53,7 +53,7 @@ class EstimateRow(BaseModel):
     memory_bytes: int
 
 
-class Estimate(BaseModel):
+class Estimate(JsonRecord):
     """What a plan will cost: ``specx.bench-plan/1``."""
 
     schema_name: Literal["specx.bench-plan/1"] = Field(default="specx.bench-plan/1", alias="schema")
@@ -62,10 +62,6 @@ class Estimate(BaseModel):
     rows: list[EstimateRow]
     least_s: float
     likely_s: float
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return self.model_dump(mode="json", by_alias=True)
 
 
 def estimate(setup: Setup) -> Estimate:

@@ -43,7 +43,9 @@ PHASES = ("draft_levels", "draft_tree", "verify", "accept", "commit", "retrieve"
 _LONGEST_VALUE = 60
 
 
-class _BenchRecord(BaseModel):
+class JsonRecord(BaseModel):
+    """A frozen record; what it holds can be written as JSON and read back."""
+
     model_config = ConfigDict(
         frozen=True, extra="ignore", allow_inf_nan=False, serialize_by_alias=True
     )
@@ -56,7 +58,7 @@ class _BenchRecord(BaseModel):
 # One run
 
 
-class BenchCell(_BenchRecord):
+class BenchCell(JsonRecord):
     """Which run."""
 
     preset: Name
@@ -66,7 +68,7 @@ class BenchCell(_BenchRecord):
     rep: Count = Field(description="Repetition, from 0.")
 
 
-class Phases(_BenchRecord):
+class Phases(JsonRecord):
     """Where verify steps spent their time: seconds of a run, or mean milliseconds of a step."""
 
     draft_levels: list[Amount] = Field(
@@ -82,7 +84,7 @@ class Phases(_BenchRecord):
     host: Amount = Field(default=0.0, description="The rest: stop rule, bookkeeping, text.")
 
 
-class MemoryBytes(_BenchRecord):
+class MemoryBytes(JsonRecord):
     """Bytes by owner; of a summary the largest over its samples."""
 
     weights: Count = 0
@@ -103,14 +105,14 @@ def memory_bytes(memory: Memory) -> MemoryBytes:
     )
 
 
-class Joules(_BenchRecord):
+class Joules(JsonRecord):
     """Energy of the whole GPU during the two halves of a run."""
 
     prefill: Amount
     decode: Amount
 
 
-class FirstDifference(_BenchRecord):
+class FirstDifference(JsonRecord):
     """Where an output leaves the one that it was compared with."""
 
     index: Count = Field(description="Of the output token, from 0.")
@@ -127,7 +129,7 @@ def first_difference(found: "Difference | None") -> FirstDifference | None:
     return FirstDifference(index=found.index, expected=found.expected, got=found.got, margin=margin)
 
 
-class Sample(_BenchRecord):
+class Sample(JsonRecord):
     """One run, as it was measured."""
 
     cell: BenchCell
@@ -192,7 +194,7 @@ def ratio_of(top: float, bottom: float) -> float | None:
     return ratio if ratio < math.inf else None
 
 
-class Floor(_BenchRecord):
+class Floor(JsonRecord):
     """The least time that this hardware allows, for one preset at one length.
 
     Bytes are what a step cannot avoid reading: the target's weights, and its keys and values of
@@ -228,7 +230,7 @@ class Floor(_BenchRecord):
 # What was to be measured
 
 
-class TargetFacts(_BenchRecord):
+class TargetFacts(JsonRecord):
     """Which target."""
 
     repo: str
@@ -236,7 +238,7 @@ class TargetFacts(_BenchRecord):
     dtype: str
 
 
-class DraftFacts(_BenchRecord):
+class DraftFacts(JsonRecord):
     """Which draft."""
 
     kind: str
@@ -245,7 +247,7 @@ class DraftFacts(_BenchRecord):
     trained_context_tokens: Count
 
 
-class StandInFacts(_BenchRecord):
+class StandInFacts(JsonRecord):
     """Weights that are not the checkpoints' own: the shapes are the preset's, the text is not."""
 
     pair: str = Field(description="Whose behaviour is measured.")
@@ -253,7 +255,7 @@ class StandInFacts(_BenchRecord):
     about: str
 
 
-class PresetFacts(_BenchRecord):
+class PresetFacts(JsonRecord):
     """A preset as far as a measurement depends on it."""
 
     name: Name
@@ -264,7 +266,7 @@ class PresetFacts(_BenchRecord):
     stand_in: StandInFacts | None = None
 
 
-class BenchDocument(_BenchRecord):
+class BenchDocument(JsonRecord):
     """A text to measure on."""
 
     name: str
@@ -272,14 +274,14 @@ class BenchDocument(_BenchRecord):
     characters: Count
 
 
-class SkippedText(_BenchRecord):
+class SkippedText(JsonRecord):
     """Something that was left out, where, and why. Counted, never fatal."""
 
     where: str
     reason: str
 
 
-class DataFacts(_BenchRecord):
+class DataFacts(JsonRecord):
     """The texts, and what was left out."""
 
     name: str
@@ -287,7 +289,7 @@ class DataFacts(_BenchRecord):
     skipped: tuple[SkippedText, ...] = ()
 
 
-class Plan(_BenchRecord):
+class Plan(JsonRecord):
     """Everything that decides what is measured; equal plans may share a journal.
 
     The order of its cells interleaves: documents outermost, then lengths, then the modes in a
@@ -339,7 +341,7 @@ class Plan(_BenchRecord):
         return groups * len(self.modes)
 
 
-class Environment(_BenchRecord):
+class Environment(JsonRecord):
     """Machine and libraries."""
 
     device: str
@@ -354,7 +356,7 @@ class Environment(_BenchRecord):
     os: str
 
 
-class Build(_BenchRecord):
+class Build(JsonRecord):
     """The program, and the short hash of its source where that is known."""
 
     version: str
@@ -364,7 +366,7 @@ class Build(_BenchRecord):
 # The report
 
 
-class Spread(_BenchRecord):
+class Spread(JsonRecord):
     """How values lie over samples; ``low`` and ``high`` are the extremes."""
 
     median: Amount
@@ -375,7 +377,7 @@ class Spread(_BenchRecord):
     outliers: Count = Field(description="Modified z-score above 3.5.")
 
 
-class Interval(_BenchRecord):
+class Interval(JsonRecord):
     """An estimate over documents with its 95 % bootstrap interval; one document has no bounds."""
 
     value: Amount
@@ -392,14 +394,14 @@ class Interval(_BenchRecord):
         return self.model_copy(update=moved)
 
 
-class OverFloor(_BenchRecord):
+class OverFloor(JsonRecord):
     """Measured time over the least time that this machine allows."""
 
     decode: Amount | None
     prefill: Amount | None
 
 
-class Equality(_BenchRecord):
+class Equality(JsonRecord):
     """How many outputs were compared with plain decoding's, and how many are the same."""
 
     checked: Count
@@ -413,7 +415,7 @@ class LocatedDifference(FirstDifference):
     rep: Count
 
 
-class Summary(_BenchRecord):
+class Summary(JsonRecord):
     """What the samples of one preset, mode and length say."""
 
     n: Positive = Field(description="Samples.")
@@ -441,7 +443,7 @@ class Summary(_BenchRecord):
         return self.equal is not None and self.equal.equal < self.equal.checked
 
 
-class BenchRow(_BenchRecord):
+class BenchRow(JsonRecord):
     """All runs of one preset, mode and length, by document and then repetition."""
 
     preset: Name
@@ -451,21 +453,21 @@ class BenchRow(_BenchRecord):
     summary: Summary
 
 
-class MissingCell(_BenchRecord):
+class MissingCell(JsonRecord):
     """A run that was planned and not made, and why."""
 
     cell: BenchCell
     reason: str
 
 
-class BenchWarning(_BenchRecord):
+class BenchWarning(JsonRecord):
     """Something that the reader should know, with what to do about it."""
 
     code: str
     message: str
 
 
-class PublishedRow(_BenchRecord):
+class PublishedRow(JsonRecord):
     """A published result of the same pair, taken elsewhere."""
 
     preset: str
@@ -482,7 +484,7 @@ class PublishedRow(_BenchRecord):
     reason: str
 
 
-class Bench(_BenchRecord):
+class Bench(JsonRecord):
     """A finished or interrupted bench: every raw sample, and what follows from them."""
 
     schema_name: Literal["specx.bench/1"] = Field(default="specx.bench/1", alias="schema")
@@ -535,7 +537,7 @@ def _once(seen: dict[object, str], what: object, where: str) -> None:
 # Comparisons
 
 
-class Origin(_BenchRecord):
+class Origin(JsonRecord):
     """One of two saved benches."""
 
     path: str | None = Field(description="As given.")
@@ -545,7 +547,7 @@ class Origin(_BenchRecord):
     stand_in: bool = Field(default=False, description="Whether a preset had stand-in weights.")
 
 
-class Change(_BenchRecord):
+class Change(JsonRecord):
     """One preset, mode and length in both benches, over the ``n`` documents that both have."""
 
     preset: Name
@@ -568,7 +570,7 @@ class Change(_BenchRecord):
         return self.low_percent <= 0 <= self.high_percent
 
 
-class Unmatched(_BenchRecord):
+class Unmatched(JsonRecord):
     """Documents of a row for which only one bench has the metric."""
 
     preset: Name
@@ -578,7 +580,7 @@ class Unmatched(_BenchRecord):
     documents: Annotated[list[BenchDocument], Field(min_length=1)]
 
 
-class SavedComparison(_BenchRecord):
+class SavedComparison(JsonRecord):
     """Two saved benches, joined on preset, mode, length and the SHA-256 of the documents."""
 
     schema_name: Literal["specx.compare/1"] = Field(default="specx.compare/1", alias="schema")
@@ -591,7 +593,7 @@ class SavedComparison(_BenchRecord):
     only_in_b: list[Unmatched]
 
 
-class LiveInput(_BenchRecord):
+class LiveInput(JsonRecord):
     """The document as it was read."""
 
     path: str | None = Field(description="null: standard input.")
@@ -602,14 +604,14 @@ class LiveInput(_BenchRecord):
     tokens: Count = Field(description="Of the document alone, in target tokens.")
 
 
-class TokenCounts(_BenchRecord):
+class TokenCounts(JsonRecord):
     """Counts in target tokens."""
 
     prompt: Count = Field(description="The whole prompt, template included.")
     new: Count
 
 
-class LiveTimes(_BenchRecord):
+class LiveTimes(JsonRecord):
     """Seconds, loading excluded."""
 
     prefill_target: Amount
@@ -620,7 +622,7 @@ class LiveTimes(_BenchRecord):
     total: Amount
 
 
-class Rates(_BenchRecord):
+class Rates(JsonRecord):
     """Tokens per second; null where nothing was read or written to the end."""
 
     prefill_tok_s: Amount | None = Field(description="prompt / prefill of target and draft")
@@ -628,7 +630,7 @@ class Rates(_BenchRecord):
     end_to_end_tok_s: Amount | None = Field(description="new / total")
 
 
-class Acceptance(_BenchRecord):
+class Acceptance(JsonRecord):
     """Drafting. All nodes of a tree count as drafted, so most cannot be accepted."""
 
     steps: Count
@@ -638,13 +640,13 @@ class Acceptance(_BenchRecord):
     tokens_per_step: Amount | None = Field(description="accepted_per_step + 1")
 
 
-class LiveWarning(_BenchRecord):
+class LiveWarning(JsonRecord):
     """Something that the user should know."""
 
     message: str
 
 
-class LiveRow(_BenchRecord):
+class LiveRow(JsonRecord):
     """One mode of one preset; speed-ups and equality are against the first run."""
 
     preset: Name
@@ -663,7 +665,7 @@ class LiveRow(_BenchRecord):
     warnings: list[LiveWarning] = []
 
 
-class LiveComparison(_BenchRecord):
+class LiveComparison(JsonRecord):
     """One document through several modes or presets."""
 
     schema_name: Literal["specx.compare/1"] = Field(default="specx.compare/1", alias="schema")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Context, Option, Typer
 
 from specx.cli.bench_diff import diff
-from specx.cli.bench_output import BenchProgress, Exports, as_text, render
+from specx.cli.bench_output import BenchProgress, Exports, as_text, render, settle_libraries
 from specx.cli.console import Screen
 from specx.cli.errors import CONDITION_HELD, DIFFERENCE, SOME_FAILED
 from specx.cli.fetching import downloads_shown
@@ -176,7 +176,7 @@ def _bench(context: Context, request: BenchRequest) -> int:
         return _show(request, screen, exports, conditions, _read(request.saved, request.paper))
     options = _options(request)
     budget_s = _seconds(request.budget)
-    _settle_libraries(screen, offline=options.offline)
+    settle_libraries(screen, offline=options.offline)
     setup = _prepare(options, screen)
     if request.dry_run:
         return _dry_run(request, setup)
@@ -207,14 +207,6 @@ def _read(path: str, paper: bool) -> "Bench":
 
         saved = with_paper(saved, presets_of(saved))
     return saved
-
-
-def _settle_libraries(screen: Screen, *, offline: bool) -> None:
-    """What others read when they are imported."""
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    if screen.verbose < 2:
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def _options(request: BenchRequest) -> "Options":

@@ -39,6 +39,14 @@ _PHASE_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#E69F00", "#D55E00
 _PHASE_MARKS = "█▓▒░▚▞▄▀▌"
 
 
+def settle_libraries(screen: Screen, *, offline: bool) -> None:
+    """What others read when they are imported."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    if screen.verbose < 2:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
 class BenchProgress:
     """Events as they come: a bar with the cell under way, or a rare line in a log; with ``-v``
     one line a finished cell too."""

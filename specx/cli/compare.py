@@ -4,7 +4,6 @@ Goes in: options and a document's name. Comes out: a view on stderr while it run
 JSON object in the sink, an exit code. It does not know how a run is made.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Context, Option
 
-from specx.cli.bench_output import Report
+from specx.cli.bench_output import Report, settle_libraries
 from specx.cli.console import Screen
 from specx.cli.errors import DIFFERENCE
 from specx.cli.fetching import downloads_shown
@@ -188,10 +187,7 @@ def _race(name: str, request: CompareRequest, screen: Screen, sources: Sources) 
 def _announce(contestants: "Sequence[Contestant]", settings: Settings, screen: Screen) -> None:
     from specx.bench.comparison import WARMUP_NEW_TOKENS, WARMUP_PROMPT_TOKENS
 
-    if settings.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
-    if screen.verbose < 2:
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    settle_libraries(screen, offline=settings.offline)
     is_small = any(each.preset.target.repo == "pocket/target" for each in contestants)
     if is_small and (screen.is_terminal or screen.verbose):
         screen.note("pocket is a small demonstration model; see specx presets for others")
