@@ -1,6 +1,6 @@
 """Measuring: which runs to make, what one run yields, and what many of them say.
 
-``plan`` lists the cells, ``runner`` runs them and keeps a ``journal``, ``report`` turns samples
-into one ``specx.bench/1`` object. What is shown (``views``) and compared (``saved``) is made from
-that object alone. Nothing here knows a screen.
+``schema`` has every record from a run to the report. ``runner`` runs the cells of a plan and keeps
+a ``journal``, ``summary`` makes the report of it. What is shown (``render``) and compared
+(``saved``) is made from that report alone. Nothing here knows a screen.
 """

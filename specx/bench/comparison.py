@@ -1,21 +1,34 @@
 """The same document through several pairs of preset and mode, one run after another.
 
 In: words such as ``spec`` or ``qwen3-8b:specx+window``, a document and what to do with it. Out:
-events while it runs, one ``Run`` each, and the ``specx.compare/1`` object of kind ``live``. It
-does not know files or the screen.
+events while it runs, one ``LiveRun`` each, and a ``LiveComparison``. It does not know files or the
+screen.
 
 Runs do not overlap: they would share one processor, and each would slow the others down.
 """
 
 import datetime
 import difflib
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from specx._version import __version__
 from specx.bench.modes import BASES, GROUPS, WITNESSES, Variant, parse_mode
+from specx.bench.schema import (
+    Acceptance,
+    Environment,
+    LiveComparison,
+    LiveInput,
+    LiveRow,
+    LiveTimes,
+    LiveWarning,
+    Rates,
+    TokenCounts,
+    first_difference,
+    memory_bytes,
+    ratio_of,
+)
 from specx.core.config import SamplingConfig
 from specx.core.stats import GenerationStats, Prefill
 from specx.errors import UsageError
@@ -55,7 +68,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class LiveRun:
     """One finished run, and how its text relates to the first run's.
 
     ``equal`` is None for the first run and where texts cannot be compared; ``why`` says why not.
@@ -95,7 +108,7 @@ class Ended:
     """A contestant is through."""
 
     index: int
-    run: Run
+    run: LiveRun
 
 
 Event = Began | Progressed | Ended
@@ -187,7 +200,7 @@ class Race:
 
     def __init__(self, contestants: Sequence[Contestant], task: Task) -> None:
         self.contestants, self.task = tuple(contestants), task
-        self.runs: list[Run] = []
+        self.runs: list[LiveRun] = []
         self._engines: dict[str, Engine] = {}
         self._prompts: list[tuple[int, ...]] = []  # of the runs
         self._stream: Stream | None = None
@@ -266,9 +279,9 @@ class Race:
 
     def _judged(
         self, contestant: Contestant, engine: "Engine", prompt: "Prompt", result: "Result"
-    ) -> Run:
+    ) -> LiveRun:
         facts = (prompt.document_tokens, engine.device, engine.dtype)
-        run = Run(contestant, result, *facts, remarks=engine.remarks)
+        run = LiveRun(contestant, result, *facts, remarks=engine.remarks)
         if not self.runs:
             return run
         first = self.runs[0]
@@ -294,7 +307,7 @@ class Race:
         )
 
 
-def _incomparable(first: Run, run: Run) -> str:
+def _incomparable(first: LiveRun, run: LiveRun) -> str:
     """Why two texts need not be the same; "" if they must be."""
     one, other = first.contestant.preset.target, run.contestant.preset.target
     if (one.repo, one.revision) != (other.repo, other.revision):
@@ -302,92 +315,82 @@ def _incomparable(first: Run, run: Run) -> str:
     return "another dtype" if first.dtype != run.dtype else ""
 
 
-def speedup(run: Run, first: Run) -> float | None:
+def speedup(run: LiveRun, first: LiveRun) -> float | None:
     """Decode rate over the first run's; None for the first run and where a rate is missing."""
-    return _ratio(run, first, "decode_tok_s")
+    if run is first:
+        return None
+    return _ratio(rates(run.result.stats).decode_tok_s, rates(first.result.stats).decode_tok_s)
 
 
-def end_to_end_speedup(run: Run, first: Run) -> float | None:
+def end_to_end_speedup(run: LiveRun, first: LiveRun) -> float | None:
     """The same for the rate over the whole request."""
-    return _ratio(run, first, "end_to_end_tok_s")
+    mine, other = (rates(each.result.stats).end_to_end_tok_s for each in (run, first))
+    return None if run is first else _ratio(mine, other)
 
 
-def _ratio(run: Run, first: Run, rate: str) -> float | None:
-    mine, other = (rates(each.result.stats)[rate] for each in (run, first))
-    return None if run is first or mine is None or other is None else mine / other
+def _ratio(mine: float | None, other: float | None) -> float | None:
+    return None if mine is None or other is None else ratio_of(mine, other)
 
 
-def rates(stats: GenerationStats) -> dict[str, float | None]:
+def rates(stats: GenerationStats) -> Rates:
     """Tokens per second; None where nothing was read or written to the end."""
     if not stats.new_tokens:  # ended while reading: the prompt was not read as a whole
-        return dict.fromkeys(("prefill_tok_s", "decode_tok_s", "end_to_end_tok_s"))
-    return {
-        "prefill_tok_s": stats.prefill_tokens_per_s or None,
-        "decode_tok_s": stats.decode_tokens_per_s or None,
-        "end_to_end_tok_s": stats.end_to_end_tokens_per_s or None,
-    }
+        return Rates(prefill_tok_s=None, decode_tok_s=None, end_to_end_tok_s=None)
+    return Rates(
+        prefill_tok_s=stats.prefill_tokens_per_s or None,
+        decode_tok_s=stats.decode_tokens_per_s or None,
+        end_to_end_tok_s=stats.end_to_end_tokens_per_s or None,
+    )
 
 
-def live_object(
-    runs: Sequence[Run], document: "Document", environment: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The ``specx.compare/1`` object of at least one finished run. Times in s, sizes in bytes."""
-    return {
-        "schema": "specx.compare/1",
-        "kind": "live",
-        "specx": {"version": __version__},
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "input": {
-            "path": document.path,
-            "name": document.name,
-            "format": document.format,
-            "bytes": document.bytes,
-            "sha256": document.sha256,
-            "tokens": runs[0].document_tokens,
-        },
-        "env": dict(environment),
-        "runs": [_run_object(run, runs[0]) for run in runs],
-    }
+def live_comparison(
+    runs: Sequence[LiveRun], document: "Document", environment: Mapping[str, Any]
+) -> LiveComparison:
+    """At least one finished run as what is written to a file."""
+    return LiveComparison(
+        specx={"version": __version__},
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        input=LiveInput(
+            path=document.path,
+            name=document.name,
+            format=document.format,
+            bytes=document.bytes,
+            sha256=document.sha256,
+            tokens=runs[0].document_tokens,
+        ),
+        env=Environment(**environment),
+        runs=[_live_row(run, runs[0]) for run in runs],
+    )
 
 
-def _run_object(run: Run, first: Run) -> dict[str, Any]:
-    stats, difference = run.result.stats, run.difference
-    margin = None if difference is None else difference.margin
-    if margin is not None and not math.isfinite(margin):  # a token that the filters had removed
-        margin = None
-    return {
-        "preset": run.contestant.preset.name,
-        "mode": run.contestant.variant.name,
-        "text": run.result.text,
-        "finish_reason": run.result.finish_reason,
-        "tokens": {"prompt": stats.prompt_tokens, "new": stats.new_tokens},
-        "time_s": {
-            "prefill_target": stats.prefill_target_s,
-            "prefill_draft": stats.prefill_draft_s,
-            "tune": stats.tune_s,
-            "ttft": stats.ttft_s,
-            "decode": stats.decode_s,
-            "total": stats.total_s,
-        },
-        "rate": rates(stats),
-        "accept": {
-            "steps": len(stats.steps),
-            "drafted": stats.drafted,
-            "accepted": stats.accepted,
-            "accepted_per_step": stats.accepted_per_step if stats.steps else None,
-            "tokens_per_step": stats.tokens_per_step if stats.steps else None,
-        },
-        "memory": {
-            "weights": stats.memory.weights_bytes,
-            "kv_target": stats.memory.kv_target_bytes,
-            "kv_draft": stats.memory.kv_draft_bytes,
-            "peak": stats.memory.peak_bytes,
-        },
-        "speedup": speedup(run, first),
-        "end_to_end_speedup": end_to_end_speedup(run, first),
-        "equal": run.equal,
-        "first_difference": None
-        if difference is None
-        else {**asdict(difference), "margin": margin},
-        "warnings": [{"message": message} for message in (*run.remarks, *run.result.warnings)],
-    }
+def _live_row(run: LiveRun, first: LiveRun) -> LiveRow:
+    stats = run.result.stats
+    return LiveRow(
+        preset=run.contestant.preset.name,
+        mode=run.contestant.variant.name,
+        text=run.result.text,
+        finish_reason=run.result.finish_reason,
+        tokens=TokenCounts(prompt=stats.prompt_tokens, new=stats.new_tokens),
+        time_s=LiveTimes(
+            prefill_target=stats.prefill_target_s,
+            prefill_draft=stats.prefill_draft_s,
+            tune=stats.tune_s,
+            ttft=stats.ttft_s,
+            decode=stats.decode_s,
+            total=stats.total_s,
+        ),
+        rate=rates(stats),
+        accept=Acceptance(
+            steps=len(stats.steps),
+            drafted=stats.drafted,
+            accepted=stats.accepted,
+            accepted_per_step=stats.accepted_per_step if stats.steps else None,
+            tokens_per_step=stats.tokens_per_step if stats.steps else None,
+        ),
+        memory=memory_bytes(stats.memory),
+        speedup=speedup(run, first),
+        end_to_end_speedup=end_to_end_speedup(run, first),
+        equal=run.equal,
+        first_difference=first_difference(run.difference),
+        warnings=[LiveWarning(message=message) for message in (*run.remarks, *run.result.warnings)],
+    )

@@ -1,6 +1,6 @@
 """Conditions under which a bench or a comparison counts as failed: ``speedup<1.0@specx@16k``.
 
-In: the texts of ``--fail-if`` and a ``specx.bench/1`` object, or the rows of a comparison. Out: one
+In: the texts of ``--fail-if`` and a bench, or the rows of a comparison. Out: one
 sentence for every place where a condition holds, and one for every condition that applied nowhere.
 It does not know options, exit codes or the screen.
 
@@ -17,7 +17,7 @@ from typing import Literal
 
 from specx.bench.lengths import parse_lengths
 from specx.bench.modes import parse_mode
-from specx.bench.record import Object
+from specx.bench.schema import Bench, BenchRow, Interval, Spread, Summary
 from specx.errors import UsageError
 
 Part = Literal["value", "low", "high"]
@@ -67,7 +67,6 @@ _SHAPE = re.compile(
     r"\s*(?P<operator>[<>=!]+)\s*(?P<limit>[+-]?[0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?P<percent>%?)"
     r"\s*(?P<scope>(?:@[^@]*)*)"
 )
-_RATES = ("decode_tok_s", "prefill_tok_s", "end_to_end_tok_s")
 _OF_DRAFTS = ("tokens_per_step", "accepted_per_step")
 _GIB = 1 << 30
 
@@ -130,28 +129,28 @@ def parse_condition(text: str, metrics: Mapping[str, Metric]) -> Condition:
     )
 
 
-def failures(conditions: Sequence[Condition], bench: Object) -> list[str]:
-    """A sentence for every cell of a ``specx.bench/1`` object in which a condition holds."""
+def failures(conditions: Sequence[Condition], bench: Bench) -> list[str]:
+    """A sentence for every cell of a bench in which a condition holds."""
     return [
-        f"{_comparison(condition, value)} at {_place(cell)}"
+        f"{_comparison(condition, value)} at {row.preset} · {row.mode} · {row.length:,}"
         for condition in conditions
-        for cell, value in _values(condition, bench)
+        for row, value in _values(condition, bench)
         if condition.holds(value)
     ]
 
 
-def unmatched(conditions: Sequence[Condition], bench: Object) -> list[str]:
+def unmatched(conditions: Sequence[Condition], bench: Bench) -> list[str]:
     """A sentence for every condition that applied to no cell, and so was never checked."""
     sentences = []
     for condition in conditions:
         if any(True for _ in _values(condition, bench)):
             continue
-        cells = bench["cells"]
-        if condition.mode is not None and all(cell["mode"] != condition.mode for cell in cells):
-            reason = f"mode {condition.mode} was not measured"
-        elif not any(_is_in_scope(condition, cell) for cell in cells):
-            what = "nothing" if condition.mode is None else f"no run of {condition.mode}"
-            where = "" if condition.length is None else f" at {condition.length:,} tokens"
+        mode, length = condition.mode, condition.length
+        if mode is not None and all(row.mode != mode for row in bench.cells):
+            reason = f"mode {mode} was not measured"
+        elif not any(_is_in_scope(condition, row) for row in bench.cells):
+            what = "nothing" if mode is None else f"no run of {mode}"
+            where = "" if length is None else f" at {length:,} tokens"
             reason = f"{what} was measured{where}"
         else:
             reason = f"no cell there has a value of {condition.name}"
@@ -223,43 +222,36 @@ def _wrong(text: str, reason: str, metrics: Mapping[str, Metric]) -> UsageError:
     )
 
 
-def _values(condition: Condition, bench: Object) -> Iterator[tuple[Object, float]]:
-    """Cells in the scope of ``condition`` in which its metric has a value."""
-    for cell in bench["cells"]:
-        if _is_in_scope(condition, cell):
-            value = _value(condition, cell["summary"])
+def _values(condition: Condition, bench: Bench) -> Iterator[tuple[BenchRow, float]]:
+    """Rows in the scope of ``condition`` in which its metric has a value."""
+    for row in bench.cells:
+        if _is_in_scope(condition, row):
+            value = _value(condition, row.summary)
             if value is not None:
-                yield cell, value
+                yield row, value
 
 
-def _is_in_scope(condition: Condition, cell: Object) -> bool:
-    if condition.metric in _OF_DRAFTS and cell["mode"] == "plain" and condition.mode is None:
+def _is_in_scope(condition: Condition, row: BenchRow) -> bool:
+    if condition.metric in _OF_DRAFTS and row.mode == "plain" and condition.mode is None:
         return False  # one token a step by definition; who writes @plain gets it
-    return condition.mode in (None, cell["mode"]) and condition.length in (None, cell["length"])
+    return condition.mode in (None, row.mode) and condition.length in (None, row.length)
 
 
-def _value(condition: Condition, summary: Object) -> float | None:
-    metric, part = condition.metric, condition.part
-    if metric == "peak_gib":
-        return float(summary["memory"]["peak"]) / _GIB
-    if metric == "equal":
-        equal = summary["equal"]
-        return equal["equal"] / equal["checked"] if equal and equal["checked"] else None
-    found = summary[metric]
+def _value(condition: Condition, summary: Summary) -> float | None:
+    match condition.metric:
+        case "peak_gib":
+            return summary.memory.peak / _GIB
+        case "equal":
+            equal = summary.equal
+            return equal.equal / equal.checked if equal and equal.checked else None
+        case "floor":
+            return summary.floor.decode if summary.floor else None
+    found: Spread | Interval | None = getattr(summary, condition.metric)
     if found is None:
         return None
-    if metric == "floor":
-        part_name = "decode"
-    elif metric in _RATES and part == "value":
-        part_name = "median"
-    else:
-        part_name = part
-    value = found[part_name]
-    return None if value is None else float(value)
-
-
-def _place(cell: Object) -> str:
-    return f"{cell['preset']} · {cell['mode']} · {cell['length']:,}"
+    if condition.part == "value":
+        return found.median if isinstance(found, Spread) else found.value
+    return found.low if condition.part == "low" else found.high
 
 
 def _comparison(condition: Condition, value: float, unit: str = "") -> str:

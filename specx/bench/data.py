@@ -10,20 +10,22 @@ import json
 import os
 import re
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from specx.bench.hub_data import find_file
-from specx.bench.record import BenchDocument, Skipped
+from specx.bench.schema import BenchDocument, SkippedText
+from specx.checkpoints.download import fetch_file
+from specx.checkpoints.repository import find, not_cached
 from specx.documents.document import read_document
 from specx.errors import DocumentError, UsageError
 
 if TYPE_CHECKING:
     from specx.checkpoints.tokenizer import Tokenizer
-    from specx.prompts import Prompt
+    from specx.engine import Engine
+    from specx.prompts import Prompt, Prompter
 
 SAMPLE = "sample"
 MAX_LINE_BYTES = 16 << 20
@@ -37,6 +39,8 @@ _LINES = (".jsonl", ".jsonl.gz")
 _TABLES = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".jsonl.zst", ".jsonl.bz2", ".jsonl.xz")
 _TEXTS = (".txt", ".md", ".markdown", ".text", ".gz")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
+#: Parts of a file's name, the most wanted first: what a model was not trained on.
+_SPLITS = (r"test", r"validation|valid|val|dev")
 # The evaluation files published with SpecExtend wrap every text in a request of their own; the
 # preset's takes its place.
 _FRAME_BEGIN = re.compile(r"\A.{0,300}?^### Text:[ \t]*\n", re.DOTALL | re.MULTILINE)
@@ -67,20 +71,7 @@ class BenchData:
 
     name: str
     documents: tuple[Text, ...]
-    skipped: tuple[Skipped, ...]
-
-
-class PromptMaker(Protocol):
-    """What cutting needs of an engine, or of a ``Prompter``."""
-
-    @property
-    def tokenizer(self) -> "Tokenizer":
-        """The target's."""
-        ...
-
-    def prompt(self, document: str, instruction: str | None = None) -> "Prompt":
-        """A whole request; ``instruction`` None asks for the preset's summary."""
-        ...
+    skipped: tuple[SkippedText, ...]
 
 
 def load_data(
@@ -113,7 +104,7 @@ def load_data(
     return BenchData(name, tuple(pool.documents), pool.all_skipped(name))
 
 
-def cut_prompt(engine: PromptMaker, text: str, tokens: int) -> "Prompt | None":
+def cut_prompt(engine: "Engine | Prompter", text: str, tokens: int) -> "Prompt | None":
     """The summary request over the beginning of ``text`` that has ``tokens`` tokens in all.
 
     Template, instruction and BOS count. Nothing is padded or repeated: None when ``text`` is too
@@ -139,12 +130,12 @@ def cut_prompt(engine: PromptMaker, text: str, tokens: int) -> "Prompt | None":
 
 
 def _nearest(
-    engine: PromptMaker, text: str, ends: Sequence[int], tokens: int, keep: int
+    engine: "Engine | Prompter", text: str, ends: Sequence[int], tokens: int, keep: int
 ) -> "Prompt | None":
     """Try to keep ``keep`` tokens of the text, then as the excess says, then neighbours.
 
     The count of the whole is not the sum of its parts: a word that was cut in two, or the line
-    break behind the last word, may be encoded in another way.
+    break after the last word, may be encoded in another way.
     """
     tried: dict[int, Prompt] = {}
 
@@ -185,7 +176,7 @@ class _Pool:
     def __init__(self, wanted: int) -> None:
         self.documents: list[Text] = []
         self._wanted, self._characters = wanted, 0
-        self._skipped: list[Skipped] = []
+        self._skipped: list[SkippedText] = []
         self._not_named = 0
         self._names: dict[str, str] = {}  # by hash of the text
 
@@ -193,7 +184,7 @@ class _Pool:
     def is_full(self) -> bool:
         return len(self.documents) >= self._wanted or self._characters >= MAX_CHARACTERS
 
-    def add(self, found: Text | Skipped) -> None:
+    def add(self, found: Text | SkippedText) -> None:
         if isinstance(found, Text):
             sha256 = found.sha256
             if sha256 not in self._names:
@@ -201,16 +192,16 @@ class _Pool:
                 self._characters += len(found.text)
                 self.documents.append(found)
                 return
-            found = Skipped(where=found.name, reason=f"the same text as {self._names[sha256]}")
+            found = SkippedText(where=found.name, reason=f"the same text as {self._names[sha256]}")
         if len(self._skipped) < MAX_SKIPPED:
             self._skipped.append(found)
         else:
             self._not_named += 1
 
-    def all_skipped(self, name: str) -> tuple[Skipped, ...]:
+    def all_skipped(self, name: str) -> tuple[SkippedText, ...]:
         if not self._not_named:
             return tuple(self._skipped)
-        rest = Skipped(where=name, reason=f"{self._not_named:,} more, not named one by one")
+        rest = SkippedText(where=name, reason=f"{self._not_named:,} more, not named one by one")
         return (*self._skipped, rest)
 
 
@@ -253,7 +244,7 @@ def _source(spec: str, offline: bool) -> _Source:
     if spec == SAMPLE:
         return _Source(SAMPLE, str(Path(__file__).parent / "sample.jsonl"), True)
     if _is_repo(spec):
-        path = find_file(spec, _LINES, offline=offline)
+        path = _hub_file(spec, _LINES, offline=offline)
         return _Source(f"{spec}/{path.name}", str(path), True)
     path = Path(os.path.expanduser(spec))
     if os.path.isdir(path):
@@ -268,7 +259,45 @@ def _source(spec: str, offline: bool) -> _Source:
     return _Source(path.name, str(path), exists and suffix.endswith(_LINES))
 
 
-def _read(source: _Source, field: str) -> Iterator[Text | Skipped]:
+def _hub_file(repo: str, suffixes: tuple[str, ...], *, offline: bool) -> Path:
+    """A file of data set ``OWNER/NAME`` with one of ``suffixes``, a test split if there is one.
+
+    Raises ``UsageError`` when no file fits, ``ModelUnavailableError`` when the data set cannot be
+    had, ``ResourceError`` when the disk is full.
+    """
+    source = find(repo, None, offline=offline, kind="dataset")
+    if source.files is not None:
+        return fetch_file(source, source.files[_choose(repo, list(source.files), suffixes)])
+    names = [
+        path.relative_to(source.directory).as_posix()
+        for path in source.directory.rglob("*")
+        if path.is_file()
+    ]
+    try:
+        return source.directory / _choose(repo, names, suffixes)
+    except UsageError as error:  # of other files, which say nothing of what the Hub has
+        raise not_cached(repo, "dataset") from error
+
+
+def _choose(repo: str, names: Sequence[str], suffixes: tuple[str, ...]) -> str:
+    usable = sorted(name for name in names if name.lower().endswith(suffixes))
+    if not usable:
+        counts = Counter(os.path.splitext(name)[1][:20] for name in names)
+        counts.pop("", None)
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
+        raise UsageError(
+            f"data set {repo} holds no {' or '.join(suffixes)} file",
+            reason=f"it holds {kinds or 'no data'}",
+            hints=["convert one to JSON lines, one object a line, and name that file"],
+        )
+    for split in _SPLITS:
+        for name in usable:
+            if re.search(rf"(?<![a-z])({split})(?![a-z])", name.lower()):
+                return name
+    return usable[0]
+
+
+def _read(source: _Source, field: str) -> Iterator[Text | SkippedText]:
     if source.has_lines:
         yield from _read_lines(source, field)
         return
@@ -282,7 +311,7 @@ def _read(source: _Source, field: str) -> Iterator[Text | Skipped]:
     yield Text(document.name, document.text)
 
 
-def _read_lines(source: _Source, field: str) -> Iterator[Text | Skipped]:
+def _read_lines(source: _Source, field: str) -> Iterator[Text | SkippedText]:
     stem = re.sub(r"\.jsonl(\.gz)?$", "", source.label, flags=re.IGNORECASE)
     number = 0
     with _open(source.path) as plain:
@@ -295,16 +324,16 @@ def _read_lines(source: _Source, field: str) -> Iterator[Text | Skipped]:
                 try:
                     found = _parse(raw, field)
                 except _Unusable as error:
-                    yield Skipped(where=f"{source.label} line {number}", reason=str(error))
+                    yield SkippedText(where=f"{source.label} line {number}", reason=str(error))
                     continue
                 if found is not None:
                     name, text = found
                     yield Text(name or f"{stem}-{number}", text)
         except (OSError, EOFError, zlib.error) as error:
             reason = f"the file is damaged: {error}"
-            yield Skipped(where=f"{source.label} line {number + 1}", reason=reason)
+            yield SkippedText(where=f"{source.label} line {number + 1}", reason=reason)
         except _Unusable as error:
-            yield Skipped(where=source.label, reason=str(error))
+            yield SkippedText(where=source.label, reason=str(error))
 
 
 def _open(path: str) -> BinaryIO:

@@ -7,18 +7,26 @@ its work when a token is seen.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from itertools import zip_longest
 
 from specx.bench.data import cut_prompt
 from specx.bench.energy import GpuEnergy
 from specx.bench.modes import Variant
-from specx.bench.plan import PresetFacts, preset_facts
-from specx.bench.record import Cell, Difference, Floor, Joules, MemoryBytes, Phases, Sample
 from specx.bench.roofline import measure_floor
+from specx.bench.schema import (
+    BenchCell,
+    FirstDifference,
+    Floor,
+    Joules,
+    Phases,
+    Sample,
+    first_difference,
+    memory_bytes,
+)
 from specx.bench.transformers_baseline import Witnesses
 from specx.checkpoints.load import ModelPair
 from specx.core.config import SamplingConfig
-from specx.core.stats import GenerationStats, StepStats
+from specx.core.stats import GenerationStats
 from specx.engine import Engine
 from specx.errors import ResourceError
 from specx.prompts import Prompt
@@ -29,47 +37,8 @@ class Interrupted(Exception):
     """The run was cancelled; there is no sample."""
 
 
-class Subject(Protocol):
-    """A loaded preset as the runner sees it."""
-
-    @property
-    def facts(self) -> PresetFacts:
-        """What the plan keeps of the preset."""
-        ...
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know about the files behind it."""
-        ...
-
-    def prompt(self, text: str, tokens: int) -> Prompt | None:
-        """A prompt of ``tokens`` tokens over the beginning of ``text``; None: it is too short."""
-        ...
-
-    def run(self, cell: Cell, variant: Variant, prompt: Prompt) -> Sample:
-        """One run. Raises ``Interrupted`` after ``cancel``, ``ResourceError`` out of memory."""
-        ...
-
-    def difference(
-        self, prompt: Prompt, plain: Sequence[int], tokens: Sequence[int]
-    ) -> Difference | None:
-        """Where ``tokens`` part from plain decoding's."""
-        ...
-
-    def floor(self, length: int, *, again: bool) -> Floor:
-        """The least time that this hardware allows at ``length`` tokens.
-
-        ``again``: measure the hardware once more and take the better figures.
-        """
-        ...
-
-    def cancel(self) -> None:
-        """End the run under way; safe from a signal handler."""
-        ...
-
-
-class EngineSubject:
-    """A real engine, and transformers' own generation on copies of its models where asked.
+class Subject:
+    """A loaded preset: an engine, and transformers' own generation on copies where asked.
 
     ``witness_pair``: those copies, where they cannot be loaded once more.
     """
@@ -81,7 +50,6 @@ class EngineSubject:
         max_tokens: int,
         ignore_eos: bool,
         sampling: SamplingConfig,
-        facts: PresetFacts | None = None,
         witness_pair: ModelPair | None = None,
         offline: bool = False,
         energy: GpuEnergy | None = None,
@@ -90,27 +58,21 @@ class EngineSubject:
         self._engine, self._clock, self._energy = engine, clock, energy
         self._max_tokens, self._ignore_eos, self._sampling = max_tokens, ignore_eos, sampling
         self._offline, self._witness_pair = offline, witness_pair
-        self._facts = facts or preset_facts(engine.preset, engine.kernels)
         self._stream: Stream | None = None
         self._is_cancelled = False
         self._witnesses: Witnesses | None = None
 
     @property
-    def facts(self) -> PresetFacts:
-        """See ``Subject``."""
-        return self._facts
-
-    @property
     def notes(self) -> tuple[str, ...]:
-        """See ``Subject``."""
+        """What the user should know about the preset's files."""
         return self._engine.notes
 
     def prompt(self, text: str, tokens: int) -> Prompt | None:
-        """See ``Subject``."""
+        """A prompt of ``tokens`` tokens over the beginning of ``text``; None: it is too short."""
         return cut_prompt(self._engine, text, tokens)
 
-    def run(self, cell: Cell, variant: Variant, prompt: Prompt) -> Sample:
-        """See ``Subject``."""
+    def run(self, cell: BenchCell, variant: Variant, prompt: Prompt) -> Sample:
+        """One run. Raises ``Interrupted`` after ``cancel``, ``ResourceError`` out of memory."""
         if self._is_cancelled:
             raise Interrupted
         if variant.witness is not None:
@@ -142,27 +104,26 @@ class EngineSubject:
 
     def difference(
         self, prompt: Prompt, plain: Sequence[int], tokens: Sequence[int]
-    ) -> Difference | None:
-        """See ``Subject``."""
+    ) -> FirstDifference | None:
+        """Where ``tokens`` part from plain decoding's."""
         found = self._engine.difference(prompt, plain, tokens, sampling=self._sampling)
-        if found is None:
-            return None
-        return Difference(
-            index=found.index, expected=found.expected, got=found.got, margin=found.margin
-        )
+        return first_difference(found)
 
     def floor(self, length: int, *, again: bool) -> Floor:
-        """See ``Subject``."""
+        """The least time that this hardware allows at ``length`` tokens.
+
+        ``again``: measure the hardware once more and take the better figures.
+        """
         engine = self._engine
         return measure_floor(engine.preset, engine.target, engine.draft, length, again=again)
 
     def cancel(self) -> None:
-        """See ``Subject``."""
+        """End the run under way; safe from a signal handler."""
         self._is_cancelled = True
         if self._stream is not None:
             self._stream.cancel()
 
-    def _witness(self, cell: Cell, variant: Variant, prompt: Prompt) -> Sample:
+    def _witness(self, cell: BenchCell, variant: Variant, prompt: Prompt) -> Sample:
         engine = self._engine
         assert variant.witness is not None
         if self._witnesses is None:
@@ -210,10 +171,9 @@ class EngineSubject:
 
 
 def _sample(
-    cell: Cell, stream: Stream, began: float, first: float, last: float, energy: Joules | None
+    cell: BenchCell, stream: Stream, began: float, first: float, last: float, energy: Joules | None
 ) -> Sample:
     result, stats = stream.result, stream.result.stats
-    memory = stats.memory
     return Sample(
         cell=cell,
         prompt_tokens=stats.prompt_tokens,
@@ -232,12 +192,7 @@ def _sample(
         histogram=stats.accepted_histogram,
         copied=stats.copied,
         phases=phases(stats, last - first),
-        memory=MemoryBytes(
-            weights=memory.weights_bytes,
-            kv_target=memory.kv_target_bytes,
-            kv_draft=memory.kv_draft_bytes,
-            peak=memory.peak_bytes,
-        ),
+        memory=memory_bytes(stats.memory),
         energy=energy,
         tokens=list(result.tokens),
         mode_reason=result.mode_reason,
@@ -247,7 +202,8 @@ def _sample(
 def phases(stats: GenerationStats, decode_s: float) -> Phases:
     """Where ``decode_s`` went; what no step accounts for is the host's."""
     spent = stats.phases_s
-    levels = _by_level(stats.steps)
+    by_level = zip_longest(*(step.draft_levels_s for step in stats.steps), fillvalue=0.0)
+    levels = [sum(level) for level in by_level]
     named_s = sum(spent.values()) - spent["host"]
     return Phases(
         draft_levels=levels,
@@ -258,14 +214,6 @@ def phases(stats: GenerationStats, decode_s: float) -> Phases:
         retrieve=spent["retrieve"],
         host=max(0.0, decode_s - named_s),
     )
-
-
-def _by_level(steps: Sequence[StepStats]) -> list[float]:
-    depth = max((len(step.draft_levels_s) for step in steps), default=0)
-    return [
-        sum(step.draft_levels_s[level] for step in steps if level < len(step.draft_levels_s))
-        for level in range(depth)
-    ]
 
 
 def _joules(start: float | None, first: float | None, end: float | None) -> Joules | None:

@@ -1,21 +1,22 @@
 """``--dry-run``: what a plan will cost, from the models' shapes and this hardware's speed.
 
-In: a setup. Out: an object and its lines. No weights are read: the models are laid out on torch's
-meta device, and bandwidth and matmul rate are measured with buffers of their own.
+In: a setup. Out: an ``Estimate`` and its lines. No weights are read: the models are laid out on
+torch's meta device, and bandwidth and matmul rate are measured with buffers of their own.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from specx.bench.prepare import Setup, find_pair
-from specx.bench.record import Object
 from specx.bench.render.numbers import count, size
 from specx.bench.roofline import cost_of, measure_floor
+from specx.bench.schema import JsonRecord, Plan
 from specx.checkpoints import load as hub
 from specx.checkpoints.eagle.config import read_head
 from specx.core.model import Shape, shape_of
@@ -26,13 +27,13 @@ from specx.standin.head_implant import tensor_shapes
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-#: Real runs of the bundled pair stand at about this many times the least possible time.
+#: Real runs of the bundled pair take about this many times the least possible time.
 _USUAL = 2.0
 
 
 @dataclass(slots=True)
 class Outline:
-    """A model without weights: what ``floor`` has to know of one."""
+    """A model without weights: what ``roofline`` has to know of one."""
 
     shape: Shape
     dtype: torch.dtype
@@ -41,43 +42,62 @@ class Outline:
     head: nn.Module
 
 
-def estimate(setup: Setup) -> Object:
-    """Runs, tokens, memory and time of a plan, by preset and length."""
-    plan = setup.plan
+class EstimateRow(JsonRecord):
+    """The runs of one preset at one length: each takes at least so long and so much memory."""
+
+    preset: str
+    length: int
+    runs: int
+    prefill_s: float
+    decode_s: float
+    memory_bytes: int
+
+
+class Estimate(JsonRecord):
+    """What a plan will cost: ``specx.bench-plan/1``."""
+
+    schema_name: Literal["specx.bench-plan/1"] = Field(default="specx.bench-plan/1", alias="schema")
+    plan: Plan
+    runs: int
+    rows: list[EstimateRow]
+    least_s: float
+    likely_s: float
+
+
+def estimate(setup: Setup) -> Estimate:
+    """Runs, memory and time of a plan, by preset and length."""
     rows = [row for name in setup.presets for row in _rows(setup, name)]
-    least_s = sum(row["runs"] * (row["prefill_s"] + row["decode_s"]) for row in rows)
-    return {
-        "schema": "specx.bench-plan/1",
-        "plan": plan.as_object(),
-        "runs": sum(row["runs"] for row in rows),
-        "rows": rows,
-        "least_s": least_s,
-        "likely_s": _USUAL * least_s,
-    }
-
-
-def estimate_lines(found: Object) -> Iterator[str]:
-    """The estimate for people."""
-    plan = found["plan"]
-    modes, data = plan["modes"], plan["data"]
-    yield (
-        f"{count(found['runs'], 'run')}: {count(len(modes), 'mode')} ({', '.join(modes)}), "
-        f"{count(len(data['documents']), 'document')} of {data['name']}, "
-        f"{count(plan['reps'], 'repetition')}, warm-up included"
+    least_s = sum(row.runs * (row.prefill_s + row.decode_s) for row in rows)
+    return Estimate(
+        plan=setup.plan,
+        runs=sum(row.runs for row in rows),
+        rows=rows,
+        least_s=least_s,
+        likely_s=_USUAL * least_s,
     )
-    for row in found["rows"]:
+
+
+def estimate_lines(found: Estimate) -> Iterator[str]:
+    """The estimate for people."""
+    plan = found.plan
+    yield (
+        f"{count(found.runs, 'run')}: {count(len(plan.modes), 'mode')} ({', '.join(plan.modes)}), "
+        f"{count(len(plan.data.documents), 'document')} of {plan.data.name}, "
+        f"{count(plan.reps, 'repetition')}, warm-up included"
+    )
+    for row in found.rows:
         yield (
-            f"  {row['preset']} {row['length']:>9,}: {count(row['runs'], 'run'):>8}, at least "
-            f"{row['prefill_s']:.1f} s prefill and {row['decode_s']:.1f} s decode each, "
-            f"{size(row['memory_bytes'])} of weights and caches"
+            f"  {row.preset} {row.length:>9,}: {count(row.runs, 'run'):>8}, at least "
+            f"{row.prefill_s:.1f} s prefill and {row.decode_s:.1f} s decode each, "
+            f"{size(row.memory_bytes)} of weights and caches"
         )
-    least, likely = (_minutes(found[key]) for key in ("least_s", "likely_s"))
+    least, likely = _minutes(found.least_s), _minutes(found.likely_s)
     yield f"time: at least {least} at this machine's floor, likely about {likely}"
-    for skipped in plan["data"]["skipped"]:
-        yield f"skipped: {skipped['where']}: {skipped['reason']}"
+    for skipped in plan.data.skipped:
+        yield f"skipped: {skipped.where}: {skipped.reason}"
 
 
-def _rows(setup: Setup, name: str) -> Iterator[Object]:
+def _rows(setup: Setup, name: str) -> Iterator[EstimateRow]:
     plan, preset = setup.plan, setup.presets[name]
     device = torch.device(plan.device)
     files = find_pair(preset, setup.options)
@@ -86,20 +106,19 @@ def _rows(setup: Setup, name: str) -> Iterator[Object]:
     if files.draft_config is not None:
         draft = _outline(files.draft_config, preset.draft.dtype, setup, device)
     costs = [cost_of(model) for model in (target, draft) if model is not None]
-    modes = len(plan.modes)
-    measured = modes * len(plan.data.documents) * plan.reps
     for length in plan.lengths:
         floor = measure_floor(preset, target, draft, length)
+        tokens = length + plan.max_tokens
+        head_bytes = _head_numbers(preset, files, tokens) * target.dtype.itemsize
         # A mode that drafts takes fewer steps than this, and more time in each.
-        yield {
-            "preset": name,
-            "length": length,
-            "runs": measured + modes * plan.warmup,
-            "prefill_s": floor.prefill_s,
-            "decode_s": (plan.max_tokens - 1) * floor.step_s,
-            "memory_bytes": sum(cost.step_bytes(length + plan.max_tokens) for cost in costs)
-            + _head_numbers(preset, files, length + plan.max_tokens) * target.dtype.itemsize,
-        }
+        yield EstimateRow(
+            preset=name,
+            length=length,
+            runs=len(plan.modes) * (len(plan.data.documents) * plan.reps + plan.warmup),
+            prefill_s=floor.prefill_s,
+            decode_s=(plan.max_tokens - 1) * floor.step_s,
+            memory_bytes=sum(cost.step_bytes(tokens) for cost in costs) + head_bytes,
+        )
 
 
 def _head_numbers(preset: Preset, files: hub.PairFiles, rows: int) -> int:

@@ -5,46 +5,98 @@ finished when it is opened again. It does not know how runs are made or what the
 """
 
 import errno
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Annotated, Any, Literal, Self
 
-from specx.bench.plan import Plan, differences
-from specx.bench.record import Cell, Difference, Floor, Object, Sample
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from specx.bench.schema import BenchCell, Build, Environment, FirstDifference, Floor, Plan, Sample
 from specx.errors import ResourceError, UsageError
 
-SCHEMA = "specx.bench-journal/1"
 #: Facts of the environment that may not change within one journal.
-ENVIRONMENT = (
-    "device",
-    "gpu",
-    "cpu",
-    "threads",
-    "cuda",
-    "driver",
-    "torch",
-    "transformers",
-    "specx",
+_ENVIRONMENT = (
+    *("device", "gpu", "cpu", "threads"),
+    *("cuda", "driver", "torch", "transformers", "specx"),
 )
 _MAX_BYTES = 1 << 29
+
+
+class _HeaderLine(BaseModel):
+    kind: Literal["header"] = "header"
+    schema_name: Literal["specx.bench-journal/1"] = Field(
+        default="specx.bench-journal/1", alias="schema"
+    )
+    created: str
+    environment: dict[str, Any]
+    plan: dict[str, Any]
+
+
+class _SampleLine(BaseModel):
+    kind: Literal["sample"] = "sample"
+    elapsed_s: float
+    sample: Sample
+
+
+class _FloorLine(BaseModel):
+    kind: Literal["floor"] = "floor"
+    floor: Floor
+
+
+class _DifferenceLine(BaseModel):
+    kind: Literal["difference"] = "difference"
+    cell: BenchCell
+    difference: FirstDifference
+
+
+class _MissingLine(BaseModel):
+    kind: Literal["missing"] = "missing"
+    cell: BenchCell
+    reason: str
+
+
+class _NotesLine(BaseModel):
+    kind: Literal["notes"] = "notes"
+    preset: str
+    notes: tuple[str, ...]
+
+
+_Line = _HeaderLine | _SampleLine | _FloorLine | _DifferenceLine | _MissingLine | _NotesLine
+_LINE: TypeAdapter[_Line] = TypeAdapter(Annotated[_Line, Field(discriminator="kind")])
 
 
 @dataclass(slots=True)
 class Finished:
     """What a journal holds."""
 
-    samples: dict[Cell, Sample] = field(default_factory=dict)
+    samples: dict[BenchCell, Sample] = field(default_factory=dict)
     floors: dict[tuple[str, int], Floor] = field(default_factory=dict)
-    differences: dict[Cell, Difference] = field(default_factory=dict)
-    missing: dict[Cell, str] = field(default_factory=dict)  # cells that cannot be run, and why
+    differences: dict[BenchCell, FirstDifference] = field(default_factory=dict)
+    missing: dict[BenchCell, str] = field(default_factory=dict)  # cells that cannot be run, and why
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # on a preset's files
     created: str = ""
     elapsed_s: float = 0.0
+
+    def take(self, line: _Line) -> None:
+        """Add what a line says."""
+        match line:
+            case _HeaderLine():
+                self.created = line.created
+            case _SampleLine():
+                self.samples[line.sample.cell] = line.sample
+                self.elapsed_s = line.elapsed_s
+            case _FloorLine():
+                self.floors[line.floor.preset, line.floor.length] = line.floor
+            case _DifferenceLine():
+                self.differences[line.cell] = line.difference
+            case _MissingLine():
+                self.missing[line.cell] = line.reason
+            case _NotesLine():
+                self.notes[line.preset] = line.notes
 
 
 class Journal:
@@ -54,7 +106,9 @@ class Journal:
         self.path, self._file, self.finished = path, file, finished
 
     @classmethod
-    def create(cls, path: Path, plan: Plan, environment: Object, created: str) -> "Journal":
+    def create(
+        cls, path: Path, plan: Plan, environment: Environment, build: Build, created: str
+    ) -> "Journal":
         """A new journal. Raises ``UsageError`` when ``path`` exists or cannot be written."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,13 +119,13 @@ class Journal:
             ) from error
         except OSError as error:
             raise _cannot_write(path, error) from error
-        journal = cls(path, file, Finished(created=created))
-        header = {"schema": SCHEMA, "created": created, "environment": environment}
-        journal._append({"kind": "header", **header, "plan": plan.as_object()})
+        journal = cls(path, file, Finished())
+        facts = _facts(environment, build)
+        journal._append(_HeaderLine(created=created, environment=facts, plan=plan.as_json()))
         return journal
 
     @classmethod
-    def resume(cls, path: Path, plan: Plan, environment: Object) -> "Journal":
+    def resume(cls, path: Path, plan: Plan, environment: Environment, build: Build) -> "Journal":
         """Go on with a journal of the same plan in the same environment.
 
         A last line that was not finished is dropped. Raises ``UsageError`` for another plan or
@@ -85,7 +139,7 @@ class Journal:
             ) from error
         try:
             header, finished = _read(path, file)
-            _check_same(path, header, plan, environment)
+            _check_same(path, header, plan, _facts(environment, build))
         except UsageError:
             file.close()
             raise
@@ -93,30 +147,24 @@ class Journal:
 
     def sample(self, sample: Sample, elapsed_s: float) -> None:
         """Keep a finished run. ``elapsed_s``: running time of the bench so far, all sessions."""
-        self._append({"kind": "sample", "elapsed_s": elapsed_s, "sample": _dump(sample)})
-        self.finished.samples[sample.cell] = sample
-        self.finished.elapsed_s = elapsed_s
+        self._append(_SampleLine(elapsed_s=elapsed_s, sample=sample))
 
     def floor(self, floor: Floor) -> None:
         """Keep what the hardware allows at one length."""
-        self._append({"kind": "floor", "floor": _dump(floor)})
-        self.finished.floors[floor.preset, floor.length] = floor
+        self._append(_FloorLine(floor=floor))
 
-    def difference(self, cell: Cell, difference: Difference) -> None:
+    def difference(self, cell: BenchCell, difference: FirstDifference) -> None:
         """Keep where a run parted from plain decoding."""
-        self._append({"kind": "difference", "cell": _dump(cell), "difference": _dump(difference)})
-        self.finished.differences[cell] = difference
+        self._append(_DifferenceLine(cell=cell, difference=difference))
 
-    def missing(self, cell: Cell, reason: str) -> None:
+    def missing(self, cell: BenchCell, reason: str) -> None:
         """Keep that a cell cannot be run; it is not tried again."""
-        self._append({"kind": "missing", "cell": _dump(cell), "reason": reason})
-        self.finished.missing[cell] = reason
+        self._append(_MissingLine(cell=cell, reason=reason))
 
     def notes(self, preset: str, notes: tuple[str, ...]) -> None:
         """Keep what the loader said of a preset's files; the newest loading counts."""
         if notes != self.finished.notes.get(preset, ()):
-            self._append({"kind": "notes", "preset": preset, "notes": list(notes)})
-            self.finished.notes[preset] = notes
+            self._append(_NotesLine(preset=preset, notes=notes))
 
     def __enter__(self) -> Self:
         return self
@@ -130,8 +178,9 @@ class Journal:
         """The file stays."""
         self._file.close()
 
-    def _append(self, line: Object) -> None:
-        data = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    def _append(self, line: _Line) -> None:
+        """On disk, and then in ``finished``."""
+        data = (line.model_dump_json(by_alias=True) + "\n").encode()
         end = self._file.seek(0, os.SEEK_END)
         try:
             while data:  # unbuffered: a nearly full disk takes a part of it
@@ -140,6 +189,7 @@ class Journal:
         except OSError as error:
             self._cut(end)
             raise _cannot_write(self.path, error) from error
+        self.finished.take(line)
 
     def _cut(self, end: int) -> None:
         """Take back half a line; a reader drops it anyway where even that fails."""
@@ -149,83 +199,61 @@ class Journal:
             return
 
 
-def read_header(path: Path) -> Object | None:
-    """The first line of a journal, or None if it is none."""
-    try:
-        with path.open("rb") as file:
-            header = json.loads(file.readline(_MAX_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return None
-    is_header = isinstance(header, dict) and header.get("schema") == SCHEMA
-    return header if is_header else None
-
-
 def newest(directory: Path) -> Path | None:
     """The journal in ``directory`` that was written to last."""
-    journals = [path for path in directory.glob("*.jsonl") if read_header(path) is not None]
+    journals = [path for path in directory.glob("*.jsonl") if _is_journal(path)]
     return max(journals, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def _read(path: Path, file: FileIO) -> tuple[Object, Finished]:
-    header: Object | None = None
+def _is_journal(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return isinstance(_LINE.validate_json(file.readline(_MAX_BYTES)), _HeaderLine)
+    except (OSError, ValidationError):
+        return False
+
+
+def _read(path: Path, file: FileIO) -> tuple[_HeaderLine, Finished]:
+    header: _HeaderLine | None = None
     finished = Finished()
-    for number, line in _complete_lines(path, file):
+    for number, data in enumerate(_complete_lines(path, file), start=1):
         try:
-            record = json.loads(line)
-            if header is None:
-                header = record if record["schema"] == SCHEMA else None
-                finished.created = str(record["created"])
-                if header is None:
-                    raise KeyError("schema")
-            else:
-                _take(record, finished)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError(
-                f"{path} is not a journal of specx bench", reason=f"line {number} cannot be read"
-            ) from error
+            line = _LINE.validate_json(data)
+        except ValidationError as error:
+            raise _no_journal(path, f"line {number} cannot be read") from error
+        if isinstance(line, _HeaderLine) != (number == 1):
+            raise _no_journal(path, f"line {number} is out of place")
+        header = line if isinstance(line, _HeaderLine) else header
+        finished.take(line)
     if header is None:
-        raise UsageError(f"{path} is not a journal of specx bench", reason="it has no header")
+        raise _no_journal(path, "it has no header")
     return header, finished
 
 
-def _complete_lines(path: Path, file: FileIO) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines; what follows the last line end is cut off the file."""
+def _no_journal(path: Path, reason: str) -> UsageError:
+    return UsageError(f"{path} is not a journal of specx bench", reason=reason)
+
+
+def _complete_lines(path: Path, file: FileIO) -> Iterator[bytes]:
+    """What follows the last line end is cut off the file."""
     if os.fstat(file.fileno()).st_size > _MAX_BYTES:
         raise UsageError(f"{path} is too large for a journal of specx bench")
     data = file.read()
     end = data.rfind(b"\n") + 1
     if end < len(data):
         file.truncate(end)
-    yield from enumerate(data[:end].splitlines(), start=1)
+    yield from data[:end].splitlines()
 
 
-def _take(record: Object, finished: Finished) -> None:
-    kind = record["kind"]
-    if kind == "sample":
-        sample = Sample.model_validate(record["sample"])
-        finished.samples[sample.cell] = sample
-        finished.elapsed_s = float(record["elapsed_s"])
-    elif kind == "floor":
-        floor = Floor.model_validate(record["floor"])
-        finished.floors[floor.preset, floor.length] = floor
-    elif kind == "difference":
-        cell = Cell.model_validate(record["cell"])
-        finished.differences[cell] = Difference.model_validate(record["difference"])
-    elif kind == "missing":
-        finished.missing[Cell.model_validate(record["cell"])] = str(record["reason"])
-    elif kind == "notes":
-        if not isinstance(record["notes"], list):
-            raise TypeError("notes are a list")
-        finished.notes[str(record["preset"])] = tuple(map(str, record["notes"]))
-    else:
-        raise ValueError(f"unknown kind {kind!r}")
+def _facts(environment: Environment, build: Build) -> dict[str, Any]:
+    return {**environment.as_json(), "specx": build.as_json()}
 
 
-def _check_same(path: Path, header: Object, plan: Plan, environment: Object) -> None:
-    was = header.get("environment")
-    was = was if isinstance(was, dict) else {}
-    ours, theirs = ({key: facts.get(key) for key in ENVIRONMENT} for facts in (environment, was))
-    found = differences(plan.as_object(), header.get("plan", {}))
+def _check_same(path: Path, header: _HeaderLine, plan: Plan, facts: dict[str, Any]) -> None:
+    ours, theirs = (
+        {key: each.get(key) for key in _ENVIRONMENT} for each in (facts, header.environment)
+    )
+    found = differences(plan.as_json(), header.plan)
     found += [f"env.{line}" for line in differences(ours, theirs)]
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
@@ -236,8 +264,29 @@ def _check_same(path: Path, header: Object, plan: Plan, environment: Object) -> 
         )
 
 
-def _dump(record: Sample | Floor | Difference | Cell) -> Object:
-    return record.model_dump(mode="json")
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Sentences that name every setting in which two plans (or environments) differ."""
+    a, b = dict(_leaves(ours)), dict(_leaves(theirs))
+    keys = list(dict.fromkeys([*a, *b]))
+    return [
+        f"{key}: {_short(b, key)} → {_short(a, key)}" for key in keys if a.get(key) != b.get(key)
+    ]
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
+        for index, inner in enumerate(value):
+            yield from _leaves(inner, f"{prefix}[{index}]")
+    else:
+        yield prefix, value
+
+
+def _short(values: Mapping[str, Any], key: str) -> str:
+    text = str(values[key]) if key in values else "absent"
+    return text if len(text) <= 40 else f"{text[:37]}…"
 
 
 def _cannot_write(path: Path, error: OSError) -> ResourceError | UsageError:

@@ -13,7 +13,7 @@ Without a spacing a range doubles. The end of a range is always part of it.
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from specx.errors import UsageError
@@ -52,11 +52,6 @@ def parse_lengths(text: str) -> tuple[int, ...]:
             raise scanner.unexpected()
 
 
-def describe_lengths(lengths: Sequence[int]) -> str:
-    """``1024, 2048, 4096``."""
-    return ", ".join(str(length) for length in lengths)
-
-
 @dataclass(slots=True)
 class _Scanner:
     text: str
@@ -85,7 +80,7 @@ class _Scanner:
         if sign.isspace():
             return self.fault(self.at, "a space is not allowed")
         if sign == ":":
-            return self.fault(self.at, "a spacing belongs behind a range")
+            return self.fault(self.at, "a spacing comes after a range")
         if sign == "*":
             return self.fault(self.at, "a factor is written :x4")
         return self.fault(self.at, f"unexpected {_shown(sign)!r}")
@@ -128,7 +123,7 @@ def _length(scanner: _Scanner) -> int:
     if fraction is not None:
         point = found.end(1)
         if not unit:
-            raise scanner.fault(point, "a fraction needs k or m behind it")
+            raise scanner.fault(point, "a fraction needs k or m after it")
         fraction = fraction.rstrip("0")
         share = int(fraction[: _MAX_DIGITS + 1] or 0) * _UNITS[unit]
         if len(fraction) > _MAX_DIGITS or share % 10 ** len(fraction):

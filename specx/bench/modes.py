@@ -10,11 +10,10 @@ rows replaces one part. ``gpu`` takes away, one at a time, what makes a step fas
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
-from specx.core.config import Parts
 from specx.errors import UsageError
 
 Witness = Literal["hf", "hf-assisted"]
@@ -147,10 +146,3 @@ def _unknown(
         f"unknown {what} {word!r}{where}",
         hints=[*hints, f"{what}s: {', '.join(known)}", "for example specx+window, standard+hybrid"],
     )
-
-
-def with_part(parts: Parts, word: str) -> Parts:
-    """``parts`` with the one that ``word`` of ``PARTS`` names replaced."""
-    name, value = PARTS[word]
-    changed: dict[str, Any] = {name: value}
-    return replace(parts, **changed)

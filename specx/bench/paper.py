@@ -1,14 +1,13 @@
 """Published results beside our own: which rows of a preset's paper belong to a bench.
 
-In: presets that name such rows, and a ``specx.bench/1`` object. Out: the object with those rows
-added under ``paper``. It does not know tables or the screen, and it judges nothing: devices, texts
-and clocks differ, and every row says so.
+In: presets that name such rows, and a bench. Out: the bench with those rows added. It judges
+nothing: devices, texts and clocks differ, and every row says so.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 
-from specx.bench.record import Object
+from specx.bench.schema import Bench, BenchRow, PublishedRow
 from specx.errors import UsageError
 from specx.preset.preset import Preset, available_presets, load_preset
 from specx.preset.sections import PaperRow
@@ -30,25 +29,44 @@ def check_paper(presets: Iterable[Preset]) -> None:
             )
 
 
-def with_paper(bench: Object, presets: Mapping[str, Preset]) -> Object:
+def presets_of(saved: Bench) -> dict[str, Preset]:
+    """The presets of a saved bench, among those that a name reaches: a file may name anything.
+
+    Raises ``UsageError`` where one is gone.
+    """
+    planned = saved.plan.presets
+    if any(preset.stand_in for preset in planned):
+        raise UsageError("--paper does not go with a bench of stand-in weights")
+    known = {entry.name: entry.path for entry in available_presets() if not entry.problem}
+    missing = [preset.name for preset in planned if preset.name not in known]
+    if missing:
+        raise UsageError(
+            f"there is no preset named {missing[0]!r} any more",
+            reason="--paper takes the paper's rows from the presets of the bench",
+        )
+    return {preset.name: load_preset(str(known[preset.name])) for preset in planned}
+
+
+def with_paper(bench: Bench, presets: Mapping[str, Preset]) -> Bench:
     """``bench`` with the rows that ``presets`` (by name in the plan) name for its cells.
 
     A row belongs to the cells of its mode and length, and rows without a length to the whole
     bench. Where the paper has the bench's texts, only those rows are taken, else its first data
-    set's, and ``same_data`` is false.
+    set's, and ``same_data`` is false. Raises ``UsageError`` for a preset without rows.
     """
-    rows: list[Object] = []
+    check_paper(presets.values())
+    rows: list[PublishedRow] = []
     for name, preset in presets.items():
-        chosen, is_same = _of_data(preset.paper, bench["plan"]["data"]["name"])
-        rows += [_as_object(name, None, row, is_same) for row in chosen if not row.prompt_tokens]
-        for cell in bench["cells"]:
-            if cell["preset"] == name:
-                rows += [
-                    _as_object(name, cell, row, is_same)
-                    for row in chosen
-                    if row.prompt_tokens == cell["length"] and cell["mode"] in _MODES[row.mode]
-                ]
-    return bench | {"paper": rows}
+        chosen, is_same = _of_data(preset.paper, bench.plan.data.name)
+        rows += [_published(name, None, row, is_same) for row in chosen if not row.prompt_tokens]
+        rows += [
+            _published(name, cell, row, is_same)
+            for cell in bench.cells
+            for row in chosen
+            if (cell.preset, cell.length) == (name, row.prompt_tokens)
+            and cell.mode in _MODES[row.mode]
+        ]
+    return bench.model_copy(update={"paper": rows})
 
 
 def _of_data(rows: tuple[PaperRow, ...], name: str) -> tuple[list[PaperRow], bool]:
@@ -58,18 +76,18 @@ def _of_data(rows: tuple[PaperRow, ...], name: str) -> tuple[list[PaperRow], boo
     return (same, True) if same else ([row for row in rows if row.data == rows[0].data], False)
 
 
-def _as_object(preset: str, cell: Object | None, row: PaperRow, is_same: bool) -> Object:
-    return {
-        "preset": preset,
-        "mode": cell["mode"] if cell else row.mode,
-        "length": row.prompt_tokens,
-        "source": row.source,
-        "device": row.device,
-        "data": row.data,
-        "same_data": is_same,
-        "tokens_per_step": row.tokens_per_step,
-        "tok_s": row.tok_s,
-        "speedup_vs_ar": row.speedup_vs_ar,
-        "suspect": row.suspect,
-        "reason": row.reason,
-    }
+def _published(preset: str, cell: BenchRow | None, row: PaperRow, is_same: bool) -> PublishedRow:
+    return PublishedRow(
+        preset=preset,
+        mode=cell.mode if cell else row.mode,
+        length=row.prompt_tokens,
+        source=row.source,
+        device=row.device,
+        data=row.data,
+        same_data=is_same,
+        tokens_per_step=row.tokens_per_step,
+        tok_s=row.tok_s,
+        speedup_vs_ar=row.speedup_vs_ar,
+        suspect=row.suspect,
+        reason=row.reason,
+    )

@@ -12,10 +12,19 @@ from typing import Any
 from specx._version import __version__
 from specx.bench.data import BenchData, Text, cut_prompt, load_data
 from specx.bench.energy import GpuEnergy, open_energy
-from specx.bench.engine_runner import EngineSubject, Subject
+from specx.bench.engine_runner import Subject
 from specx.bench.modes import Variant, parse_mode, parse_modes
-from specx.bench.plan import DataFacts, Plan, PresetFacts, StandInFacts, preset_facts
-from specx.bench.record import Object, Skipped
+from specx.bench.schema import (
+    Build,
+    DataFacts,
+    DraftFacts,
+    Environment,
+    Plan,
+    PresetFacts,
+    SkippedText,
+    StandInFacts,
+    TargetFacts,
+)
 from specx.checkpoints import load as hub
 from specx.core.config import SamplingConfig
 from specx.engine import Engine, kernels_on, load
@@ -60,8 +69,8 @@ class Setup:
     plan: Plan
     variants: Mapping[str, Variant]
     texts: tuple[str, ...]
-    environment: Object
-    build: Object  # specx's version and commit
+    environment: Environment
+    build: Build
     notes: tuple[str, ...]  # what was decided that was not asked for
     presets: Mapping[str, Preset]
     options: Options
@@ -81,9 +90,8 @@ class Setup:
             engine = load(
                 preset, device=self.plan.device, dtype=options.dtype, offline=options.offline
             )
-        return EngineSubject(
+        return Subject(
             engine,
-            facts=next(facts for facts in self.plan.presets if facts.name == name),
             witness_pair=witness_pair,
             max_tokens=self.plan.max_tokens,
             ignore_eos=self.plan.ignore_eos,
@@ -142,8 +150,8 @@ def prepare(options: Options) -> Setup:
         plan=plan,
         variants={variant.name: variant for variant in variants},
         texts=tuple(text.text for text in texts),
-        environment=dict(environment(device)),
-        build={"version": __version__, "commit": source_commit()},
+        environment=Environment(**environment(device)),
+        build=Build(version=__version__, commit=source_commit()),
         notes=(*notes, *dropped, *([] if options.stand_in else _unpinned(presets))),
         presets={preset.name: preset for preset in presets},
         options=options,
@@ -166,9 +174,8 @@ def _variants(options: Options) -> tuple[list[Variant], list[str]]:
     """The modes asked for; the baseline comes first, and plain where outputs are compared."""
     variants = {variant.name: variant for variant in parse_modes(options.modes)}
     notes = []
-    for name in dict.fromkeys(
-        ("plain", options.baseline) if options.verify else (options.baseline,)
-    ):
+    needed = ("plain", options.baseline) if options.verify else (options.baseline,)
+    for name in dict.fromkeys(needed):
         if name not in variants:
             variants = {name: parse_mode(name), **variants}
             notes.append(f"{name} is measured too: the others are compared with it")
@@ -186,7 +193,7 @@ def _sampling(options: Options, preset: Preset) -> SamplingConfig:
 
 
 def _lengths(options: Options, presets: Sequence[Preset]) -> tuple[tuple[int, ...], list[str]]:
-    """The lengths that fit every preset's context with the output behind them."""
+    """The lengths that fit every preset's context with the output after them."""
     context = min(preset.context_tokens for preset in presets)
     fit = tuple(length for length in options.lengths if length + options.max_tokens <= context)
     unfit = [f"{length:,}" for length in options.lengths if length not in fit]
@@ -226,10 +233,10 @@ def _unpinned(presets: Sequence[Preset]) -> list[str]:
 
 def _long_enough(
     data: BenchData, prompters: Sequence[Prompter], longest: int, samples: int
-) -> tuple[list[Text], list[Skipped]]:
+) -> tuple[list[Text], list[SkippedText]]:
     """The first texts that reach the longest length for every preset: all lengths cut the same."""
     chosen: list[Text] = []
-    skipped: list[Skipped] = []
+    skipped: list[SkippedText] = []
     for text in data.documents:
         if len(chosen) == samples:
             break
@@ -237,7 +244,7 @@ def _long_enough(
             chosen.append(text)
         else:
             reason = f"shorter than {longest:,} tokens"
-            skipped.append(Skipped(where=text.name, reason=reason))
+            skipped.append(SkippedText(where=text.name, reason=reason))
     if not chosen:
         raise DocumentError(
             f"no document of {data.name} reaches {longest:,} tokens",
@@ -248,12 +255,24 @@ def _long_enough(
 
 
 def _facts(preset: Preset, options: Options, device: str) -> PresetFacts:
-    dtype = hub.choose_dtype(options.dtype, preset.target.dtype, device)
-    stand_in = None
-    if options.stand_in:
-        stand_in = StandInFacts(
-            pair="pocket", trained_tokens=standin.TRAINED_TOKENS, about=standin.about(preset)
-        )
-    facts = preset_facts(preset, kernels_on(device), stand_in)
-    target = facts.target.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
-    return facts.model_copy(update={"target": target})
+    """``preset`` as the plan keeps it, with the dtype that it will run in."""
+    target, draft = preset.target, preset.draft
+    dtype = hub.choose_dtype(options.dtype, target.dtype, device)
+    stand_in = StandInFacts(
+        pair="pocket", trained_tokens=standin.TRAINED_TOKENS, about=standin.about(preset)
+    )
+    return PresetFacts(
+        name=preset.name,
+        sha256=preset.fingerprint,
+        target=TargetFacts(
+            repo=target.repo, revision=target.revision, dtype=str(dtype).removeprefix("torch.")
+        ),
+        draft=DraftFacts(
+            kind=draft.kind,
+            repo=draft.repo,
+            revision=draft.revision,
+            trained_context_tokens=draft.trained_context_tokens,
+        ),
+        kernels=kernels_on(device),
+        stand_in=stand_in if options.stand_in else None,
+    )

@@ -1,6 +1,6 @@
 """The least time that this machine allows for a step and for a prefill.
 
-In: a target, its draft, a length. Out: ``record.Floor``: bytes and operations counted from the
+In: a target, its draft, a length. Out: ``schema.Floor``: bytes and operations counted from the
 models' shapes, and the bandwidth and matmul rate measured here, in this process, on this device.
 It knows no runs and no engine.
 
@@ -28,7 +28,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from specx.bench.record import Floor
+from specx.bench.schema import Floor
 from specx.core.config import kv_row_bytes
 from specx.core.drafts.eagle import EagleHead
 from specx.core.linear import PackedLinear, pack_linears

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from specx.bench.engine_runner import Interrupted, Subject
 from specx.bench.journal import Journal
 from specx.bench.modes import Variant
-from specx.bench.plan import Plan
-from specx.bench.record import Cell, Sample
+from specx.bench.schema import BenchCell, Plan, Sample
 from specx.errors import ResourceError
 from specx.prompts import Prompt
 
@@ -30,7 +29,7 @@ class Loading:
 class Running:
     """A cell is about to run; ``is_warmup``: its time will be thrown away."""
 
-    cell: Cell
+    cell: BenchCell
     is_warmup: bool
     done: int
     total: int
@@ -50,7 +49,7 @@ class Measured:
 class Missed:
     """A cell that cannot be run, and why."""
 
-    cell: Cell
+    cell: BenchCell
     reason: str
 
 
@@ -122,7 +121,7 @@ class Runner:
         except _BudgetSpent:
             self.stopped = "budget"
 
-    def _group(self, subject: Subject, group: list[Cell]) -> Iterator[Event]:
+    def _group(self, subject: Subject, group: list[BenchCell]) -> Iterator[Event]:
         """Cells with one prompt, and then the comparison with plain decoding."""
         first = group[0]
         prompt = subject.prompt(self._texts[first.document], first.length)
@@ -135,7 +134,7 @@ class Runner:
         if prompt is not None and self._plan.verify:
             self._compare(subject, group, prompt)
 
-    def _cell(self, subject: Subject, cell: Cell, prompt: Prompt) -> Iterator[Event]:
+    def _cell(self, subject: Subject, cell: BenchCell, prompt: Prompt) -> Iterator[Event]:
         variant, key = self._variants[cell.mode], self._key(cell)
         try:
             for _ in range(self._plan.warmup if key not in self._warm else 0):
@@ -155,7 +154,7 @@ class Runner:
         self._journal.sample(sample, self.elapsed_s)
         yield Measured(sample, self._done, self._plan.size)
 
-    def _compare(self, subject: Subject, group: list[Cell], prompt: Prompt) -> None:
+    def _compare(self, subject: Subject, group: list[BenchCell], prompt: Prompt) -> None:
         """Where an output is not plain decoding's, find the first token and its margin."""
         samples = self._journal.finished.samples
         plain = samples.get(group[0].model_copy(update={"mode": "plain"}))
@@ -175,16 +174,16 @@ class Runner:
         floors = self._journal.finished.floors
         return all((preset, length) in floors for length in self._plan.lengths)
 
-    def _is_known(self, cell: Cell) -> bool:
+    def _is_known(self, cell: BenchCell) -> bool:
         finished = self._journal.finished
         return cell in finished.samples or cell in finished.missing
 
-    def _miss(self, cell: Cell, reason: str) -> Missed:
+    def _miss(self, cell: BenchCell, reason: str) -> Missed:
         self._journal.missing(cell, reason)
         self._done += 1
         return Missed(cell, reason)
 
-    def _check_budget(self, cell: Cell) -> None:
+    def _check_budget(self, cell: BenchCell) -> None:
         if self._budget_s is None:
             return
         spent_s = self._clock() - self._began
@@ -192,7 +191,7 @@ class Runner:
         if spent_s + runs * (self._predicted_s(cell) or 0.0) > self._budget_s:
             raise _BudgetSpent
 
-    def _running(self, cell: Cell, *, is_warmup: bool) -> Running:
+    def _running(self, cell: BenchCell, *, is_warmup: bool) -> Running:
         left = [each for each in self._plan.cells() if not self._is_known(each)]
         cold = {self._key(each): each for each in left if self._key(each) not in self._warm}
         runs = [*left, *self._plan.warmup * list(cold.values())]
@@ -201,11 +200,11 @@ class Runner:
         return Running(cell, is_warmup, self._done, self._plan.size, left_s)
 
     @staticmethod
-    def _key(cell: Cell) -> tuple[str, str, int]:
+    def _key(cell: BenchCell) -> tuple[str, str, int]:
         """What runs of one cost have in common."""
         return cell.preset, cell.mode, cell.length
 
-    def _predicted_s(self, cell: Cell) -> float | None:
+    def _predicted_s(self, cell: BenchCell) -> float | None:
         """What this mode took at this length, else another mode there, else by proportion."""
         costs = self._costs_s
         own = costs.get(self._key(cell))

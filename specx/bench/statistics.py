@@ -1,7 +1,7 @@
 """Statistics of few, noisy runs: spread, outliers, and intervals that stay honest for small n.
 
-In: plain numbers, grouped by document where that matters. Out: ``Spread`` and ``Interval``. It does
-not know samples, modes or units.
+In: plain numbers, grouped by document where that matters. Out: ``Spread`` and ``Interval``. They
+do not know samples, modes or units.
 
 The unit of every interval is the document: repetitions of one document say how noisy the machine
 is, not how the next document will behave. Intervals are bootstrap percentiles with the *expanded*
@@ -14,27 +14,13 @@ its data, so bounds of n documents hold the truth at most in 1 − 2^(1−n) of 
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from statistics import fmean as mean
-from statistics import median, stdev
+from statistics import fmean, median, stdev
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "Interval",
-    "Spread",
-    "expanded_tail",
-    "geometric_interval",
-    "mean",
-    "median",
-    "normal_cdf",
-    "outliers",
-    "ratio_of_sums_interval",
-    "spread",
-    "t_quantile_975",
-]
+from specx.bench.schema import Interval, Spread
 
 RESAMPLES = 10_000
 SEED = 20_260
@@ -46,35 +32,13 @@ _MOST_DF = 10_000  # beyond it the t quantile changes by less than 0.0003
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """How values lie; ``sd`` is None below two values, ``low`` and ``high`` are the extremes."""
-
-    median: float
-    mean: float
-    sd: float | None
-    low: float
-    high: float
-    outliers: int
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate over ``n`` documents with its 95 % interval; one document gives no bounds."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-
-
 def spread(values: Sequence[float]) -> Spread | None:
     """Median, mean, standard deviation, extremes and outliers; None of no values."""
     if not values:
         return None
     return Spread(
         median=median(values),
-        mean=mean(values),
+        mean=fmean(values),
         sd=stdev(values) if len(values) > 1 else None,
         low=min(values),
         high=max(values),
@@ -108,11 +72,11 @@ def geometric_interval(ratios: Sequence[Sequence[float]]) -> Interval:
         raise ValueError("ratios must be positive and finite")
     # Sorted, so that the draws do not depend on the order in which documents were measured.
     logs = sorted(sorted(math.log(ratio) for ratio in repetitions) for repetitions in ratios)
-    centre = mean(median(repetitions) for repetitions in logs)
+    centre = fmean(median(repetitions) for repetitions in logs)
     if len(logs) == 1:
-        return Interval(math.exp(centre), None, None, 1)
+        return Interval(value=math.exp(centre), low=None, high=None, n=1)
     low, high = _percentiles(_resampled_means(logs), centre, len(logs))
-    return Interval(math.exp(centre), math.exp(low), math.exp(high), len(logs))
+    return Interval(value=math.exp(centre), low=math.exp(low), high=math.exp(high), n=len(logs))
 
 
 def ratio_of_sums_interval(pairs: Sequence[tuple[float, float]]) -> Interval | None:
@@ -125,13 +89,13 @@ def ratio_of_sums_interval(pairs: Sequence[tuple[float, float]]) -> Interval | N
         return None
     value = math.fsum(top for top, _ in usable) / math.fsum(bottom for _, bottom in usable)
     if len(usable) == 1:
-        return Interval(value, None, None, 1)
+        return Interval(value=value, low=None, high=None, n=1)
     tops, bottoms = np.array(usable, dtype=np.float64).T
     rng = np.random.default_rng(SEED)
     drawn = (rng.integers(0, len(usable), (rows, len(usable))) for rows in _blocks(len(usable)))
     found = np.concatenate([tops[draw].sum(axis=1) / bottoms[draw].sum(axis=1) for draw in drawn])
     low, high = _percentiles(found, value, len(usable))
-    return Interval(value, low, high, len(usable))
+    return Interval(value=value, low=low, high=high, n=len(usable))
 
 
 def expanded_tail(n: int) -> float:
@@ -198,7 +162,7 @@ def _resampled_means(logs: Sequence[Sequence[float]]) -> Floats:
         size = sizes[documents]
         picked = (rng.random((rows, count, most)) * size[..., None]).astype(np.intp)
         drawn = table[documents[..., None], picked]
-        drawn[np.arange(most) >= size[..., None]] = math.inf  # behind a shorter document's end
+        drawn[np.arange(most) >= size[..., None]] = math.inf  # after a shorter document's end
         drawn.sort(axis=2)
         middles = [
             np.take_along_axis(drawn, index[..., None], axis=2)[..., 0]

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
 
 from specx.bench.modes import Witness
-from specx.bench.record import MemoryBytes
+from specx.bench.schema import MemoryBytes
 from specx.checkpoints import load as hub
 from specx.checkpoints.config import quiet, summary
 from specx.checkpoints.eagle.loader import LoadedHead

@@ -33,8 +33,9 @@ SCHEMAS = {
     "presets": "specx.cli.result_json:PresetsObject",
     "presets-check": "specx.cli.result_json:PresetsCheckObject",
     "trace": "specx.trace.records:Line",
+    "bench": "specx.bench.schema:Bench",
+    "compare": "specx.bench.schema:Comparison",
 }
-_WRITTEN = ("bench", "micro", "compare")  # files in specx/schemas
 OUTPUT = """\
 stdout has the answer and nothing else; progress, stats and messages go to stderr.
 
@@ -43,7 +44,7 @@ stdout has the answer and nothing else; progress, stats and messages go to stder
   -o jsonl   one such object a line, one line a document, as each is finished
 
 JSON Schema of these objects: specx help schema (specx.result/1, specx.error/1). Of others:
-specx help schema NAME (bench, micro, compare, trace, settings, presets, presets-check).
+specx help schema NAME (bench, compare, trace, settings, presets, presets-check).
 accepted = draft tokens kept in a step, without the target's own token that ends the step;
 tok/step = accepted + 1 (plain decoding has 1); decode rate = (new - 1) / decode time.
 """
@@ -78,18 +79,17 @@ def read_schema(name: str) -> str:
     Raises ``UsageError`` for another name.
     """
     from importlib import import_module
-    from importlib.resources import files
 
     from pydantic import TypeAdapter
 
     from specx.cli.result_json import dumps
 
-    if name in _WRITTEN:
-        return (files("specx") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")
     if name not in SCHEMAS:
-        known = ", ".join([*SCHEMAS, *_WRITTEN])
+        known = ", ".join(SCHEMAS)
         raise UsageError(f"there is no schema named {name!r}", hints=[f"schemas: {known}"])
     module, _, model = SCHEMAS[name].partition(":")
-    schema = TypeAdapter(getattr(import_module(module), model)).json_schema(by_alias=True)
+    schema = TypeAdapter(getattr(import_module(module), model)).json_schema(
+        by_alias=True, mode="serialization"
+    )
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"specx.{name}/1"}
     return dumps(head | schema | head, "json")  # the head first

@@ -34,13 +34,10 @@ COMMANDS = {
     "generate": ("run", "Answer a question about long documents, or continue them."),
     "summarize": ("run", "Summarize long documents."),
     "bench": (
-        "bench.command",
+        "bench",
         "Measure speed over prompt length: all modes on the same texts, in turns.",
     ),
-    "compare": (
-        "compare.command",
-        "Compare modes or presets on one document, or two saved benches.",
-    ),
+    "compare": ("compare", "Compare modes or presets on one document."),
     "trace": ("replay", "Replay a run that --trace recorded, or make a page of it."),
     "presets": ("presets", "List, show and check presets: the model pairs that specx can run."),
     "pull": ("pull", "Download a preset's models, after checking that the pair fits together."),

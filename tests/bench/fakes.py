@@ -1,6 +1,6 @@
-"""A subject whose runs take exactly the time they are told to, by a clock that only they move.
+"""A subject whose runs take exactly the time that they should, by a clock that only they move.
 
-Real ``Sample``s come out of it, so everything behind the runner is the real thing: journal,
+Real ``Sample``s come out of it, so everything after the runner is the real thing: journal,
 report, tables. The numbers are chosen so that results can be computed by hand.
 """
 
@@ -11,41 +11,41 @@ from pathlib import Path
 from specx.bench.engine_runner import Interrupted
 from specx.bench.journal import Journal
 from specx.bench.modes import Variant, parse_mode
-from specx.bench.plan import (
+from specx.bench.runner import Event, Runner
+from specx.bench.schema import (
+    BenchCell,
+    BenchDocument,
+    Build,
     DataFacts,
     DraftFacts,
-    Plan,
-    PresetFacts,
-    StandInFacts,
-    TargetFacts,
-)
-from specx.bench.record import (
-    BenchDocument,
-    Cell,
-    Difference,
+    Environment,
+    FirstDifference,
     Floor,
     MemoryBytes,
     Phases,
+    Plan,
+    PresetFacts,
     Sample,
+    StandInFacts,
+    TargetFacts,
 )
-from specx.bench.runner import Event, Runner
 from specx.core.config import SamplingConfig
 from specx.errors import ResourceError
 from specx.prompts import Prompt
 
-ENVIRONMENT = {
-    "device": "cpu",
-    "gpu": None,
-    "cuda": None,
-    "driver": None,
-    "cpu": "A CPU",
-    "threads": 2,
-    "torch": "2.13.0",
-    "transformers": "5.23.0",
-    "python": "3.12.0",
-    "os": "Linux",
-}
-BUILD = {"version": "0.1.0", "commit": "abc1234"}
+ENVIRONMENT = Environment(
+    device="cpu",
+    gpu=None,
+    cuda=None,
+    driver=None,
+    cpu="A CPU",
+    threads=2,
+    torch="2.13.0",
+    transformers="5.23.0",
+    python="3.12.0",
+    os="Linux",
+)
+BUILD = Build(version="0.1.0", commit="abc1234")
 #: Seconds a step, and tokens a step.
 SPEEDS = {"plain": (0.1, 1), "spec": (0.25, 2), "specx": (0.2, 4)}
 
@@ -71,7 +71,7 @@ class FakeSubject:
     shortest: int = 0  # prompts beyond it are too long for document 1
     wrong: frozenset[str] = frozenset()  # modes whose third token is wrong
     no_memory: frozenset[str] = frozenset()
-    on_run: Callable[[Cell], None] = lambda cell: None
+    on_run: Callable[[BenchCell], None] = lambda cell: None
     ran: list[tuple[str, int, int]] = field(default_factory=list)
     is_cancelled: bool = False
 
@@ -79,7 +79,7 @@ class FakeSubject:
         is_short = self.shortest and text == "document 1" and tokens > self.shortest
         return None if is_short else Prompt(tuple(range(tokens)), tokens - 5)
 
-    def run(self, cell: Cell, variant: Variant, prompt: Prompt) -> Sample:
+    def run(self, cell: BenchCell, variant: Variant, prompt: Prompt) -> Sample:
         self.on_run(cell)
         if self.is_cancelled:
             raise Interrupted
@@ -118,8 +118,8 @@ class FakeSubject:
 
     def difference(
         self, prompt: Prompt, plain: Sequence[int], tokens: Sequence[int]
-    ) -> Difference | None:
-        return Difference(index=2, expected=102, got=7, margin=0.5)
+    ) -> FirstDifference | None:
+        return FirstDifference(index=2, expected=102, got=7, margin=0.5)
 
     def floor(self, length: int, *, again: bool = False) -> Floor:
         return Floor(
@@ -216,9 +216,8 @@ class Bench:
 
 
 def new_journal(path: Path, of: Plan) -> Journal:
-    environment = {**ENVIRONMENT, "specx": BUILD}
-    return Journal.create(path, of, environment, "2026-11-22T15:00:00+00:00")
+    return Journal.create(path, of, ENVIRONMENT, BUILD, "2026-11-22T15:00:00+00:00")
 
 
 def resumed_journal(path: Path, of: Plan) -> Journal:
-    return Journal.resume(path, of, {**ENVIRONMENT, "specx": BUILD})
+    return Journal.resume(path, of, ENVIRONMENT, BUILD)

@@ -1,24 +1,26 @@
 """Small, realistic benches for tests: every number follows from its arguments, none is random.
 
 ``sample`` makes one run, ``samples`` all runs of a bench, ``bench_object`` the whole
-``specx.bench/1`` object as specx itself would write it.
+bench as specx itself would make it, ``edited`` one with other JSON in it.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from specx.bench import report
-from specx.bench.record import (
-    Cell,
-    Difference,
+from specx.bench import summary
+from specx.bench.schema import (
+    Bench,
+    BenchCell,
+    FirstDifference,
     Floor,
     Joules,
     MemoryBytes,
-    Object,
     Phases,
+    Plan,
     Sample,
 )
+from specx.bench.warnings import warnings_of_samples
 
 NEW_TOKENS = 33
 PLAIN_STEP_S = 0.010
@@ -65,7 +67,7 @@ def sample(
     is_witness, is_opaque = mode.startswith("hf"), mode == "hf-assisted"
     ttft_s = prefill_s + draft_prefill_s + 0.002
     fields: dict[str, Any] = {
-        "cell": Cell(preset=preset, mode=mode, length=length, document=document, rep=rep),
+        "cell": BenchCell(preset=preset, mode=mode, length=length, document=document, rep=rep),
         "prompt_tokens": length,
         "new_tokens": NEW_TOKENS,
         "finish_reason": "length",
@@ -152,7 +154,7 @@ def header(
     documents: int = 3,
     reps: int = 1,
     **plan_changes: Any,
-) -> Object:
+) -> dict[str, Any]:
     """All of the object that is not measured; ``plan_changes`` replace keys of the plan."""
     return {
         "specx": {"version": "0.1.0", "commit": "abc1234"},
@@ -202,7 +204,7 @@ def header(
     }
 
 
-def _preset(name: str) -> Object:
+def _preset(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "sha256": sha256(name),
@@ -217,9 +219,14 @@ def _preset(name: str) -> Object:
     }
 
 
-def _document(number: int) -> Object:
+def _document(number: int) -> dict[str, Any]:
     name = f"text-{number}"
     return {"name": name, "sha256": sha256(name), "characters": 80_000 + number}
+
+
+def plan_of(*args: Any, **changes: Any) -> Plan:
+    """The plan of ``header`` with the same arguments."""
+    return Plan.model_validate(header(*args, **changes)["plan"])
 
 
 def bench_object(
@@ -231,23 +238,52 @@ def bench_object(
     *,
     change: Callable[[Sample], Sample] | None = None,
     floors: bool = True,
-    missing: Sequence[tuple[Cell, str]] = (),
+    missing: Sequence[tuple[BenchCell, str]] = (),
     warnings: Sequence[tuple[str, str]] = (),
     **plan_changes: Any,
-) -> Object:
+) -> Bench:
     """A whole bench. ``change`` maps every sample; ``plan_changes`` replace keys of the plan."""
     runs = samples(presets, modes, lengths, documents, reps)
     if change is not None:
         runs = [change(run) for run in runs]
     head = header(presets, modes, lengths, documents, reps, **plan_changes)
     bounds = [floor(preset, length) for preset in presets for length in lengths] if floors else []
-    return report.bench_object(head, runs, bounds, missing, warnings)
+    return bench_of(head, runs, bounds, missing, warnings)
+
+
+def bench_of(
+    head: Mapping[str, Any],
+    runs: Sequence[Sample],
+    bounds: Sequence[Floor] = (),
+    missing: Sequence[tuple[BenchCell, str]] = (),
+    warnings: Sequence[tuple[str, str]] = (),
+) -> Bench:
+    """A bench of a ``header`` and runs; those of ``warnings`` come before the samples'."""
+    plan = Plan.model_validate(head["plan"])
+    told = [{"code": code, "message": message} for code, message in warnings]
+    return Bench.model_validate(
+        {
+            **head,
+            "plan": plan,
+            "floors": list(bounds),
+            "cells": summary.rows(plan, runs, bounds),
+            "missing": [{"cell": cell, "reason": why} for cell, why in missing],
+            "warnings": [*told, *warnings_of_samples(plan, runs)],
+        }
+    )
+
+
+def edited(bench: Bench, edit: Callable[[dict[str, Any]], object]) -> Bench:
+    """``bench`` after ``edit`` has changed it as plain JSON."""
+    data = bench.as_json()
+    edit(data)
+    return Bench.model_validate(data)
 
 
 def with_difference(run: Sample) -> Sample:
     """``run`` with another token at place 17, and what the judge says about it."""
     tokens = [*run.tokens[:17], 9, *run.tokens[18:]]
-    difference = Difference(index=17, expected=run.tokens[17], got=9, margin=0.0001)
+    difference = FirstDifference(index=17, expected=run.tokens[17], got=9, margin=0.0001)
     return run.model_copy(update={"tokens": tokens, "equal": False, "first_difference": difference})
 
 

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from importlib.resources import files
 
 import jsonschema
 import pytest
@@ -16,9 +15,10 @@ from specx.bench.comparison import (
     Progressed,
     Race,
     Task,
-    live_object,
+    live_comparison,
     parse_contestants,
 )
+from specx.cli.help import read_schema
 from specx.core.config import SamplingConfig
 from specx.core.stats import Prefill
 from specx.documents.document import read_document
@@ -27,9 +27,7 @@ from specx.errors import ContextError, UsageError
 from specx.stream import Difference
 from tests.helpers import preset_for, save_pair, story
 
-LIVE_SCHEMA = jsonschema.Draft202012Validator(
-    json.loads((files("specx") / "schemas" / "compare.schema.json").read_text("utf-8"))
-)
+LIVE_SCHEMA = jsonschema.Draft202012Validator(json.loads(read_schema("compare")))
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +138,8 @@ def test_runs_take_turns_and_agree(pairs, document, monkeypatch):
         assert run.equal is True
         assert run.result.text == first.result.text
         assert compare.speedup(run, first) == pytest.approx(
-            compare.rates(run.result.stats)["decode_tok_s"]
-            / compare.rates(first.result.stats)["decode_tok_s"]
+            compare.rates(run.result.stats).decode_tok_s
+            / compare.rates(first.result.stats).decode_tok_s
         )
         text = "".join(
             e.event.text
@@ -179,7 +177,7 @@ def test_a_difference_is_found_and_told(pairs, document, monkeypatch):
     run = race.runs[1]
     assert (run.equal, run.difference, run.got_text) == (False, found, "")
     assert run.expected_text != ""
-    described = live_object(race.runs, document, environment("cpu"))
+    described = live_comparison(race.runs, document, environment("cpu")).as_json()
     LIVE_SCHEMA.validate(described)
     assert described["runs"][1]["first_difference"] == {
         "index": 3,
@@ -193,7 +191,7 @@ def test_a_difference_is_found_and_told(pairs, document, monkeypatch):
 def test_the_object_is_valid_and_adds_up(pairs, document, max_tokens):
     race = Race(parse_contestants([], pairs["tiny"]), task(document, max_tokens=max_tokens))
     list(race.events())
-    found = live_object(race.runs, document, environment("cpu"))
+    found = live_comparison(race.runs, document, environment("cpu")).as_json()
     LIVE_SCHEMA.validate(json.loads(json.dumps(found, allow_nan=False)))
     plain, specx = found["runs"]
     assert (plain["mode"], plain["speedup"], plain["equal"]) == ("plain", None, None)
@@ -221,7 +219,7 @@ def test_cancelled_runs_count_as_far_as_they_went(pairs, document, after):
     assert second.result.finish_reason == "interrupted"
     assert (second.equal, second.why) == (None, "interrupted")
     assert first.result.tokens[: len(second.result.tokens)] == second.result.tokens
-    LIVE_SCHEMA.validate(live_object(race.runs, document, environment("cpu")))
+    LIVE_SCHEMA.validate(live_comparison(race.runs, document, environment("cpu")).as_json())
 
 
 def test_cancelled_while_reading(pairs, document):
@@ -231,8 +229,8 @@ def test_cancelled_while_reading(pairs, document):
             race.cancel()
     (run,) = race.runs
     assert run.result.tokens == ()
-    assert set(compare.rates(run.result.stats).values()) == {None}
-    LIVE_SCHEMA.validate(live_object(race.runs, document, environment("cpu")))
+    assert set(compare.rates(run.result.stats).as_json().values()) == {None}
+    LIVE_SCHEMA.validate(live_comparison(race.runs, document, environment("cpu")).as_json())
 
 
 def test_what_was_finished_survives_an_error(pairs, document):

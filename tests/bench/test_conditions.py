@@ -17,7 +17,18 @@ from specx.bench.conditions import (
     parse_condition,
     unmatched,
 )
+from specx.bench.schema import (
+    Bench,
+    BenchRow,
+    Equality,
+    Interval,
+    MemoryBytes,
+    OverFloor,
+    Spread,
+    Summary,
+)
 from specx.errors import UsageError
+from tests.bench.objects import bench_of, header, sample
 
 
 def bench(text: str) -> Any:
@@ -28,32 +39,43 @@ def change(text: str) -> Any:
     return parse_condition(text, COMPARE_METRICS)
 
 
-def cell(mode: str, length: int, speedup: float | None = None, **changes: Any) -> dict[str, Any]:
-    value = None if speedup is None else {"value": speedup, "low": None, "high": 2.0, "n": 1}
-    summary: dict[str, Any] = {
-        "speedup": value,
-        "end_to_end_speedup": None,
-        "tokens_per_step": {"value": 1.0 if mode == "plain" else 3.0, "low": 2.5, "high": 3.5},
-        "accepted_per_step": None,
-        "decode_tok_s": {"median": 50.0, "mean": 51.0, "sd": 1.0, "low": 40.0, "high": 60.0},
-        "prefill_tok_s": {"median": 900.0, "mean": 0, "sd": None, "low": 900.0, "high": 900.0},
-        "end_to_end_tok_s": None,
-        "floor": {"decode": 1.6, "prefill": 2.0},
-        "memory": {"weights": 0, "kv_target": 0, "kv_draft": 0, "peak": 3 << 29},
-        "equal": {"checked": 4, "equal": 3},
+def cell(mode: str, length: int, speedup: float | None = None, **changes: Any) -> BenchRow:
+    def spread(value: float, **more: Any) -> Spread:
+        fields = {"median": value, "mean": value, "sd": None, "low": value, "high": value}
+        return Spread(**fields | more, outliers=0)
+
+    fields: dict[str, Any] = dict.fromkeys(Summary.model_fields)
+    fields |= {
+        "n": 1,
+        "documents": 1,
+        "prompt_tokens": length,
+        "speedup": None if speedup is None else Interval(value=speedup, low=None, high=2.0),
+        "tokens_per_step": Interval(value=1.0 if mode == "plain" else 3.0, low=2.5, high=3.5),
+        "decode_tok_s": spread(50.0, mean=51.0, low=40.0, high=60.0),
+        "prefill_tok_s": spread(900.0),
+        "floor": OverFloor(decode=1.6, prefill=2.0),
+        "memory": MemoryBytes(peak=3 << 29),
+        "equal": Equality(checked=4, equal=3),
     }
-    return {"preset": "pocket", "mode": mode, "length": length, "summary": summary | changes}
+    run = sample("pocket", mode, length)
+    summary = Summary(**fields | changes)
+    return BenchRow(preset="pocket", mode=mode, length=length, samples=[run], summary=summary)
 
 
-BENCH: dict[str, Any] = {
-    "cells": [
-        cell("plain", 2048),
-        cell("spec", 2048, 0.83),
-        cell("specx", 2048, 1.4),
-        cell("plain", 16384),
-        cell("specx", 16384, 0.9996),
-    ]
-}
+def bench_with(*rows: BenchRow) -> Bench:
+    modes = tuple(dict.fromkeys(row.mode for row in rows))
+    lengths = tuple(dict.fromkeys(row.length for row in rows))
+    empty = bench_of(header(modes=modes, lengths=lengths), [])
+    return empty.model_copy(update={"cells": list(rows)})
+
+
+BENCH = bench_with(
+    cell("plain", 2048),
+    cell("spec", 2048, 0.83),
+    cell("specx", 2048, 1.4),
+    cell("plain", 16384),
+    cell("specx", 16384, 0.9996),
+)
 
 
 class TestParsing:
@@ -166,10 +188,11 @@ class TestBench:
         assert len(failures([bench(text)], BENCH)) == count
 
     def test_a_value_that_is_not_there_fails_nothing(self) -> None:
-        object_ = {"cells": [cell("specx", 1024, equal=None, floor={"decode": None})]}
+        floor = OverFloor(decode=None, prefill=2.0)
+        empty = bench_with(cell("specx", 1024, equal=None, floor=floor))
         conditions = [bench("equal<1"), bench("floor>0"), bench("speedup<9"), bench("floor<9")]
-        assert failures(conditions, object_) == []
-        assert len(unmatched(conditions, object_)) == 4
+        assert failures(conditions, empty) == []
+        assert len(unmatched(conditions, empty)) == 4
 
     def test_what_was_not_checked_is_said(self) -> None:
         texts = [
@@ -191,13 +214,13 @@ class TestBench:
         ]
 
     def test_an_empty_bench_checks_nothing(self) -> None:
-        assert failures([bench("speedup<1")], {"cells": []}) == []
-        assert "nothing was measured" in unmatched([bench("speedup<1")], {"cells": []})[0]
+        assert failures([bench("speedup<1")], bench_with()) == []
+        assert "nothing was measured" in unmatched([bench("speedup<1")], bench_with())[0]
 
     @given(st.floats(0, 10), st.sampled_from(["<", "<=", ">", ">=", "==", "!="]))
     def test_a_sentence_is_true_as_it_reads(self, value: float, sign: str) -> None:
         condition = bench(f"speedup{sign}1.0")
-        for sentence in failures([condition], {"cells": [cell("specx", 1024, value)]}):
+        for sentence in failures([condition], bench_with(cell("specx", 1024, value))):
             shown = float(sentence.split()[1])
             assert condition.holds(shown) or abs(value - 1) < 1e-14
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from specx.bench.journal import Journal, newest
 from specx.bench.modes import parse_mode
-from specx.bench.record import Cell, Difference
+from specx.bench.schema import BenchCell, FirstDifference
 from specx.errors import UsageError
 from specx.prompts import Prompt
 from tests.bench.fakes import (
@@ -27,7 +27,7 @@ from tests.bench.fakes import (
 )
 
 
-def _sample(cell: Cell) -> object:
+def _sample(cell: BenchCell) -> object:
     subject = FakeSubject(facts(), Clock())
     return subject.run(cell, parse_mode(cell.mode), Prompt((1,), 1))
 
@@ -39,7 +39,7 @@ def _filled(path: Path) -> Journal:
             journal.sample(_sample(cell), float(number))  # type: ignore[arg-type]
         journal.floor(FakeSubject(facts(), Clock()).floor(1000))
         first = next(of.cells())
-        journal.difference(first, Difference(index=1, expected=2, got=None, margin=None))
+        journal.difference(first, FirstDifference(index=1, expected=2, got=None, margin=None))
         journal.missing(first, "because")
         journal.notes("tiny", ("a .bin", "a guess"))
     return journal
@@ -58,7 +58,7 @@ def test_a_journal_from_before_notes_were_kept_is_gone_on_with(tmp_path: Path) -
     path = tmp_path / "j.jsonl"
     _filled(path)
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(line for line in lines if b'"kind": "notes"' not in line))
+    path.write_bytes(b"".join(line for line in lines if b'"kind":"notes"' not in line))
     with resumed_journal(path, plan()) as journal:
         assert journal.finished.notes == {}
         journal.notes("tiny", ())
@@ -73,7 +73,7 @@ def test_a_journal_from_before_notes_were_kept_is_gone_on_with(tmp_path: Path) -
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1))
 def test_a_journal_cut_anywhere_resumes_with_its_whole_lines(tmp_path: Path, share: float) -> None:
-    """A kill can end the file at any byte; from behind the header on, nothing whole is lost."""
+    """A kill can end the file at any byte; from the end of the header on, nothing whole is lost."""
     path = tmp_path / "cut.jsonl"
     path.unlink(missing_ok=True)
     _filled(path)
@@ -86,7 +86,7 @@ def test_a_journal_cut_anywhere_resumes_with_its_whole_lines(tmp_path: Path, sha
         held = journal.finished
         kinds = (held.samples, held.floors, held.differences, held.missing, held.notes)
         assert sum(map(len, kinds)) == whole
-        journal.missing(next(plan().cells()), "written behind the cut")
+        journal.missing(next(plan().cells()), "written after the cut")
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
 
@@ -100,9 +100,9 @@ def test_another_configuration_is_refused_and_named(tmp_path: Path) -> None:
 
 def test_another_machine_is_refused_and_named(tmp_path: Path) -> None:
     new_journal(tmp_path / "j.jsonl", plan()).__exit__(None, None, None)
-    other = {**ENVIRONMENT, "torch": "2.14.0", "specx": BUILD}
+    other = ENVIRONMENT.model_copy(update={"torch": "2.14.0"})
     with pytest.raises(UsageError) as caught:
-        Journal.resume(tmp_path / "j.jsonl", plan(), other)
+        Journal.resume(tmp_path / "j.jsonl", plan(), other, BUILD)
     assert "env.torch: 2.13.0 → 2.14.0" in caught.value.reason
 
 

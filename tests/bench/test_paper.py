@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 
 from specx.bench.paper import check_paper, with_paper
-from specx.bench.render.page import to_html
-from specx.bench.render.paper import paper_lines, paper_table
-from specx.bench.render.tables import to_markdown
+from specx.bench.render.html import to_html
+from specx.bench.render.markdown import to_markdown
+from specx.bench.render.numbers import definitions
+from specx.bench.render.tables import paper_table
 from specx.bench.saved import read_bench
+from specx.bench.schema import Bench
 from specx.errors import UsageError
 from specx.preset.preset import Preset, load_preset
-from tests.bench.objects import bench_object
+from tests.bench.objects import bench_object, edited
 
 LENGTHS = (1024, 2048)
 
@@ -22,22 +24,21 @@ def vicuna() -> Preset:
     return load_preset("vicuna-7b")
 
 
-def bench(name: str = "vicuna-7b", data: str = "sample", **changes: Any) -> dict[str, Any]:
+def bench(name: str = "vicuna-7b", data: str = "sample", **changes: Any) -> Bench:
     found = bench_object(presets=(name,), lengths=LENGTHS, **changes)
-    found["plan"]["data"]["name"] = data
-    return found
+    return edited(found, lambda each: each["plan"]["data"].update(name=data))
 
 
 def test_rows_are_those_of_the_mode_and_length(vicuna: Preset) -> None:
-    found = with_paper(bench(), {"vicuna-7b": vicuna})["paper"]
-    places = [(row["length"], row["mode"], row["tokens_per_step"], row["tok_s"]) for row in found]
+    found = with_paper(bench(), {"vicuna-7b": vicuna}).paper
+    places = [(row.length, row.mode, row.tokens_per_step, row.tok_s) for row in found]
     assert places == [
         (1024, "spec", 2.73, 100.31),
         (1024, "specx", 3.80, 128.59),
         (2048, "spec", 1.64, 55.64),
         (2048, "specx", 3.52, 109.58),
     ]
-    assert {row["source"] for row in found} == {"arXiv 2505.20776v4 Table 2"}
+    assert {row.source for row in found} == {"arXiv 2505.20776v4 Table 2"}
 
 
 @pytest.mark.parametrize(
@@ -54,26 +55,26 @@ def test_texts_of_the_paper_are_known_by_name(
     vicuna: Preset, name: str, data: str, same: bool
 ) -> None:
     made = with_paper(bench(data=name), {"vicuna-7b": vicuna})
-    assert {(row["data"], row["same_data"]) for row in made["paper"]} == {(data, same)}
-    assert any("the texts here are others" in line for line in paper_lines(made)) == (not same)
+    assert {(row.data, row.same_data) for row in made.paper} == {(data, same)}
+    assert any("the texts here are others" in line for line in definitions(made)) == (not same)
 
 
 def test_the_standard_mode_is_the_papers_too(vicuna: Preset) -> None:
     made = with_paper(bench(modes=("plain", "standard")), {"vicuna-7b": vicuna})
-    assert [row["mode"] for row in made["paper"]] == ["standard", "standard"]
+    assert [row.mode for row in made.paper] == ["standard", "standard"]
 
 
 def test_the_table_has_both_in_pairs(vicuna: Preset) -> None:
     made = with_paper(bench(), {"vicuna-7b": vicuna})
     model = paper_table(made)
-    summary = next(cell for cell in made["cells"] if cell["mode"] == "specx")["summary"]
+    summary = next(cell for cell in made.cells if cell.mode == "specx").summary
     row = dict(zip(model.header, model.rows[1], strict=True))
     assert row["prompt"] == "1,024"
-    assert row["tok/step\nhere"] == f"{summary['tokens_per_step']['value']:.2f}"
+    assert row["tok/step\nhere"] == f"{summary.tokens_per_step.value:.2f}"
     assert row["tok/step\npaper"] == "3.80"
-    assert row["overall\ntok/s here"] == f"{summary['end_to_end_tok_s']['median']:.0f}"
+    assert row["overall\ntok/s here"] == f"{summary.end_to_end_tok_s.median:.0f}"
     assert row["overall\ntok/s paper"] == "129"
-    assert row["overall\nspeed-up"] == f"{summary['end_to_end_speedup']['value']:.2f}x"
+    assert row["overall\nspeed-up"] == f"{summary.end_to_end_speedup.value:.2f}x"
     assert row["speed-up\npaper"] == "2.28x"
     assert model.group_breaks == {2}
     assert model.width() <= 80
@@ -83,7 +84,7 @@ def test_what_is_suspect_is_marked_and_explained() -> None:
     made = with_paper(bench("longchat-7b"), {"longchat-7b": load_preset("longchat-7b")})
     table = paper_table(made)
     assert [row[3].endswith("?") for row in table.rows] == [True, False] * 2
-    assert [line for line in paper_lines(made) if line.startswith("? = suspect")] == [
+    assert [line for line in definitions(made) if line.startswith("? = suspect")] == [
         "? = suspect: the very numbers of the vicuna-7b row, though target and draft differ: "
         "a copy by mistake"
     ]
@@ -93,7 +94,7 @@ def test_rows_without_a_length_are_lines() -> None:
     preset = load_preset("r1-llama-8b-eagle3")
     made = with_paper(bench(preset.name), {preset.name: preset})
     assert paper_table(made).rows == []
-    told = " ".join(paper_lines(made))
+    told = " ".join(definitions(made))
     assert "aime24 without a prompt length, specx: 5.95 tok/step, 117 tok/s" in told
 
 
@@ -115,12 +116,11 @@ def test_the_page_has_them_too(vicuna: Preset) -> None:
 def test_a_saved_bench_keeps_them(vicuna: Preset, tmp_path: Any) -> None:
     made = with_paper(bench(), {"vicuna-7b": vicuna})
     path = tmp_path / "saved.json"
-    path.write_text(json.dumps(made), encoding="utf-8")
+    path.write_text(json.dumps(made.as_json()), encoding="utf-8")
     read = read_bench(str(path))
-    assert read["paper"] == made["paper"]
-    for row in read["paper"]:
-        row["length"] = 77  # of no cell
-    assert paper_table(read).rows == []
+    assert read == made
+    rows = [row.model_copy(update={"length": 77}) for row in read.paper]  # of no cell
+    assert paper_table(read.model_copy(update={"paper": rows})).rows == []
 
 
 def test_a_preset_without_a_paper() -> None:

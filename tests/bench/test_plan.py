@@ -2,7 +2,8 @@
 
 from collections import Counter
 
-from specx.bench.plan import StandInFacts, differences
+from specx.bench.journal import differences
+from specx.bench.schema import StandInFacts
 from tests.bench.fakes import plan
 
 
@@ -27,13 +28,13 @@ def test_a_run_that_ends_early_has_all_lengths() -> None:
 
 
 def test_differences_name_the_setting_and_both_values() -> None:
-    ours, theirs = plan(max_tokens=9).as_object(), plan(max_tokens=12).as_object()
+    ours, theirs = plan(max_tokens=9).as_json(), plan(max_tokens=12).as_json()
     assert differences(ours, theirs) == ["max_tokens: 12 → 9"]
     assert differences(ours, ours) == []
 
 
 def test_differences_reach_into_presets_and_documents() -> None:
-    ours, theirs = plan(documents=2).as_object(), plan(documents=1).as_object()
+    ours, theirs = plan(documents=2).as_json(), plan(documents=1).as_json()
     theirs["presets"][0]["sha256"] = "f" * 64
     found = "\n".join(differences(ours, theirs))
     assert "presets[0].sha256" in found
@@ -43,5 +44,5 @@ def test_differences_reach_into_presets_and_documents() -> None:
 def test_other_weights_are_a_difference() -> None:
     """So a journal of stand-in weights is never gone on with on real ones."""
     facts = StandInFacts(pair="pocket", trained_tokens=2000, about="stand-in weights")
-    found = differences(plan(stand_in=facts).as_object(), plan().as_object())
+    found = differences(plan(stand_in=facts).as_json(), plan().as_json())
     assert "presets[0].stand_in.pair: absent → pocket" in found

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from specx.bench.record import Cell
-from specx.bench.results import judged
 from specx.bench.runner import Loading, Measured, Missed, Running
-from tests.bench.fakes import Bench, new_journal, plan, resumed_journal
+from specx.bench.schema import BenchCell, Sample
+from specx.bench.summary import report
+from tests.bench.fakes import BUILD, ENVIRONMENT, Bench, new_journal, plan, resumed_journal
 
 
 @pytest.fixture
@@ -50,14 +50,22 @@ def test_no_warmup_when_none_is_asked_for(path: Path) -> None:
     assert len(bench.subject().ran) == of.size
 
 
+def judged(bench: Bench) -> list[Sample]:
+    finished = bench.journal.finished
+    found = report(bench.plan, finished, environment=ENVIRONMENT, build=BUILD, elapsed_s=1.0)
+    return [sample for row in found.cells for sample in row.samples]
+
+
 def test_equality_is_judged_against_plain_of_the_same_cell(path: Path) -> None:
     of = plan()
     bench = Bench(of, new_journal(path, of))
     bench.subject().wrong = frozenset({"spec"})
     bench.events()
-    found = {(s.cell.mode, s.equal) for s in judged(of, bench.journal.finished)}
-    assert found == {("plain", None), ("spec", False), ("specx", True)}
-    differences = [s.first_difference for s in judged(of, bench.journal.finished) if not s.equal]
+    found = judged(bench)
+    assert {(s.cell.mode, s.equal) for s in found} == {
+        *(("plain", None), ("spec", False), ("specx", True)),
+    }
+    differences = [s.first_difference for s in found if not s.equal]
     assert {d.index for d in differences if d is not None} == {2}
     assert len(bench.journal.finished.differences) == 4
 
@@ -67,7 +75,7 @@ def test_without_verify_nothing_is_compared(path: Path) -> None:
     bench = Bench(of, new_journal(path, of))
     bench.subject().wrong = frozenset({"spec"})
     bench.events()
-    assert {sample.equal for sample in judged(of, bench.journal.finished)} == {None}
+    assert {sample.equal for sample in judged(bench)} == {None}
     assert bench.journal.finished.differences == {}
 
 
@@ -108,9 +116,9 @@ def test_the_budget_is_not_exceeded_once_costs_are_known(path: Path, budget_s: f
 def test_a_cancelled_run_keeps_what_was_finished(path: Path) -> None:
     of = plan()
     bench = Bench(of, new_journal(path, of))
-    seen: list[Cell] = []
+    seen: list[BenchCell] = []
 
-    def cancel_in_the_fifth(cell: Cell) -> None:
+    def cancel_in_the_fifth(cell: BenchCell) -> None:
         seen.append(cell)
         if len(seen) == 5:
             assert bench.runner is not None

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specx.bench.schema import Interval
 from specx.bench.statistics import (
-    Interval,
     expanded_tail,
     geometric_interval,
     normal_cdf,
@@ -120,8 +120,11 @@ def test_repetitions_count_by_their_median():
 
 
 def test_one_document_has_no_bounds_however_often_it_is_repeated():
-    assert geometric_interval([[3.0]]) == Interval(pytest.approx(3.0), None, None, 1)
-    assert geometric_interval([[3.0, 2.0, 4.0]]) == Interval(pytest.approx(3.0), None, None, 1)
+    found = geometric_interval([[3.0]])
+    assert (found.value, found.low, found.high, found.n) == (pytest.approx(3.0), None, None, 1)
+    assert geometric_interval([[3.0, 2.0, 4.0]]) == Interval(
+        value=pytest.approx(3.0), low=None, high=None, n=1
+    )
 
 
 def test_equal_documents_give_a_point():
@@ -232,12 +235,12 @@ def test_three_documents_can_promise_no_more_than_their_range():
 
 def test_sums_worked_by_hand():
     # (8 + 1) / (2 + 4) = 1.5; redrawn: first twice 16 / 4 = 4, second twice 2 / 8 = 0.25
-    assert ratio_of_sums_interval([(8, 2), (1, 4)]) == Interval(1.5, 0.25, 4.0, 2)
+    assert ratio_of_sums_interval([(8, 2), (1, 4)]) == Interval(value=1.5, low=0.25, high=4.0, n=2)
 
 
 def test_sums_over_one_document_none_and_one_without_steps():
-    assert ratio_of_sums_interval([(6, 4)]) == Interval(1.5, None, None, 1)
-    assert ratio_of_sums_interval([(6, 4), (0, 0)]) == Interval(1.5, None, None, 1)
+    assert ratio_of_sums_interval([(6, 4)]) == Interval(value=1.5, low=None, high=None, n=1)
+    assert ratio_of_sums_interval([(6, 4), (0, 0)]) == Interval(value=1.5, low=None, high=None, n=1)
     assert ratio_of_sums_interval([(0, 0)]) is None
     assert ratio_of_sums_interval([]) is None
 

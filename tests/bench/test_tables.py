@@ -10,17 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specx.bench.modes import GROUPS
-from specx.bench.record import PHASES, Cell, Sample
-from specx.bench.render import numbers as wording
-from specx.bench.render import tables
-from tests.bench.objects import bench_object, with_difference, with_energy
+from specx.bench.render import numbers, tables
+from specx.bench.render.flat import to_csv, to_jsonl
+from specx.bench.render.markdown import to_markdown
+from specx.bench.schema import PHASES, Bench, BenchCell, Sample
+from tests.bench.objects import bench_object, edited, with_difference, with_energy
 
 HOSTILE = (
     "<script>alert(1)</script>",
     "a|b\nc\r\td",
     "\x1b[31mred\x1b[0m \x1b]8;;http://x\x07link\x1b]8;;\x07 \x9b1m",
     "`code` *bold* _it_ $x$ ![i](http://x/y.png) [l](x) \\ ~~s~~ &lt;b&gt;",
-    "\u202eevil\u2066 \u200b\ud800 \u2028",
+    "\u202eevil\u2066 \u200b \u2028",
 )
 
 FLOOR_AND_TABLE = """\
@@ -99,8 +100,8 @@ def one_differs(run: Sample) -> Sample:
 
 
 @pytest.fixture
-def bench() -> dict[str, Any]:
-    missing = [(Cell(preset="pocket", mode="specx", length=2048, document=2, rep=0), "budget")]
+def bench() -> Bench:
+    missing = [(BenchCell(preset="pocket", mode="specx", length=2048, document=2, rep=0), "budget")]
     return bench_object(
         change=one_differs,
         missing=missing,
@@ -108,9 +109,13 @@ def bench() -> dict[str, Any]:
     )
 
 
-def hostile_bench() -> dict[str, Any]:
+def hostile_bench() -> Bench:
     """Every name that a file could bring, replaced by something that tries to get out."""
-    bench = bench_object(warnings=[("x", name) for name in HOSTILE], documents=len(HOSTILE))
+    usual = bench_object(warnings=[("x", name) for name in HOSTILE], documents=len(HOSTILE))
+    return edited(usual, rename)
+
+
+def rename(bench: dict[str, Any]) -> None:
     plan, preset = bench["plan"], HOSTILE[0]
     plan["presets"][0] |= {"name": preset, "kernels": HOSTILE[1]}
     plan["presets"][0]["draft"]["repo"] = HOSTILE[2]
@@ -126,30 +131,29 @@ def hostile_bench() -> dict[str, Any]:
         for sample in cell["samples"]:
             sample["cell"] |= {"preset": preset, "mode": cell["mode"]}
             sample["mode_reason"] = HOSTILE[2]
-    return bench
 
 
 def is_clean(text: str) -> bool:
     return all(sign == "\n" or sign.isprintable() for sign in text)
 
 
-def test_markdown_is_the_whole_report(bench: dict[str, Any]) -> None:
-    text = tables.to_markdown(bench, profile=True)
+def test_markdown_is_the_whole_report(bench: Bench) -> None:
+    text = to_markdown(bench, profile=True)
     assert text.startswith(FLOOR_AND_TABLE)
     assert PROFILE in text
     assert text.endswith(SETTINGS)
     assert not text.endswith("\n\n")
     assert "- other programs are running: close \\*them\\*\n" in text
     assert f"## Warnings\n\n- {DIFFERENCE}\n" in text
-    for line in wording.definitions(bench):
+    for line in numbers.definitions(bench):
         assert line.replace("|", "\\|") in text
 
 
-def test_markdown_without_profile_has_no_profile(bench: dict[str, Any]) -> None:
-    assert "verify step\n" not in tables.to_markdown(bench, profile=False)
+def test_markdown_without_profile_has_no_profile(bench: Bench) -> None:
+    assert "verify step\n" not in to_markdown(bench, profile=False)
 
 
-def test_main_table(bench: dict[str, Any]) -> None:
+def test_main_table(bench: Bench) -> None:
     table = tables.main_table(bench)
     assert table.header[:2] == ("prompt", "mode")
     assert table.header[5] == "speed-up\nover plain"
@@ -163,7 +167,7 @@ def test_main_table(bench: dict[str, Any]) -> None:
     assert table.align.count("left") == 2
 
 
-def test_wide_table_has_both_floors_in_a_cell(bench: dict[str, Any]) -> None:
+def test_wide_table_has_both_floors_in_a_cell(bench: Bench) -> None:
     full, wide = tables.main_table(bench), tables.main_table(bench, "wide")
     assert wide.header[8] == "dec pre\n/floor"
     assert [row[8] for row in wide.rows[:2]] == ["2.5 2.5", "3.1 2.8"]
@@ -172,7 +176,7 @@ def test_wide_table_has_both_floors_in_a_cell(bench: dict[str, Any]) -> None:
     assert wide.width() < full.width()
 
 
-def test_narrow_table_folds_cells(bench: dict[str, Any]) -> None:
+def test_narrow_table_folds_cells(bench: Bench) -> None:
     wide, narrow = tables.main_table(bench, "wide"), tables.main_table(bench, "narrow")
     assert narrow.header[6:8] == ("tok\nacc\n/step", "dec\npre\n/floor")
     assert narrow.rows[2][5:8] == ("2.23x\n[2.00, 2.50]", "3.56\n2.56", "3.1\n2.8")
@@ -207,8 +211,8 @@ def test_default_modes_fit_at_the_longest_prompts_too() -> None:
     ("ratio", "text"), [(0.5, "0.5"), (1, "1.0"), (9.94, "9.9"), (9.95, "10"), (1234, "1,234")]
 )
 def test_ratios_to_the_floor_keep_two_digits(ratio: float, text: str) -> None:
-    bench = bench_object()
-    bench["cells"][0]["summary"]["floor"] = {"decode": ratio, "prefill": None}
+    floor = {"decode": ratio, "prefill": None}
+    bench = edited(bench_object(), lambda each: each["cells"][0]["summary"].update(floor=floor))
     assert tables.main_table(bench).rows[0][8:10] == (text, "–")
     assert tables.main_table(bench, "wide").rows[0][8] == f"{text} –"
 
@@ -226,18 +230,15 @@ def test_what_was_not_measured_is_a_dash() -> None:
     assert row[5] == "0.80x"  # one document: no interval
     assert row[6:10] == ("–", "–", "–", "–")
     assert tables.main_table(bench, "narrow").rows[1][6:8] == ("–", "–")
-    assert tables.floor_lines(bench) == []
+    assert numbers.floor_lines(bench) == []
 
 
 def test_without_a_baseline_there_is_no_speed_up() -> None:
-    bench = bench_object()
-    bench["plan"]["baseline"] = None
-    for cell in bench["cells"]:
-        cell["summary"] |= {"speedup": None, "end_to_end_speedup": None}
+    bench = bench_object(baseline=None)
     table = tables.main_table(bench)
     assert table.title == "Speed"
     assert {row[5] for row in table.rows} == {"–"}
-    assert wording.headline(bench) == "No speed-up to report"
+    assert numbers.headline(bench) == "No speed-up to report"
 
 
 def test_memory_table_has_energy_only_where_measured() -> None:
@@ -249,7 +250,7 @@ def test_memory_table_has_energy_only_where_measured() -> None:
     assert {row[-1] for row in table.rows} == {"0.50"}
 
 
-def test_profile_bars_scale_with_the_longest(bench: dict[str, Any]) -> None:
+def test_profile_bars_scale_with_the_longest(bench: Bench) -> None:
     bars = tables.profile_bars(bench, 40)
     assert [label for label, _ in bars][:3] == ["1,024 plain", "1,024 spec", "1,024 specx"]
     totals_ms = [sum(ms for *_, ms in parts) for _, parts in bars]
@@ -260,7 +261,7 @@ def test_profile_bars_scale_with_the_longest(bench: dict[str, Any]) -> None:
     ]  # fmt: skip
 
 
-def test_narrow_profile_joins_the_draft_s_levels(bench: dict[str, Any]) -> None:
+def test_narrow_profile_joins_the_draft_s_levels(bench: Bench) -> None:
     table = tables.profile_table(bench, narrow=True)
     assert table.header[2:] == (
         "draft", "tree", "verify", "accept", "commit", "re-\ntrieve", "host", "total", "ms\n/token",
@@ -277,105 +278,102 @@ def test_no_profile_no_table() -> None:
     bench = bench_object(change=lambda run: run.model_copy(update={"phases": None}))
     assert tables.profile_table(bench).rows == []
     assert tables.profile_bars(bench, 40) == []
-    assert "verify step" not in tables.to_markdown(bench, profile=True)
+    assert "verify step" not in to_markdown(bench, profile=True)
 
 
 def test_many_lengths_share_three_lines_of_floor() -> None:
     lengths = (512, 1024, 2048, 4096, 8192)
-    lines = tables.floor_lines(bench_object(presets=("a", "b"), lengths=lengths))
+    lines = numbers.floor_lines(bench_object(presets=("a", "b"), lengths=lengths))
     assert len(lines) == 6
     assert lines[0] == "floor a on 10 GB/s and 0.10 TFLOP/s, tok/s at each prompt length"
     assert lines[1].startswith("  plain decode 512: 200 · 1,024: 200")
 
 
-def test_footer_ends_with_warnings(bench: dict[str, Any]) -> None:
-    lines = tables.footer(bench)
+def test_footer_ends_with_warnings(bench: Bench) -> None:
+    lines = numbers.footer(bench)
     assert lines[:7] == [line[2:] for line in SETTINGS.splitlines()[2:]]
     assert lines[7] == f"warning: {DIFFERENCE}"
     assert lines[8] == "warning: other programs are running: close *them*"
 
 
-def test_headline_is_the_largest_speed_up(bench: dict[str, Any]) -> None:
-    text = wording.headline(bench)
+def test_headline_is_the_largest_speed_up(bench: Bench) -> None:
+    text = numbers.headline(bench)
     assert text.startswith("specx decodes 2.23 times as fast as plain at ")
-    assert wording.headline_details(bench).startswith("Geometric mean over 3 documents; 95 %")
-    assert wording.equality(bench) == (11, 12)
+    assert numbers.headline_details(bench).startswith("Geometric mean over 3 documents; 95 %")
+    assert numbers.equality(bench) == (11, 12)
     slow = bench_object(modes=("plain", "hf-assisted", "standard"), documents=1)
-    assert wording.headline(slow).startswith("standard decodes 1.00 times as fast")
+    assert numbers.headline(slow).startswith("standard decodes 1.00 times as fast")
 
 
-def test_csv_holds_every_sample(bench: dict[str, Any]) -> None:
-    rows = list(csv.DictReader(io.StringIO(tables.to_csv(bench))))
-    runs = [run for cell in bench["cells"] for run in cell["samples"]]
+def test_csv_holds_every_sample(bench: Bench) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(bench))))
+    runs = [run for cell in bench.cells for run in cell.samples]
     assert len(rows) == len(runs) == 18
     for row, run in zip(rows, runs, strict=True):
-        assert row["mode"] == run["cell"]["mode"]
-        assert float(row["decode_s"]) == run["decode_s"]
-        assert int(row["memory_peak_bytes"]) == run["memory"]["peak"]
+        assert row["mode"] == run.cell.mode
+        assert float(row["decode_s"]) == run.decode_s
+        assert int(row["memory_peak_bytes"]) == run.memory.peak
         phases = [row[f"phase_{name}_s"] for name in PHASES]
-        assert sum(map(float, phases)) == pytest.approx(run["decode_s"])
+        assert sum(map(float, phases)) == pytest.approx(run.decode_s)
     assert [row["equal"] for row in rows[:6]] == ["", "", "", "1", "0", "1"]
     assert rows[4]["first_difference_index"] == "17"
-    assert tables.to_csv(bench).splitlines()[1].startswith('"pocket","plain",1024,0,"text-0",0,')
+    assert to_csv(bench).splitlines()[1].startswith('"pocket","plain",1024,0,"text-0",0,')
 
 
-def test_jsonl_parses_back(bench: dict[str, Any]) -> None:
-    runs = [run for cell in bench["cells"] for run in cell["samples"]]
-    lines = tables.to_jsonl(bench).splitlines()
+def test_jsonl_parses_back(bench: Bench) -> None:
+    runs = [run for cell in bench.cells for run in cell.samples]
+    lines = to_jsonl(bench).splitlines()
     for line, run in zip(lines, runs, strict=True):
         found = json.loads(line)
         cell = {key: found.pop(key) for key in ("preset", "mode", "length", "document", "rep")}
         assert found.pop("document_name") == f"text-{cell['document']}"
-        assert {"cell": cell, **found} == run
+        assert {"cell": cell, **found} == run.as_json()
 
 
 def test_hostile_names_stay_text() -> None:
     bench = hostile_bench()
-    markdown = tables.to_markdown(bench, profile=True)
+    markdown = to_markdown(bench, profile=True)
     assert is_clean(markdown)
     assert "<script>" not in markdown.replace("\\<", "")
     assert "![" not in markdown.replace("\\[", "")
     table = [line for line in markdown.splitlines() if line.startswith("| ")]
     assert {line.replace("\\|", "").count("|") for line in table[:8]} == {12}
-    assert is_clean(tables.to_csv(bench))
-    assert is_clean(tables.to_jsonl(bench))
-    assert len(list(csv.reader(io.StringIO(tables.to_csv(bench))))) == 31
-    lines = [*tables.floor_lines(bench), *tables.footer(bench), *tables.definitions(bench)]
+    assert is_clean(to_csv(bench))
+    assert is_clean(to_jsonl(bench))
+    assert len(list(csv.reader(io.StringIO(to_csv(bench))))) == 31
+    lines = [*numbers.floor_lines(bench), *numbers.footer(bench), *numbers.definitions(bench)]
     assert is_clean("".join(lines))
     markdown.encode("utf-8")
 
 
 def test_a_bench_without_cells_is_a_report_too() -> None:
-    bench = bench_object()
-    bench["cells"] = bench["floors"] = bench["warnings"] = []
-    assert tables.to_markdown(bench, profile=True).startswith("# specx bench: pocket\n\n## Def")
-    assert tables.to_csv(bench) == tables.to_jsonl(bench) == ""
+    nothing = {key: [] for key in ("cells", "floors", "warnings")}
+    bench = edited(bench_object(), lambda each: each.update(nothing))
+    assert to_markdown(bench, profile=True).startswith("# specx bench: pocket\n\n## Def")
+    assert to_csv(bench) == to_jsonl(bench) == ""
     assert tables.main_table(bench).rows == []
 
 
 @given(st.text(max_size=60))
 def test_plain_text_is_one_printable_line(text: str) -> None:
-    clean = wording.plain_text(text)
+    clean = numbers.plain_text(text)
     assert is_clean(clean)
     assert "\n" not in clean
-    assert wording.plain_text(clean) == clean
+    assert numbers.plain_text(clean) == clean
+    assert is_clean(numbers.plain_text(text + "\ud800"))
 
 
 @given(st.floats(min_value=0, max_value=1e15))
 def test_numbers_keep_two_digits(value: float) -> None:
-    text = wording.number(value)
+    text = numbers.number(value)
     assert float(text.replace(",", "")) == pytest.approx(value, rel=0.05, abs=0.005)
-    assert len(wording.milliseconds(value)) >= 3
+    assert len(numbers.milliseconds(value)) >= 3
 
 
-@given(
-    st.lists(st.floats(min_value=0, max_value=10), min_size=1, max_size=9),
-    st.floats(min_value=0, max_value=50),
-)
-def test_shares_add_up(values: list[float], scale: float) -> None:
-    shares = tables._shares(values, scale)
-    assert min(shares) >= 0
-    assert abs(sum(shares) - sum(values) * scale) <= 0.51
-    assert all(
-        abs(share - value * scale) <= 1.01 for share, value in zip(shares, values, strict=True)
-    )
+def test_bars_of_any_width_add_up() -> None:
+    bench = bench_object()
+    for width in range(1, 60):
+        for _, parts in tables.profile_bars(bench, width):
+            total_ms = sum(ms for *_, ms in parts)
+            scale = sum(cells for _, cells, _ in parts) / total_ms
+            assert all(abs(cells - ms * scale) <= 1.51 for _, cells, ms in parts)

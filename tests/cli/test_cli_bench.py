@@ -8,13 +8,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
+from specx.cli.help import read_schema
 from specx.cli.main import run
 from tests.cli.support import Outcome, Workplace, process, specx
 from tests.helpers import story
@@ -90,7 +90,7 @@ def test_json_fits_its_schema_and_holds_every_sample(bench: Bench) -> None:
     done = bench("-o", "json", "--reps", "2", "--modes", "plain,specx,lookup,standard+window,auto")
     assert done.code == 0, done.err
     found = json.loads(done.out)
-    schema = json.loads((files("specx") / "schemas" / "bench.schema.json").read_text("utf-8"))
+    schema = json.loads(read_schema("bench"))
     jsonschema.Draft202012Validator(schema).validate(found)
     assert found["finished"]
     assert len(found["cells"]) == 2 * 5
@@ -279,7 +279,7 @@ def test_two_presets_are_measured_side_by_side(bench, workplace: Workplace, tmp_
 def test_help_fits_a_screen_and_loads_no_torch() -> None:
     done = process("bench", "--help", env={"COLUMNS": "80"})
     lines = done.stdout.decode().splitlines()
-    assert len(lines) <= 45
+    assert len(lines) <= 46
     assert max(map(len, lines)) <= 80
     began = time.perf_counter()
     code = "import sys; from specx.cli.main import run; run(['bench', '-h']); " + (
@@ -294,6 +294,12 @@ def test_plot_is_text(bench: Bench) -> None:
     assert done.code == 0, done.err
     assert "```" in done.out
     assert "\x1b" not in done.out
+
+
+def test_what_is_gone_says_where_it_went(cli) -> None:
+    done = cli("bench", "--micro", "-m", "pocket")
+    assert (done.code, done.out) == (2, "")
+    assert "tools/profile_step.py" in done.err
 
 
 def test_unknown_option_is_a_usage_error() -> None:

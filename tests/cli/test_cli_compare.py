@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-from importlib.resources import files
 
 import jsonschema
 import pexpect
@@ -17,18 +16,18 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from specx.bench.comparison import Began, Progressed
-from specx.cli.compare import versus
-from specx.cli.compare.report import Grid
-from specx.cli.compare.versus import Column, Columns, OneByOne
+from specx.bench.render.markdown import table_markdown
+from specx.bench.render.tables import TableModel
+from specx.cli import compare_view
+from specx.cli.compare_view import Column, Columns, OneByOne
+from specx.cli.help import read_schema
 from specx.core.stats import GenerationStats, Prefill, StepStats
 from specx.stream import Difference, TextChunk
 from tests.bench.objects import bench_object
 from tests.cli.support import specx
 from tests.helpers import preset_for, save_pair
 
-SCHEMA = jsonschema.Draft202012Validator(
-    json.loads((files("specx") / "schemas" / "compare.schema.json").read_text("utf-8"))
-)
+SCHEMA = jsonschema.Draft202012Validator(json.loads(read_schema("compare")))
 HOSTILE = "\x1b[31m[red]x[/red]\x07 :smile: \u202e| `y` \x9b2J\tq\r\nend"
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 CURSOR_CODES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|.)")
@@ -205,8 +204,8 @@ def test_a_signal_while_the_second_pair_loads(cli, workplace, monkeypatch):
         (["-p", " "], "--prompt"),
         (["-t", "nan"], "--temperature"),
         (["--set", "tree.nods=3"], "tree.nodes"),
-        (["--metric", "ttft_s"], "--saved"),
-        (["--fail-if", "change<0%"], "--saved"),
+        (["--metric", "ttft_s"], "specx bench diff"),
+        (["--fail-if", "change<0%"], "specx bench diff"),
         (["another.txt"], "--with"),
         (["-o", "md"], "json"),
         (["--out", "."], "directory"),
@@ -231,7 +230,7 @@ def test_no_document(cli, tmp_path):
 
 @pytest.fixture
 def benches(tmp_path):
-    before = bench_object(documents=3, lengths=(1024,), modes=("plain", "specx"))
+    before = bench_object(documents=3, lengths=(1024,), modes=("plain", "specx")).as_json()
     after = copy.deepcopy(before)
     after["env"]["torch"] = "2.99[red]"
     for run in after["cells"][1]["samples"]:
@@ -244,7 +243,7 @@ def benches(tmp_path):
 
 
 def test_two_saved_benches(cli, benches):
-    done = cli("compare", "--saved", *benches)
+    done = cli("bench", "diff", *benches)
     assert (done.code, done.err) == (0, "")
     header, _, plain, drafted = grid_of(done.out)
     assert header[:5] == ["mode", "prompt", "A", "B", "change"]
@@ -255,17 +254,17 @@ def test_two_saved_benches(cli, benches):
 
 
 def test_conditions(cli, benches):
-    done = cli("compare", "--saved", *benches, "--fail-if", "change<-5%", "--fail-if", "change>1%")
+    done = cli("bench", "diff", *benches, "--fail-if", "change<-5%", "--fail-if", "change>1%")
     assert done.code == 9
     assert [line for line in done.err.splitlines() if "--fail-if" in line] == [
         "warning: --fail-if: change -20.00% < -5% at pocket specx 1,024"
     ]
-    assert cli("compare", "--saved", *benches, "--fail-if", "change<-25%").code == 0
-    assert cli("compare", "--saved", *benches, "--fail-if", "change<5").code == 2
+    assert cli("bench", "diff", *benches, "--fail-if", "change<-25%").code == 0
+    assert cli("bench", "diff", *benches, "--fail-if", "change<5").code == 2
 
 
 def test_the_joined_object_is_valid(cli, benches):
-    done = cli("compare", "--saved", *benches, "-o", "json", "--metric", "ttft_s")
+    done = cli("bench", "diff", *benches, "-o", "json", "--metric", "ttft_s")
     found = json.loads(done.out)
     SCHEMA.validate(found)
     assert (found["kind"], found["metric"], found["a"]["path"]) == (
@@ -277,8 +276,8 @@ def test_the_joined_object_is_valid(cli, benches):
 def test_what_only_one_has_is_told_but_not_endlessly(cli, benches):
     lengths = tuple(range(1024, 1024 + 64 * 12, 64))
     more = bench_object(documents=2, lengths=lengths, modes=("plain",))
-    benches[0].write_text(json.dumps(more), encoding="utf-8")
-    out = cli("compare", "--saved", *benches).out
+    benches[0].write_text(json.dumps(more.as_json()), encoding="utf-8")
+    out = cli("bench", "diff", *benches).out
     assert "only in A: pocket plain 1,088" in out
     assert re.search(r"and \d+ more", out)
     assert "only in A" in out
@@ -289,27 +288,39 @@ def test_what_only_one_has_is_told_but_not_endlessly(cli, benches):
     [
         (["--metric", "decode"], "decode_tok_s"),
         (["--with", "spec"], "--with"),
-        (["--text"], "--text"),
-        (["-n", "4"], "--max-tokens"),
         (["c.json"], "two benches"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_wrong_usage_of_saved(cli, benches, more, telling):
-    done = cli("compare", "--saved", *benches, *more)
+def test_wrong_usage_of_diff(cli, benches, more, telling):
+    done = cli("bench", "diff", *benches, *more)
     assert (done.code, done.out) == (2, "")
     assert telling in done.err
 
 
+def test_the_old_spelling_answers_with_the_new_one(cli, benches):
+    done = cli("compare", "--saved", *benches, "--metric", "ttft_s", "--fail-if", "change<-5%")
+    assert (done.code, done.out) == (2, "")
+    told = f"specx bench diff {benches[0]} {benches[1]} --metric ttft_s --fail-if 'change<-5%'"
+    assert told in done.err
+    assert f"specx bench diff {benches[0]} {benches[1]}" in cli("compare", *benches).err
+
+
+def test_options_of_a_bench_mean_nothing_before_diff(cli, benches):
+    done = cli("bench", "--reps", "2", "diff", *benches)
+    assert done.code == 2
+    assert "--reps means nothing before diff" in done.err
+
+
 def test_a_preset_from_the_environment_is_no_option(cli, benches, monkeypatch):
     monkeypatch.setenv("SPECX_PRESET", "pocket")
-    assert cli("compare", "--saved", *benches).code == 0
+    assert cli("bench", "diff", *benches).code == 0
 
 
 def test_on_a_terminal_the_table_fits(cli, benches, monkeypatch):
     for columns in (40, 80):
         monkeypatch.setenv("COLUMNS", str(columns))
-        shown = cli("compare", "--saved", *benches, "--color", "never", to_terminal=True).out
+        shown = cli("bench", "diff", *benches, "--color", "never", to_terminal=True).out
         plain = CURSOR_CODES.sub("", shown)
         assert max(cell_len(line) for line in plain.splitlines()) <= columns
         assert "torch" in plain
@@ -358,7 +369,7 @@ def some_events(text):
 @pytest.mark.parametrize("runs", [2, 3, 7])
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 24), (40, 12), (200, 60), (8, 3)])
 def test_a_frame_fits_and_shows_what_is_hostile(runs, width, height, monkeypatch):
-    monkeypatch.setattr(versus, "REDRAW_S", 0.0)
+    monkeypatch.setattr(compare_view, "REDRAW_S", 0.0)
     file = io.StringIO()
     console = Console(
         file=file, force_terminal=True, width=width, height=height, color_system=None, markup=True
@@ -398,14 +409,15 @@ def test_one_by_one_uses_the_display_of_a_single_run():
     ]
 
 
-def test_a_grid_in_parts_and_turned():
-    grid = Grid(("run", "a", "b"), (("x", "11", "222"), ("y", "1", "2|")), frozenset({0}))
-    assert grid.turned().header == ("run", "x", "y")
-    assert grid.turned().rows == (("a", "11", "1"), ("b", "222", "2|"))
-    assert [part.header for part in grid.parts(8)] == [("run", "a"), ("run", "b")]
-    assert [part.header for part in grid.parts(1)] == [("run", "a"), ("run", "b")]
-    assert [part.header for part in grid.parts(12)] == [("run", "a", "b")]
-    assert cells(grid.markdown().splitlines()[-1]) == ["y", "1", r"2\|"]
+def test_a_table_in_parts_and_turned():
+    rows = [("x", "11", "222"), ("y", "1", "2|")]
+    table = TableModel("", ("run", "a", "b"), rows, ("left", "right", "right"))
+    assert table.turned().header == ("run", "x", "y")
+    assert table.turned().rows == [("a", "11", "1"), ("b", "222", "2|")]
+    assert [part.header for part in table.parts(8, 1)] == [("run", "a"), ("run", "b")]
+    assert [part.header for part in table.parts(1, 1)] == [("run", "a"), ("run", "b")]
+    assert [part.header for part in table.parts(12, 1)] == [("run", "a", "b")]
+    assert cells(table_markdown(table).splitlines()[-1]) == ["y", "1", r"2\|"]
 
 
 def start(workplace, *more, columns=80, env=None):

@@ -58,12 +58,6 @@ def test_stand_ins_have_no_acceptance_of_the_papers(cli: Cli) -> None:
     assert "--paper does not go with --stand-in" in done.err
 
 
-def test_micro_has_no_use_for_it(cli: Cli) -> None:
-    done = cli("bench", "--micro", "--paper")
-    assert done.code == 2
-    assert "--paper does not go with --micro" in done.err
-
-
 def test_a_saved_bench_may_name_any_preset(
     cli: Cli, workplace: Workplace, preset: Path, tmp_path: Path
 ) -> None:

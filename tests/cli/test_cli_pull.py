@@ -294,7 +294,6 @@ class TestInterrupted:
             ("summarize", "FILE"),
             ("compare", "FILE"),
             ("bench", "--data", "FILE", "--lengths", "64"),
-            ("bench", "--micro", "--lengths", "64"),
             ("pull",),
         ],
         ids=" ".join,

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
+from specx.cli.help import read_schema
 from tests.cli.support import Outcome, Workplace, process
 from tests.helpers import story
 
@@ -64,7 +64,7 @@ def found(saved: Path) -> dict[str, Any]:
 
 
 def test_the_json_says_so_and_fits_its_schema(found: dict[str, Any]) -> None:
-    schema = json.loads((files("specx") / "schemas" / "bench.schema.json").read_text("utf-8"))
+    schema = json.loads(read_schema("bench"))
     jsonschema.Draft202012Validator(schema).validate(found)
     (preset,) = found["plan"]["presets"]
     assert preset["name"] == "big-stand-in"
@@ -102,10 +102,10 @@ def test_a_terminal_says_so_first(cli: Callable[..., Outcome], saved: Path) -> N
 
 
 def test_a_comparison_says_so(cli: Callable[..., Outcome], saved: Path) -> None:
-    done = cli("compare", "--saved", saved, saved)
+    done = cli("bench", "diff", saved, saved)
     assert done.out.splitlines()[0].rstrip().endswith(LABEL)
-    found = json.loads(cli("compare", "--saved", saved, saved, "-o", "json").out)
-    schema = json.loads((files("specx") / "schemas" / "compare.schema.json").read_text("utf-8"))
+    found = json.loads(cli("bench", "diff", saved, saved, "-o", "json").out)
+    schema = json.loads(read_schema("compare"))
     jsonschema.Draft202012Validator(schema).validate(found)
     assert found["a"]["stand_in"] is True
 

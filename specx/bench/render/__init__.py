@@ -1,5 +1,5 @@
-"""Showing a bench: everything here is made from one ``specx.bench/1`` object and nothing else.
+"""Showing a bench: everything here is made from one ``Bench`` and nothing else.
 
-``wording`` has the words and numbers, ``tables`` the tables and Markdown, ``flat`` CSV and JSON
-lines, ``plots`` and ``terminal`` the figures, ``page`` the HTML. Nothing here knows a screen.
+``numbers`` has the words and numbers, ``tables`` the tables, ``markdown`` and ``html`` the reports,
+``flat`` CSV and JSON lines, ``figure`` and ``terminal_plot`` the plots. Nothing knows a screen.
 """

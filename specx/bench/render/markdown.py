@@ -1,11 +1,27 @@
-"""Pipe tables for everything that is no terminal.
+"""A bench as Markdown, and pipe tables for everything that is no terminal.
 
-In: strings that nobody vouches for. Out: Markdown in which none of them is markup. It does not
-know what the tables say.
+In: a bench, or strings that nobody vouches for. Out: Markdown in which none of them is markup.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from specx.bench.render.numbers import (
+    definitions,
+    floor_lines,
+    plain_text,
+    settings,
+    stand_in_lines,
+    warning_lines,
+)
+from specx.bench.render.tables import (
+    TableModel,
+    main_table,
+    memory_table,
+    paper_table,
+    profile_table,
+)
+from specx.bench.schema import Bench
 
 
 def escaped(text: str) -> str:
@@ -14,7 +30,7 @@ def escaped(text: str) -> str:
 
 
 def pipe_table(rows: Sequence[Sequence[str]], is_number: Sequence[bool]) -> str:
-    """A table of Markdown cells, the first row its header; columns of numbers stand to the right.
+    """A table of Markdown cells, the first row its header; columns of numbers go to the right.
 
     The source is lined up too, since many read it as it is.
     """
@@ -29,3 +45,45 @@ def pipe_table(rows: Sequence[Sequence[str]], is_number: Sequence[bool]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def to_markdown(bench: Bench, *, profile: bool) -> str:
+    """The whole report as GitHub Markdown; ``profile`` adds the milliseconds of a step."""
+    tables = [main_table(bench), paper_table(bench), memory_table(bench)]
+    if profile:
+        tables.append(profile_table(bench))
+    names = ", ".join(escaped(plain_text(preset.name)) for preset in bench.plan.presets)
+    blocks = [f"# specx bench: {names}"]
+    blocks += [f"**{escaped(line)}.**" for line in stand_in_lines(bench)]
+    blocks.append(_bullets(floor_lines(bench)))
+    for table in tables:
+        if table.rows:
+            blocks += [f"## {escaped(table.title)}", table_markdown(table)]
+    warnings = warning_lines(bench)
+    if warnings:
+        blocks += ["## Warnings", _bullets(warnings)]
+    blocks += ["## Definitions", _bullets(definitions(bench))]
+    blocks += ["## Settings", _bullets(settings(bench))]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {escaped(line.strip())}" for line in lines)
+
+
+def table_markdown(table: TableModel) -> str:
+    """The table without its title, as a pipe table."""
+    titles = [re.sub(r"(?<=/)\n|\n(?=/)", "", title).replace("\n", " ") for title in table.header]
+    rows = [
+        [_cell(cell, (r, c) in table.alarms) for c, cell in enumerate(row)]
+        for r, row in enumerate(table.rows)
+    ]
+    header = [escaped(title.strip()) for title in titles]
+    return pipe_table([header, *rows], [align == "right" for align in table.align])
+
+
+def _cell(cell: str, is_alarm: bool) -> str:
+    # an interval in brackets is ours and no link; anything with a letter may be a name
+    is_number = re.fullmatch(r"[\d.,x/ –-]+(\[[\d., ]+\])?", cell)
+    text = cell if is_number else escaped(cell.replace("\n", " "))
+    return f"**{text}**" if is_alarm else text

@@ -1,7 +1,7 @@
 """The words around the tables of a bench: numbers, floor, definitions, settings, warnings.
 
-In: a ``specx.bench/1`` object. Out: plain lines and short strings without control characters; a
-name in the object may say anything. It does not know tables, files or the screen.
+In: a bench. Out: plain lines and short strings without control characters; a name in the bench may
+say anything. It does not know tables, files or the screen.
 """
 
 import re
@@ -9,18 +9,26 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from specx.bench.modes import WITNESSES
-from specx.bench.record import Object
+from specx.bench.schema import (
+    Bench,
+    BenchRow,
+    DraftFacts,
+    Floor,
+    PresetFacts,
+    PublishedRow,
+    TargetFacts,
+)
 
-#: Stands where nothing was measured.
+#: Shown where nothing was measured.
 NOTHING = "–"
 
-# From here on a line for every length would push the tables off the first screen.
+# With more lengths, a line for each would push the tables off the first screen.
 _FEW_LENGTHS = 4
 _MOST_DIFFERENCES = 5
 _SEPARATOR = " · "
+_DOUBT = "?"  # beside a published number that cannot be right
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
 
 
@@ -80,34 +88,41 @@ def moment(created: str) -> str:
         return plain_text(created, 40)
 
 
-def preset_names(bench: Object) -> list[str]:
-    """Names of the presets, in the order of the plan."""
-    return [str(preset["name"]) for preset in bench["plan"]["presets"]]
-
-
-def baseline_name(bench: Object) -> str:
+def baseline_name(bench: Bench) -> str:
     """The mode that speed-ups are over; "" if the bench has none."""
-    return plain_text(bench["plan"]["baseline"] or "", 40)
+    return plain_text(bench.plan.baseline or "", 40)
 
 
-def hardware(bench: Object) -> str:
+def has_presets(bench: Bench) -> bool:
+    """Whether there are several, so that each must be named."""
+    return len(bench.plan.presets) > 1
+
+
+def hardware(bench: Bench) -> str:
     """``NVIDIA H100`` or ``AMD EPYC, 2 threads``."""
-    env = bench["env"]
-    if env["gpu"]:
-        return plain_text(env["gpu"])
-    cpu = plain_text(env["cpu"] or env["device"])
-    return f"{cpu}, {count(env['threads'], 'thread')}" if env["threads"] else cpu
+    if bench.env.gpu:
+        return plain_text(bench.env.gpu)
+    return f"{plain_text(bench.env.cpu or bench.env.device)}, {count(bench.env.threads, 'thread')}"
 
 
-def headline(bench: Object) -> str:
+def program(bench: Bench) -> str:
+    """``0.1.0 (abc1234)``."""
+    commit = bench.specx.commit
+    return f"{bench.specx.version} ({commit})" if commit else bench.specx.version
+
+
+def headline(bench: Bench) -> str:
     """The largest speed-up as a sentence; witnesses compete for nothing."""
-    best = best_cell(bench)
-    baseline = baseline_name(bench)
-    if best is None:
+    best = _best_row(bench)
+    if best is None or best.summary.speedup is None:
         return "No speed-up to report"
-    value, mode = best["summary"]["speedup"]["value"], plain_text(best["mode"], 40)
-    several = f" ({plain_text(best['preset'], 40)})" if len(preset_names(bench)) > 1 else ""
-    place = f"at {best['length']:,} prompt tokens{several}"
+    value, mode, baseline = (
+        best.summary.speedup.value,
+        plain_text(best.mode, 40),
+        baseline_name(bench),
+    )
+    of = f" ({plain_text(best.preset, 40)})" if has_presets(bench) else ""
+    place = f"at {best.length:,} prompt tokens{of}"
     if value < 1:
         return (
             f"Nothing decodes faster than {baseline}; {mode} comes nearest, {times(value)} {place}"
@@ -115,84 +130,84 @@ def headline(bench: Object) -> str:
     return f"{mode} decodes {times(value)[:-1]} times as fast as {baseline} {place}"
 
 
-def headline_details(bench: Object) -> str:
+def headline_details(bench: Bench) -> str:
     """How sure the headline is."""
-    best = best_cell(bench)
-    if best is None:
+    best = _best_row(bench)
+    if best is None or best.summary.speedup is None:
         return ""
-    found = best["summary"]["speedup"]
-    documents = count(best["summary"]["documents"], "document")
-    if found["low"] is None or found["high"] is None:
+    low, high = best.summary.speedup.low, best.summary.speedup.high
+    documents = count(best.summary.documents, "document")
+    if low is None or high is None:
         return f"Measured on {documents}, so without an interval."
-    unsure = ", which includes 1: no clear difference" if found["low"] <= 1 <= found["high"] else ""
-    interval = f"{found['low']:.2f} to {found['high']:.2f}{unsure}"
-    return f"Geometric mean over {documents}; 95 % interval {interval}."
+    unsure = ", which includes 1: no clear difference" if low <= 1 <= high else ""
+    return f"Geometric mean over {documents}; 95 % interval {low:.2f} to {high:.2f}{unsure}."
 
 
-def best_cell(bench: Object) -> Object | None:
-    """The cell with the largest speed-up of decoding; None where nothing was compared."""
-    cells = [
-        cell
-        for cell in bench["cells"]
-        if cell["summary"]["speedup"] and cell["mode"] not in WITNESSES
+def _best_row(bench: Bench) -> BenchRow | None:
+    """The row with the largest speed-up of decoding; None where nothing was compared."""
+    ranked = [
+        (row.summary.speedup.value, -at)
+        for at, row in enumerate(bench.cells)
+        if row.summary.speedup and row.mode not in WITNESSES
     ]
-    return max(cells, key=lambda cell: float(cell["summary"]["speedup"]["value"]), default=None)
+    return bench.cells[-max(ranked)[1]] if ranked else None
 
 
-def equality(bench: Object) -> tuple[int, int]:
+def equality(bench: Bench) -> tuple[int, int]:
     """Runs whose tokens are those of plain decoding, of the runs that were compared."""
-    found = [cell["summary"]["equal"] for cell in bench["cells"] if cell["summary"]["equal"]]
-    return sum(one["equal"] for one in found), sum(one["checked"] for one in found)
+    found = [row.summary.equal for row in bench.cells if row.summary.equal]
+    return sum(one.equal for one in found), sum(one.checked for one in found)
 
 
-def stand_in_lines(bench: Object) -> list[str]:
-    """What must stand above every number that was measured on stand-in weights."""
-    facts = [preset.get("stand_in") for preset in bench["plan"]["presets"]]
-    texts = [plain_text(each["about"], 400) for each in facts if each]
+def stand_in_lines(bench: Bench) -> list[str]:
+    """What must precede every number that was measured on stand-in weights."""
+    facts = [preset.stand_in for preset in bench.plan.presets]
+    texts = [plain_text(each.about, 400) for each in facts if each]
     return [text[:1].upper() + text[1:] for text in texts]
 
 
-def stand_in_label(bench: Object) -> str:
+def stand_in_label(bench: Bench) -> str:
     """``stand-in weights`` for a title; "" where all weights are the checkpoints' own."""
     return "stand-in weights" if stand_in_lines(bench) else ""
 
 
-def floor_lines(bench: Object) -> list[str]:
+def floor_lines(bench: Bench) -> list[str]:
     """The least time that this machine allows: said before anything measured.
 
     A line for every preset and length, or with many lengths three lines a preset.
     """
-    several = len(preset_names(bench)) > 1
     lines: list[str] = []
-    for name in preset_names(bench):
-        floors = [floor for floor in bench["floors"] if floor["preset"] == name]
-        label = f"floor {plain_text(name)} " if several else "floor "
+    for preset in bench.plan.presets:
+        floors = [floor for floor in bench.floors if floor.preset == preset.name]
+        label = f"floor {plain_text(preset.name)} " if has_presets(bench) else "floor "
         if len(floors) <= _FEW_LENGTHS:
-            lines += [f"{label}{floor['length']:,}: {_floor(floor)}" for floor in floors]
+            lines += [f"{label}{floor.length:,}: {_floor(floor)}" for floor in floors]
         else:
             lines += _compact_floors(label, floors)
     return lines
 
 
-def _floor(floor: Object) -> str:
-    per_s = floor["length"] * per_second(floor["prefill_s"])
-    prefill = f"{_amount(floor['prefill_flop'], 'FLOP')} over {_flop_rate(floor)}"
-    step_s = floor["step_s"]
+def _floor(floor: Floor) -> str:
+    flop_rate, step_ms = _amount(floor.rate_flop_s, "FLOP/s"), milliseconds(floor.step_s * 1e3)
+    if floor.bound == "compute":
+        cause = f"{_amount(floor.step_flop, 'FLOP')} over {flop_rate}"
+    else:
+        bandwidth = _amount(floor.bandwidth_bytes_s, "B/s")
+        cause = f"{_amount(floor.step_bytes, 'B')} over {bandwidth}"
     return (
-        f"{milliseconds(step_s * 1e3)} ms a token = {number(per_second(step_s))} tok/s plain "
-        f"({_step_cause(floor)}){_SEPARATOR}prefill {number(per_s)} tok/s ({prefill})"
+        f"{step_ms} ms a token = {number(per_second(floor.step_s))} tok/s plain ({cause})"
+        f"{_SEPARATOR}prefill {number(prefill_rate(floor))} tok/s "
+        f"({_amount(floor.prefill_flop, 'FLOP')} over {flop_rate})"
     )
 
 
-def _compact_floors(label: str, floors: Sequence[Object]) -> list[str]:
-    decode = [f"{floor['length']:,}: {number(per_second(floor['step_s']))}" for floor in floors]
-    prefill = [
-        f"{floor['length']:,}: {number(floor['length'] * per_second(floor['prefill_s']))}"
-        for floor in floors
-    ]
-    bandwidth = _amount(floors[0]["bandwidth_bytes_s"], "B/s")
+def _compact_floors(label: str, floors: Sequence[Floor]) -> list[str]:
+    decode = [f"{floor.length:,}: {number(per_second(floor.step_s))}" for floor in floors]
+    prefill = [f"{floor.length:,}: {number(prefill_rate(floor))}" for floor in floors]
+    bandwidth = _amount(floors[0].bandwidth_bytes_s, "B/s")
+    flop_rate = _amount(floors[0].rate_flop_s, "FLOP/s")
     return [
-        f"{label}on {bandwidth} and {_flop_rate(floors[0])}, tok/s at each prompt length",
+        f"{label}on {bandwidth} and {flop_rate}, tok/s at each prompt length",
         f"  plain decode {_SEPARATOR.join(decode)}",
         f"  prefill {_SEPARATOR.join(prefill)}",
     ]
@@ -203,15 +218,9 @@ def per_second(value_s: float) -> float:
     return 1 / value_s if value_s else 0.0
 
 
-def _step_cause(floor: Object) -> str:
-    if floor["bound"] == "compute":
-        return f"{_amount(floor['step_flop'], 'FLOP')} over {_flop_rate(floor)}"
-    bandwidth = _amount(floor["bandwidth_bytes_s"], "B/s")
-    return f"{_amount(floor['step_bytes'], 'B')} over {bandwidth}"
-
-
-def _flop_rate(floor: Object) -> str:
-    return _amount(floor["rate_flop_s"], "FLOP/s")
+def prefill_rate(floor: Floor) -> float:
+    """Prompt tokens a second at most."""
+    return floor.length * per_second(floor.prefill_s)
 
 
 def _amount(value: float, unit: str) -> str:
@@ -225,17 +234,16 @@ def _amount(value: float, unit: str) -> str:
     return f"{value:,.0f} {unit}"
 
 
-def definitions(bench: Object) -> list[str]:
+def definitions(bench: Bench) -> list[str]:
     """What every column means, one line each; only of what this bench shows."""
-    baseline = baseline_name(bench)
     lines = [
         "prefill = prompt tokens / prefill time of target and draft; "
         "decode = (new tokens - 1) / decode time; "
         "overall (end to end) = new tokens / total time",
         "rates are medians over runs; loading and warm-up are excluded",
         "speed-up = geometric mean over documents of the decode rate over that of "
-        f"{baseline or 'a baseline'} on the same document; in brackets its 95 % interval, by a "
-        "paired bootstrap over documents (none for a single document)",
+        f"{baseline_name(bench) or 'a baseline'} on the same document; in brackets its 95 % "
+        "interval, by a paired bootstrap over documents (none for a single document)",
         "acc/step = draft tokens kept a step, bonus token excluded; "
         "tok/step = that + 1 (plain = 1)",
         "floor = the least time that this machine's measured bandwidth and matmul rate allow; "
@@ -244,102 +252,126 @@ def definitions(bench: Object) -> list[str]:
         f"{NOTHING} = not compared",
         "peak = high mark of the allocator (GPU) or of the process (CPU)",
     ]
-    summaries = [cell["summary"] for cell in bench["cells"]]
-    if any(summary["energy_j_per_token"] is not None for summary in summaries):
+    if any(row.summary.energy_j_per_token is not None for row in bench.cells):
         lines.append("J/token = energy of the whole GPU while decoding / (new tokens - 1)")
-    if any(summary["profile_ms"] for summary in summaries):
+    if any(row.summary.profile_ms for row in bench.cells):
         lines.append(
             "profile = milliseconds of a verify step, mean over all steps; draft n = the draft's "
             "forward at tree level n; tree = choosing guesses; ms/token = total / (tok/step)"
         )
-    modes = bench["plan"]["modes"]
-    lines += [f"{name} = {meaning}" for name, meaning in WITNESSES.items() if name in modes]
-    return lines
+    lines += [
+        f"{name} = {meaning}" for name, meaning in WITNESSES.items() if name in bench.plan.modes
+    ]
+    return [*lines, *_paper_definitions(bench)]
 
 
-def settings(bench: Object) -> list[str]:
+def _paper_definitions(bench: Bench) -> list[str]:
+    """Whose the published numbers are, how they were counted, and which of them are doubtful."""
+    rows, plan = bench.paper, bench.plan
+    if not rows:
+        return []
+    origins = dict.fromkeys((row.source, row.device, row.data) for row in rows)
+    lines = [f"paper = {', '.join(plain_text(each) for each in origin)}" for origin in origins]
+    lines.append(
+        "paper's tok/s = new tokens / total time, the prefill included: compare it with overall, "
+        "not with decode; its speed-up is that rate over its own plain decoding on its device"
+    )
+    if not all(row.same_data for row in rows):
+        lines.append(f"the texts here are others: {plain_text(plan.data.name)}")
+    baseline = baseline_name(bench) or NOTHING
+    lines.append(f"overall speed-up is over {baseline}; {plan.max_tokens:,} new tokens")
+    lines += [  # rows that have no prompt length, and so no row in the table
+        f"paper, {plain_text(row.data)} without a prompt length, {plain_text(row.mode)}: "
+        f"{row.tokens_per_step:.2f} tok/step, {number(row.tok_s)} tok/s"
+        for row in rows
+        if row.length is None
+    ]
+    reasons = dict.fromkeys(row.reason for row in rows if row.suspect)
+    return lines + [f"{_DOUBT} = suspect: {plain_text(reason)}" for reason in reasons]
+
+
+def doubt(row: PublishedRow) -> str:
+    """The mark beside a number of ``row`` that cannot be right."""
+    return f" {_DOUBT}" if row.suspect else ""
+
+
+def settings(bench: Bench) -> list[str]:
     """Hardware, versions, models, data, date: what the numbers hold for."""
-    env, specx, plan = bench["env"], bench["specx"], bench["plan"]
-    commit = f" ({specx['commit']})" if specx["commit"] else ""
-    versions = [
-        f"specx {specx['version']}{commit}",
-        f"torch {env['torch']}",
-        f"transformers {env['transformers']}" if env["transformers"] else "",
-        f"Python {env['python']}",
-        env["os"],
-    ]
-    if env["cuda"]:
-        driver = f", driver {env['driver']}" if env["driver"] else ""
-        versions.insert(1, f"CUDA {env['cuda']}{driver}")
+    env, plan = bench.env, bench.plan
+    driver = f", driver {env.driver}" if env.driver else ""
+    versions = (
+        f"specx {program(bench)}",
+        f"CUDA {env.cuda}{driver}" if env.cuda else "",
+        f"torch {env.torch}",
+        f"transformers {env.transformers}" if env.transformers else "",
+        f"Python {env.python}",
+        env.os,
+    )
     lines = [
-        f"{hardware(bench)}{_SEPARATOR}{plan['device']}{_SEPARATOR}{plan['dtype']}",
+        _join((hardware(bench), plan.device, plan.dtype)),
         _join(versions),
-        *(preset_line(preset) for preset in plan["presets"]),
+        *(preset_line(preset) for preset in plan.presets),
         _data_line(bench),
-        _join([moment(bench["created"]), f"took {duration(bench['elapsed_s'])}"]),
+        _join((moment(bench.created), f"took {duration(bench.elapsed_s)}")),
+        *left_out(bench),
     ]
-    lines += left_out(bench)
     return [plain_text(line, 400) for line in lines]
 
 
-def preset_line(preset: Object) -> str:
+def preset_line(preset: PresetFacts) -> str:
     """``pocket: target … · draft … · sdpa kernels``."""
-    target, draft = preset["target"], preset["draft"]
-    shape_of = "stand-in weights in the shape of " if preset.get("stand_in") else ""
-    parts = [f"{preset['name']}: target {shape_of}{_model(target)} {target['dtype']}"]
-    if draft and draft["kind"] != "none":
-        trained = draft.get("trained_context_tokens")
+    target, draft = preset.target, preset.draft
+    shape_of = "stand-in weights in the shape of " if preset.stand_in else ""
+    parts = [f"{preset.name}: target {shape_of}{_model(target)} {target.dtype}"]
+    if draft.kind != "none":
+        trained = draft.trained_context_tokens
         extent = f", trained at {trained:,} tokens" if trained else ""
-        parts.append(f"draft {_model(draft) or draft['kind']} ({draft['kind']}{extent})")
-    return _join([*parts, f"{preset['kernels']} kernels" if preset["kernels"] else ""])
+        parts.append(f"draft {_model(draft) or draft.kind} ({draft.kind}{extent})")
+    return _join([*parts, f"{preset.kernels} kernels" if preset.kernels else ""])
 
 
-def _model(model: Object) -> str:
-    repo, revision = model.get("repo") or "", model.get("revision")
-    return f"{repo}@{str(revision)[:12]}" if revision else str(repo)
+def _model(model: TargetFacts | DraftFacts) -> str:
+    repo = model.repo or ""
+    return f"{repo}@{model.revision[:12]}" if model.revision else repo
 
 
-def _data_line(bench: Object) -> str:
-    plan = bench["plan"]
-    sampling = plan["sampling"]
-    drawn = "greedy"
-    if sampling["temperature"]:
-        names = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
-        other = [
-            f"{name} {sampling[name]}" for name, usual in names.items() if sampling[name] != usual
-        ]
-        drawn = ", ".join([f"temperature {sampling['temperature']}", *other])
-    ends = ", end of text ignored" if plan["ignore_eos"] else ""
+def _data_line(bench: Bench) -> str:
+    plan = bench.plan
+    ends = ", end of text ignored" if plan.ignore_eos else ""
+    documents = sorted({row.summary.documents for row in bench.cells} or {0})
+    low, high = documents[0], documents[-1]
     return _join(
-        [
-            f"data {plan['data']['name']}: {count(len(plan['data']['documents']), 'document')}",
-            f"n = {_range([cell['summary']['documents'] for cell in bench['cells']])} a row",
-            count(plan["reps"], "repetition"),
-            f"{plan['warmup']} warm-up",
-            f"up to {count(plan['max_tokens'], 'new token')}{ends}",
-            f"{drawn}, seed {sampling['seed']}",
-        ]
+        (
+            f"data {plan.data.name}: {count(len(plan.data.documents), 'document')}",
+            f"n = {low if low == high else f'{low} to {high}'} a row",
+            count(plan.reps, "repetition"),
+            f"{plan.warmup} warm-up",
+            f"up to {count(plan.max_tokens, 'new token')}{ends}",
+            f"{_sampling(bench)}, seed {plan.sampling.seed}",
+        )
     )
 
 
-def _range(values: Sequence[int]) -> str:
-    if not values:
-        return "0"
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low} to {high}"
+def _sampling(bench: Bench) -> str:
+    sampling = bench.plan.sampling
+    if not sampling.temperature:
+        return "greedy"
+    usual = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+    found = {name: getattr(sampling, name) for name in usual}
+    other = [f"{name} {found[name]}" for name in usual if found[name] != usual[name]]
+    return ", ".join([f"temperature {sampling.temperature}", *other])
 
 
-def left_out(bench: Object) -> list[str]:
+def left_out(bench: Bench) -> list[str]:
     """What was skipped or not run, counted by reason; nothing if nothing was."""
     lines = []
-    skipped = [item["reason"] for item in bench["plan"]["data"]["skipped"]]
-    missing = [item["reason"] for item in bench["missing"]]
+    skipped = [text.reason for text in bench.plan.data.skipped]
+    missing = [each.reason for each in bench.missing]
     if skipped:
         lines.append(f"skipped {count(len(skipped), 'text')}: {_tally(skipped)}")
-    if missing or not bench["finished"]:
+    if missing or not bench.finished:
         what = f"missing {count(len(missing), 'run')}: {_tally(missing)}" if missing else ""
-        early = "" if bench["finished"] else "stopped early"
-        lines.append(_join([early, what]))
+        lines.append(_join(("" if bench.finished else "stopped early", what)))
     return lines
 
 
@@ -349,47 +381,36 @@ def _tally(reasons: Iterable[str], most: int = 5) -> str:
     return ", ".join([*parts, "…"] if len(found) > most else parts)
 
 
-def warning_lines(bench: Object) -> list[str]:
+def warning_lines(bench: Bench) -> list[str]:
     """Texts that differ from plain decoding first, then the warnings with their advice."""
-    lines = [_difference(bench, cell) for cell in bench["cells"] if _differs(cell["summary"])]
+    lines = [_difference(bench, row) for row in bench.cells if row.summary.is_unequal]
     if len(lines) > _MOST_DIFFERENCES:
         more = len(lines) - _MOST_DIFFERENCES
         lines[_MOST_DIFFERENCES:] = [f"NOT EQUAL in {count(more, 'further row')}"]
-    told = [item for item in bench["warnings"] if item["code"] != "unequal" or not lines]
-    lines += [item["message"] for item in told]
+    lines += [each.message for each in bench.warnings if each.code != "unequal" or not lines]
     return [plain_text(line, 600) for line in lines]
 
 
-def _differs(summary: Object) -> bool:
-    equal = summary["equal"]
-    return bool(equal) and equal["equal"] < equal["checked"]
-
-
-def _difference(bench: Object, cell: Object) -> str:
-    summary = cell["summary"]
-    equal = summary["equal"]
-    place = f"{cell['preset']} {cell['mode']} at {cell['length']:,}"
-    line = f"NOT EQUAL: {place}: {equal['equal']} of {equal['checked']} texts are those of plain"
-    first = summary["first_difference"]
+def _difference(bench: Bench, row: BenchRow) -> str:
+    equal, first = row.summary.equal, row.summary.first_difference
+    assert equal is not None
+    place = f"{row.preset} {row.mode} at {row.length:,}"
+    line = f"NOT EQUAL: {place}: {equal.equal} of {equal.checked} texts are those of plain"
     if not first:
         return line
-    margin = "" if first["margin"] is None else f", logit margin {first['margin']:.2g}"
-    where = f"{document_name(bench, first['document'])}, repetition {first['rep']}"
-    got, expected = (_token(first[key]) for key in ("got", "expected"))
-    return f"{line}; first: {where}, token {first['index']} is {got}, not {expected}{margin}"
+    margin = "" if first.margin is None else f", logit margin {first.margin:.2g}"
+    where = f"{document_name(bench, first.document)}, repetition {first.rep}"
+    got, expected = ("the end" if token is None else token for token in (first.got, first.expected))
+    return f"{line}; first: {where}, token {first.index} is {got}, not {expected}{margin}"
 
 
-def _token(token: int | None) -> str:
-    return "the end" if token is None else str(token)
-
-
-def document_name(bench: Object, index: int) -> str:
+def document_name(bench: Bench, index: int) -> str:
     """The document's name, or its number when the plan does not list it."""
-    documents: list[dict[str, Any]] = bench["plan"]["data"]["documents"]
-    return plain_text(documents[index]["name"]) if index < len(documents) else f"document {index}"
+    documents = bench.plan.data.documents
+    return plain_text(documents[index].name) if index < len(documents) else f"document {index}"
 
 
-def footer(bench: Object) -> list[str]:
+def footer(bench: Bench) -> list[str]:
     """Everything below the tables but the definitions; warnings come last, to be read."""
     return [*settings(bench), *(f"warning: {line}" for line in warning_lines(bench))]
 

@@ -7,9 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from specx.bench.render import plots, series
+from specx.bench.render import figure
+from specx.bench.render.terminal_plot import require_plotext, terminal_plot
 from specx.errors import UsageError
-from tests.bench.objects import bench_object
+from tests.bench.objects import bench_object, edited
 
 ALL = ("plain", "spec", "specx", "auto", "lookup", "standard", "standard+flash", "hf")
 HOSTILE = "$\\frac{<script>&|\x1b[31m _x"
@@ -33,8 +34,8 @@ def texts_of(svg: str) -> list[str]:
 @pytest.mark.usefixtures("matplotlib")
 def test_png_and_svg_are_what_they_say() -> None:
     bench = bench_object()
-    assert plots.figure_bytes(bench, "png").startswith(b"\x89PNG\r\n\x1a\n")
-    texts = texts_of(plots.figure_bytes(bench, "svg").decode())
+    assert figure.figure_bytes(bench, "png").startswith(b"\x89PNG\r\n\x1a\n")
+    texts = texts_of(figure.figure_bytes(bench, "svg").decode())
     assert {"1K", "2K", "spec", "specx", "plain = 1", "decode speed-up"} <= set(texts)
     assert "specx bench: pocket" in texts
     assert any("paired bootstrap" in text for text in texts)
@@ -43,15 +44,15 @@ def test_png_and_svg_are_what_they_say() -> None:
 @pytest.mark.usefixtures("matplotlib")
 def test_equal_benches_give_equal_bytes() -> None:
     for kind in ("png", "svg"):
-        first, second = (plots.figure_bytes(bench_object(), kind) for _ in range(2))  # type: ignore[arg-type]
+        first, second = (figure.figure_bytes(bench_object(), kind) for _ in range(2))  # type: ignore[arg-type]
         assert first == second
         assert b"dc:date" not in first
 
 
 def test_a_users_settings_are_put_back_and_change_nothing(matplotlib: Any) -> None:
-    plain = plots.figure_bytes(bench_object(), "svg")
+    plain = figure.figure_bytes(bench_object(), "svg")
     with matplotlib.rc_context({"font.size": 30.0, "axes.grid": False, "svg.hashsalt": "mine"}):
-        assert plots.figure_bytes(bench_object(), "svg") == plain
+        assert figure.figure_bytes(bench_object(), "svg") == plain
         kept = matplotlib.rcParams["font.size"], matplotlib.rcParams["svg.hashsalt"]
     assert kept == (30.0, "mine")
 
@@ -68,53 +69,55 @@ def test_a_users_settings_are_put_back_and_change_nothing(matplotlib: Any) -> No
     ],
 )
 def test_figure_of_any_shape(shape: dict[str, Any]) -> None:
-    svg = plots.figure_bytes(bench_object(**shape), "svg").decode()
+    svg = figure.figure_bytes(bench_object(**shape), "svg").decode()
     titles = [text for text in texts_of(svg) if text.endswith("tokens a step")]
     assert len(titles) == len(shape.get("presets", ("pocket",)))
 
 
 @pytest.mark.usefixtures("matplotlib")
 def test_an_empty_bench_is_an_empty_figure() -> None:
-    bench = bench_object()
-    bench["cells"] = []
-    assert texts_of(plots.figure_bytes(bench, "svg").decode())
+    bench = edited(bench_object(), lambda each: each.update(cells=[]))
+    assert texts_of(figure.figure_bytes(bench, "svg").decode())
 
 
 @pytest.mark.usefixtures("matplotlib")
 def test_names_are_neither_formulas_nor_markup() -> None:
-    bench = bench_object()
-    bench["plan"]["modes"][2] = bench["plan"]["presets"][0]["name"] = HOSTILE
-    for cell in bench["cells"]:
-        cell["preset"] = HOSTILE
-        cell["mode"] = HOSTILE if cell["mode"] == "specx" else cell["mode"]
-    texts = texts_of(plots.figure_bytes(bench, "svg").decode())
+    def rename(bench: dict[str, Any]) -> None:
+        bench["plan"]["modes"][2] = bench["plan"]["presets"][0]["name"] = HOSTILE
+        bench["floors"] = []
+        for row in bench["cells"]:
+            row["mode"] = HOSTILE if row["mode"] == "specx" else row["mode"]
+            row["preset"] = HOSTILE
+            for run in row["samples"]:
+                run["cell"] |= {"preset": HOSTILE, "mode": row["mode"]}
+
+    bench = edited(bench_object(), rename)
+    texts = texts_of(figure.figure_bytes(bench, "svg").decode())
     assert "$\\frac{<script>&| _x" in texts
-    assert plots.figure_bytes(bench, "png")
+    assert figure.figure_bytes(bench, "png")
 
 
 def test_series_are_the_summaries() -> None:
     bench = bench_object()
-    found = series.series(bench, "pocket", "speedup")
+    found = figure.series(bench, "pocket", "speedup")
     assert [one.mode for one in found] == ["spec", "specx"]
-    summaries = [cell["summary"]["speedup"] for cell in bench["cells"] if cell["mode"] == "specx"]
-    assert found[1].lengths == (1024, 2048)
-    assert found[1].values == tuple(summary["value"] for summary in summaries)
-    assert found[1].lows == tuple(summary["low"] for summary in summaries)
-    low, high = series.limits(bench, "pocket", "end_to_end_speedup")
+    summaries = [row.summary.speedup for row in bench.cells if row.mode == "specx"]
+    assert found[1].marks == dict(zip((1024, 2048), summaries, strict=True))
+    low, high = figure.limits(bench, "pocket", "end_to_end_speedup")
     assert low < 1
-    assert high > max(summary["high"] for summary in summaries)
+    assert high > max(summary.high for summary in summaries if summary)
 
 
 def test_every_mode_looks_different() -> None:
-    looks = series.looks(bench_object(modes=(*ALL, "a", "b", "c", "d")))
+    looks = figure.looks(bench_object(modes=(*ALL, "a", "b", "c", "d")))
     assert len({(look.color, look.repeat) for look in looks.values()}) == len(looks)
-    assert looks["specx"].color == series.BLUE
-    assert looks["plain"].color == series.GREY
+    assert looks["specx"].color == figure.BLUE
+    assert looks["plain"].color == figure.GREY
 
 
 @pytest.mark.parametrize("length", [1024, 16384, 1000])
 def test_length_label(length: int) -> None:
-    assert series.length_label(length) == {1024: "1K", 16384: "16K", 1000: "1,000"}[length]
+    assert figure.length_label(length) == {1024: "1K", 16384: "16K", 1000: "1,000"}[length]
 
 
 @pytest.mark.usefixtures("plotext")
@@ -122,19 +125,19 @@ def test_length_label(length: int) -> None:
 @pytest.mark.parametrize("lengths", [(1024,), (1024, 4096, 16384)])
 def test_terminal_plot_keeps_its_width(width: int, lengths: tuple[int, ...]) -> None:
     bench = bench_object(modes=ALL, lengths=lengths, presets=("pocket", "large"))
-    plain = plots.terminal_plot(bench, width, 12, color=False)
+    plain = terminal_plot(bench, width, 12, color=False)
     assert "\x1b" not in plain
     assert max(map(len, plain.splitlines())) <= width
-    colored = plots.terminal_plot(bench, width, 12, color=True)
+    colored = terminal_plot(bench, width, 12, color=True)
     stripped = [line.rstrip() for line in re.sub(r"\x1b\[[\d;]*m", "", colored).splitlines()]
     assert stripped == plain.splitlines()
     assert "\x1b[48" not in colored  # the terminal's own background stays
-    assert plots.terminal_plot(bench, width, 12, color=False, ascii_only=True).isascii()
+    assert terminal_plot(bench, width, 12, color=False, ascii_only=True).isascii()
 
 
 @pytest.mark.usefixtures("plotext")
 def test_terminal_plot_shows_signs_and_legend() -> None:
-    lines = plots.terminal_plot(bench_object(), 80, 14, color=False).splitlines()
+    lines = terminal_plot(bench_object(), 80, 14, color=False).splitlines()
     assert len(lines) == 29
     assert lines[-1] == "x spec   + specx   ─ plain = 1"
     assert lines[0].strip() == "decode speed-up"
@@ -146,19 +149,19 @@ def test_terminal_plot_shows_signs_and_legend() -> None:
 def test_plotext_is_left_clean(plotext: Any) -> None:
     empty = plotext.figure.clear().build().string(colorless=True)
     limit = list(plotext.terminal._limit)
-    first = plots.terminal_plot(bench_object(), 90, 12, color=True)
+    first = terminal_plot(bench_object(), 90, 12, color=True)
     assert plotext.figure.build().string(colorless=True) == empty
     assert plotext.terminal._limit == limit
-    assert plots.terminal_plot(bench_object(), 90, 12, color=True) == first
+    assert terminal_plot(bench_object(), 90, 12, color=True) == first
 
 
 @pytest.mark.usefixtures("plotext")
 def test_terminal_plot_of_little() -> None:
     bench = bench_object(modes=("plain", "spec"))
-    bench["cells"] = [c for c in bench["cells"] if (c["mode"], c["length"]) != ("spec", 2048)]
-    assert "x" in plots.terminal_plot(bench, 60, 10, color=False)
-    bench["cells"] = []
-    assert plots.terminal_plot(bench, 60, 10, color=False)
+    little = [row for row in bench.cells if (row.mode, row.length) != ("spec", 2048)]
+    bench = bench.model_copy(update={"cells": little})
+    assert "x" in terminal_plot(bench, 60, 10, color=False)
+    assert terminal_plot(bench.model_copy(update={"cells": []}), 60, 10, color=False)
 
 
 @pytest.mark.parametrize(
@@ -166,14 +169,14 @@ def test_terminal_plot_of_little() -> None:
     [
         (
             "matplotlib",
-            plots.require_matplotlib,
-            lambda bench: plots.figure_bytes(bench, "png"),
+            figure.require_matplotlib,
+            lambda bench: figure.figure_bytes(bench, "png"),
             "pip install 'specx[plot]'",
         ),
         (
             "plotext",
-            plots.require_plotext,
-            lambda bench: plots.terminal_plot(bench, 80, 10, color=False),
+            require_plotext,
+            lambda bench: terminal_plot(bench, 80, 10, color=False),
             "pip install plotext",
         ),
     ],

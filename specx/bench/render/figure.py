@@ -1,38 +1,26 @@
-"""A bench as a figure: PNG or SVG with matplotlib.
+"""A bench as a figure: what a plot shows, and PNG or SVG of it with matplotlib.
 
-In: a ``specx.bench/1`` object. Out: bytes, or SVG text. It does not know files or the screen and
-leaves no state behind: pyplot is never used, and settings of matplotlib are put back.
+In: a bench. Out: lines and looks for whoever draws; bytes, or SVG text. It does not know files or
+the screen and leaves no state: pyplot is never used, and settings of matplotlib are put back.
 """
 
 import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from specx.bench.record import Object
 from specx.bench.render.numbers import (
+    baseline_name,
     count,
     hardware,
+    has_presets,
     moment,
     plain_text,
-    preset_names,
     stand_in_label,
 )
-from specx.bench.render.series import (
-    GREY,
-    METRICS,
-    Look,
-    Series,
-    length_label,
-    lengths,
-    limits,
-    looks,
-    reference_label,
-    series,
-    shown_modes,
-)
-from specx.bench.render.terminal import require_plotext, terminal_plot
+from specx.bench.schema import Bench, Interval
 from specx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +28,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import LayoutEngine
 
-__all__ = ["figure_bytes", "panel_svg", "require_matplotlib", "require_plotext", "terminal_plot"]
+#: What a panel shows: a name in a summary → its title.
+METRICS = {
+    "speedup": "decode speed-up",
+    "end_to_end_speedup": "end-to-end speed-up",
+    "tokens_per_step": "tokens a step",
+}
+
+# Okabe and Ito's colours without black and yellow, which vanish on one of the two backgrounds.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#7F7F7F"
+_PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
+# The usual modes keep their colour from one report to the next.
+_USUAL = {
+    "plain": GREY,
+    "specx": BLUE,
+    "spec": ORANGE,
+    "auto": GREEN,
+    "standard": RED,
+    "lookup": PURPLE,
+    "hf": SKY,
+}
 
 _WIDTH_IN, _PANEL_IN, _HEADER_IN, _CAPTION_IN = 11.0, 2.9, 0.62, 0.3
 _LEGEND_ROW_IN, _LEGEND_COLUMNS = 0.22, 6
@@ -71,6 +79,116 @@ _STYLE: Mapping[Any, Any] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One mode: what was measured by prompt length, ascending."""
+
+    mode: str
+    marks: Mapping[int, Interval]
+
+
+@dataclass(frozen=True, slots=True)
+class ModeLook:
+    """How a mode is distinguished from the others. ``index``: its place in the plan, for a marker.
+
+    Modes of one ``color`` differ in ``repeat``, 0, 1, …
+    """
+
+    name: str
+    color: str
+    index: int
+    repeat: int
+
+
+def series(bench: Bench, preset: str, metric: str) -> list[Series]:
+    """What a panel shows, in the plan's order of modes; modes without a value are left out.
+
+    Plain decoding's one token a step is the line at 1 and no series.
+    """
+    found = []
+    for mode in bench.plan.modes:
+        marks: dict[int, Interval] = {}
+        for row in bench.cells:
+            mark = getattr(row.summary, metric)
+            if (row.preset, row.mode) == (preset, mode) and mark:
+                marks[row.length] = mark
+        if marks and (metric, mode) != ("tokens_per_step", "plain"):
+            found.append(Series(mode, dict(sorted(marks.items()))))
+    return found
+
+
+def lengths(found: list[Series]) -> list[int]:
+    """All lengths of the series, ascending."""
+    return sorted({length for one in found for length in one.marks})
+
+
+def limits(bench: Bench, preset: str, metric: str) -> tuple[float, float]:
+    """All values and intervals, and 1 off the frame, so that being below it can be seen.
+
+    Both speed-ups have one scale: they are read against each other.
+    """
+    together = [name for name in METRICS if name.endswith("speedup")]
+    marks = [1.0]
+    for name in together if metric in together else [metric]:
+        for one in series(bench, preset, name):
+            for mark in one.marks.values():
+                marks += [end for end in (mark.value, mark.low, mark.high) if end is not None]
+    room = 0.07 * (max(marks) - min(marks)) or 0.1
+    return min(marks) - room, max(marks) + room
+
+
+def looks(bench: Bench) -> dict[str, ModeLook]:
+    """Mode → look: a usual mode keeps its colour, the others take what is free, then repeat."""
+    modes = bench.plan.modes
+    chosen = {mode: _USUAL[mode] for mode in modes if mode in _USUAL}
+    free = [color for color in _PALETTE if color not in chosen.values()]
+    for mode in modes:
+        if mode not in chosen:
+            chosen[mode] = free.pop(0)
+        free = free or list(_PALETTE)
+    return {
+        mode: ModeLook(
+            name=plain_text(mode, 40),
+            color=chosen[mode],
+            index=index,
+            repeat=[chosen[name] for name in modes[:index]].count(chosen[mode]),
+        )
+        for index, mode in enumerate(modes)
+    }
+
+
+def shown_modes(bench: Bench) -> list[str]:
+    """Modes with a value in some panel, in the plan's order."""
+    drawn = {
+        one.mode
+        for preset in bench.plan.presets
+        for metric in METRICS
+        for one in series(bench, preset.name, metric)
+    }
+    return [mode for mode in bench.plan.modes if mode in drawn]
+
+
+def has_lengths(bench: Bench) -> bool:
+    """Whether there are several, so that there is a line to draw."""
+    return len({row.length for row in bench.cells}) > 1
+
+
+def most_documents(bench: Bench) -> int:
+    """Of the row with the most."""
+    return max((row.summary.documents for row in bench.cells), default=0)
+
+
+def reference_label(bench: Bench) -> str:
+    """What the line at 1 is: the baseline, or with another baseline than plain its speed."""
+    baseline = baseline_name(bench)
+    return f"speed of {baseline} = 1" if baseline not in ("", "plain") else "plain = 1"
+
+
+def length_label(length: int) -> str:
+    """``16K`` for 16384; a length that is no multiple of 1024 stays a number."""
+    return f"{length // 1024}K" if length % 1024 == 0 else f"{length:,}"
+
+
 def require_matplotlib() -> None:
     """Raises ``UsageError`` with the command to install it; to be asked before a long run."""
     try:
@@ -83,12 +201,12 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def figure_bytes(bench: Object, kind: Literal["png", "svg"]) -> bytes:
+def figure_bytes(bench: Bench, kind: Literal["png", "svg"]) -> bytes:
     """The figure: a row a preset, a panel a metric. Equal benches give equal bytes."""
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    presets = preset_names(bench)
+    presets = [preset.name for preset in bench.plan.presets]
     with _drawing():
         legend_rows = 1 + len(_legend_modes(bench)) // _LEGEND_COLUMNS
         bottom_in = _CAPTION_IN + _LEGEND_ROW_IN * legend_rows
@@ -99,14 +217,14 @@ def figure_bytes(bench: Object, kind: Literal["png", "svg"]) -> bytes:
         for axes_row, preset in zip(rows, presets, strict=True):
             for axes, metric in zip(axes_row, METRICS, strict=True):
                 _draw_panel(axes, bench, preset, metric)
-                several = f"{plain_text(preset, 30)}: " if len(presets) > 1 else ""
+                several = f"{plain_text(preset, 30)}: " if has_presets(bench) else ""
                 axes.set_title(f"{several}{METRICS[metric]}", loc="left")
         _add_legend(figure, bench, height_in)
         _add_texts(figure, bench, height_in)
         return _saved(figure, kind)
 
 
-def panel_svg(bench: Object, preset: str, metric: str) -> str:
+def panel_svg(bench: Bench, preset: str, metric: str) -> str:
     """One panel alone as an ``<svg>`` element for a page: no background, no title, no legend."""
     require_matplotlib()
     from matplotlib.figure import Figure
@@ -149,7 +267,7 @@ def _layout(bottom: float, top: float) -> "LayoutEngine":
     return ConstrainedLayoutEngine(rect=rect, w_pad=0.1, h_pad=0.06, wspace=0.02, hspace=0.02)
 
 
-def _draw_panel(axes: "Axes", bench: Object, preset: str, metric: str) -> None:
+def _draw_panel(axes: "Axes", bench: Bench, preset: str, metric: str) -> None:
     found = series(bench, preset, metric)
     low, high = limits(bench, preset, metric)
     if len(lengths(found)) > 1:
@@ -157,18 +275,18 @@ def _draw_panel(axes: "Axes", bench: Object, preset: str, metric: str) -> None:
         axes.set_ylim(low, high)
     else:
         _draw_by_mode(axes, found, looks(bench), shown_modes(bench))
-        axes.set_xlim(low, high + 0.12 * (high - low))  # for the number behind the last point
+        axes.set_xlim(low, high + 0.12 * (high - low))  # for the number after the last point
 
 
-def _draw_over_length(axes: "Axes", found: list[Series], look: Mapping[str, Look]) -> None:
+def _draw_over_length(axes: "Axes", found: list[Series], look: Mapping[str, ModeLook]) -> None:
     axes.set_xscale("log", base=2)
     axes.axhline(1.0, color=GREY, linewidth=1.2, linestyle=_REFERENCE, zorder=1.5)
     for place, one in enumerate(found):
-        # a hair apart, so that intervals at the same length can be told from each other
+        # a hair apart, so that intervals at the same length can be seen apart
         shift = 2 ** (0.05 * (place - (len(found) - 1) / 2) * min(1.0, 5 / len(found)))
         axes.errorbar(
-            [length * shift for length in one.lengths],
-            one.values,
+            [length * shift for length in one.marks],
+            [mark.value for mark in one.marks.values()],
             yerr=_reach(one),
             markersize=5,
             linewidth=1.5,
@@ -185,17 +303,17 @@ def _draw_over_length(axes: "Axes", found: list[Series], look: Mapping[str, Look
 
 
 def _draw_by_mode(
-    axes: "Axes", found: list[Series], look: Mapping[str, Look], modes: Sequence[str]
+    axes: "Axes", found: list[Series], look: Mapping[str, ModeLook], modes: Sequence[str]
 ) -> None:
     """A single length: a row a mode, the same rows in every panel, as there is no line to draw."""
     axes.axvline(1.0, color=GREY, linewidth=1.2, linestyle=_REFERENCE, zorder=1.5)
     for one in found:
-        row, value, high = modes.index(one.mode), one.values[0], one.highs[0]
+        row, [mark] = modes.index(one.mode), one.marks.values()
         line = _line(look[one.mode])
-        axes.errorbar([value], [row], xerr=_reach(one), markersize=6, capsize=3, **line)
+        axes.errorbar([mark.value], [row], xerr=_reach(one), markersize=6, capsize=3, **line)
         axes.annotate(
-            f"{value:.2f}",
-            (value if high is None else high, row),
+            f"{mark.value:.2f}",
+            (mark.value if mark.high is None else mark.high, row),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
@@ -205,10 +323,10 @@ def _draw_by_mode(
     axes.set_ylim(max(len(modes), 1) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     if found:
-        axes.set_xlabel(f"at {found[0].lengths[0]:,} prompt tokens")
+        axes.set_xlabel(f"at {lengths(found)[0]:,} prompt tokens")
 
 
-def _line(look: Look) -> dict[str, Any]:
+def _line(look: ModeLook) -> dict[str, Any]:
     return {
         "color": look.color,
         "marker": _MARKERS[look.index % len(_MARKERS)],
@@ -218,13 +336,13 @@ def _line(look: Look) -> dict[str, Any]:
 
 def _reach(one: Series) -> list[list[float]]:
     """Distances below and above the values; none where there is no interval."""
-    marks = list(zip(one.values, one.lows, one.highs, strict=True))
-    below = [0.0 if low is None else max(0.0, value - low) for value, low, _ in marks]
-    above = [0.0 if high is None else max(0.0, high - value) for value, _, high in marks]
+    marks = one.marks.values()
+    below = [0.0 if mark.low is None else max(0.0, mark.value - mark.low) for mark in marks]
+    above = [0.0 if mark.high is None else max(0.0, mark.high - mark.value) for mark in marks]
     return [below, above]
 
 
-def _add_legend(figure: "Figure", bench: Object, height_in: float) -> None:
+def _add_legend(figure: "Figure", bench: Bench, height_in: float) -> None:
     from matplotlib.lines import Line2D
 
     look = looks(bench)
@@ -243,22 +361,21 @@ def _add_legend(figure: "Figure", bench: Object, height_in: float) -> None:
     legend.set_in_layout(False)
 
 
-def _legend_modes(bench: Object) -> list[str]:
+def _legend_modes(bench: Bench) -> list[str]:
     """None with a single length: every row says its mode."""
-    several = len({cell["length"] for cell in bench["cells"]}) > 1
-    return shown_modes(bench) if several else []
+    return shown_modes(bench) if has_lengths(bench) else []
 
 
-def _add_texts(figure: "Figure", bench: Object, height_in: float) -> None:
+def _add_texts(figure: "Figure", bench: Bench, height_in: float) -> None:
     left = 0.14 / _WIDTH_IN
-    names = ", ".join(plain_text(name, 40) for name in preset_names(bench))
+    names = ", ".join(plain_text(preset.name, 40) for preset in bench.plan.presets)
     label = stand_in_label(bench)
-    place = f"{plain_text(hardware(bench), 90)} · {moment(bench['created'])}"
+    place = f"{plain_text(hardware(bench), 90)} · {moment(bench.created)}"
     place = f"{label} · {place}" if label else place
     top = [(0.27, f"specx bench: {names}", 12, "bold"), (0.49, place, 9, "normal")]
     for depth_in, text, points, weight in top:
         figure.text(left, 1 - depth_in / height_in, text, fontsize=points, fontweight=weight)
-    documents = max((cell["summary"]["documents"] for cell in bench["cells"]), default=0)
+    documents = most_documents(bench)
     caption = f"speed-up = geometric mean over {count(documents, 'document')}"
     if documents > 1:
         caption += "; bars = 95 % paired bootstrap interval over documents"

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from specx.bench.record import Sample
-from specx.bench.render.page import to_html
-from tests.bench.objects import bench_object, with_difference, with_energy
+from specx.bench.render.html import to_html
+from specx.bench.schema import Bench, Sample
+from tests.bench.objects import bench_object, edited, with_difference, with_energy
 
 NAMES = (
     "<script>alert(1)</script>",
@@ -58,8 +58,12 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def hostile_bench() -> dict[str, Any]:
-    bench = bench_object(documents=len(NAMES), warnings=[("x", name) for name in NAMES])
+def hostile_bench() -> Bench:
+    usual = bench_object(documents=len(NAMES), warnings=[("x", name) for name in NAMES])
+    return edited(usual, rename)
+
+
+def rename(bench: dict[str, Any]) -> None:
     plan = bench["plan"]
     plan["presets"][0] |= {"name": NAMES[1], "kernels": NAMES[0]}
     plan["data"]["name"] = NAMES[2]
@@ -73,7 +77,6 @@ def hostile_bench() -> dict[str, Any]:
         cell["mode"] = NAMES[3] if cell["mode"] == "specx" else cell["mode"]
         for run in cell["samples"]:
             run["cell"] |= {"preset": NAMES[1], "mode": cell["mode"]}
-    return bench
 
 
 @pytest.fixture(params=["with matplotlib", "without"])
@@ -177,11 +180,11 @@ def test_one_script_may_run_and_its_hash_fits() -> None:
 
 
 @pytest.mark.parametrize("bench", [bench_object(), hostile_bench()], ids=["usual", "hostile"])
-def test_page_carries_its_data(bench: dict[str, Any]) -> None:
+def test_page_carries_its_data(bench: Bench) -> None:
     text = to_html(bench)
     found = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
     assert "<" not in found[0]
-    assert json.loads(found[0]) == bench
+    assert json.loads(found[0]) == bench.as_json()
 
 
 @pytest.mark.usefixtures("_figure")
@@ -192,7 +195,7 @@ def test_ids_are_unique_and_references_exist() -> None:
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(ids)
 
 
-def test_without_matplotlib_bars_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_there_are_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -217,9 +220,7 @@ def test_page_of_any_shape(shape: dict[str, Any]) -> None:
 
 
 def test_page_of_nothing_measured() -> None:
-    bench = bench_object()
-    bench["cells"], bench["finished"] = [], False
-    page = Reader(to_html(bench))
+    page = Reader(to_html(edited(bench_object(), lambda each: each.update(cells=[]))))
     assert page.texts["h1"] == ["No speed-up to report"]
     assert "Figure" not in page.texts["h2"]
 

@@ -1,15 +1,13 @@
 """A bench as a plot of characters, with plotext.
 
-In: a ``specx.bench/1`` object, a width in cells, a height in rows. Out: text. It does not know
+In: a bench, a width in cells, a height in rows. Out: text. It does not know
 the screen. plotext has one figure for the whole process: it is cleared before and after use.
 """
 
 import math
 from typing import Any
 
-from specx.bench.record import Object
-from specx.bench.render.numbers import plain_text, preset_names
-from specx.bench.render.series import (
+from specx.bench.render.figure import (
     BLUE,
     GREEN,
     GREY,
@@ -18,8 +16,9 @@ from specx.bench.render.series import (
     PURPLE,
     RED,
     SKY,
-    Look,
+    ModeLook,
     Series,
+    has_lengths,
     length_label,
     lengths,
     limits,
@@ -28,6 +27,8 @@ from specx.bench.render.series import (
     series,
     shown_modes,
 )
+from specx.bench.render.numbers import has_presets, plain_text
+from specx.bench.schema import Bench
 from specx.errors import UsageError
 
 _SIDE_BY_SIDE_FROM = 100
@@ -50,19 +51,21 @@ def require_plotext() -> None:
 
 
 def terminal_plot(
-    bench: Object, width: int, height: int, *, color: bool, ascii_only: bool = False
+    bench: Bench, width: int, height: int, *, color: bool, ascii_only: bool = False
 ) -> str:
     """Speed-up and tokens a step over length, as lines of at most ``width`` cells.
 
-    ``height``: rows of one panel. Panels stand side by side from 100 columns on. Without
+    ``height``: rows of one panel. Panels are side by side from 100 columns on. Without
     ``color`` there is no escape sequence; every mode has a sign of its own in either case.
     """
     require_plotext()
     is_wide = width >= _SIDE_BY_SIDE_FROM
     lines = []
-    for preset in preset_names(bench):
+    for preset in bench.plan.presets:
         panels = [
-            _panel(bench, preset, metric, (width - 2) // 2 if is_wide else width, height, color)
+            _panel(
+                bench, preset.name, metric, (width - 2) // 2 if is_wide else width, height, color
+            )
             for metric in ("speedup", "tokens_per_step")
         ]
         if is_wide:
@@ -74,13 +77,13 @@ def terminal_plot(
 
 
 def _panel(
-    bench: Object, preset: str, metric: str, width: int, height: int, color: bool
+    bench: Bench, preset: str, metric: str, width: int, height: int, color: bool
 ) -> list[str]:
     """``height`` rows of ``width`` cells."""
     found = series(bench, preset, metric)
-    several = f"{plain_text(preset, 20)}: " if len(preset_names(bench)) > 1 else ""
+    several = f"{plain_text(preset, 20)}: " if has_presets(bench) else ""
     title = f"{several}{METRICS[metric]}"[:width]
-    if len({cell["length"] for cell in bench["cells"]}) < 2:
+    if not has_lengths(bench):
         return _bars(bench, found, title, width, color)
     import plotext
 
@@ -100,9 +103,10 @@ def _panel(
         for sign in (False, True):
             for one in found:
                 look = looks(bench)[one.mode]
-                x = [math.log2(length) for length in one.lengths]
+                x = [math.log2(length) for length in one.marks]
+                y = [mark.value for mark in one.marks.values()]
                 glyph = _glyph(look) if sign else "·"
-                figure.draw(_signal(plotext, x, one.values, glyph, look.color).lines(not sign))
+                figure.draw(_signal(plotext, x, y, glyph, look.color).lines(not sign))
         return str(figure.build().string(colorless=not color)).split("\n")[:height]
     finally:
         plotext.figure.theme("default").clear()
@@ -124,13 +128,13 @@ def _nice_ticks(low: float, high: float, most: int) -> tuple[list[float], list[s
     return marks, [f"{mark:.{digits}f}" for mark in marks]
 
 
-def _bars(bench: Object, found: list[Series], title: str, width: int, color: bool) -> list[str]:
+def _bars(bench: Bench, found: list[Series], title: str, width: int, color: bool) -> list[str]:
     """A single length: a bar a mode, from 0; the same rows in every panel."""
     look = looks(bench)
     modes = shown_modes(bench)
     label = max((len(_short(look[mode])) for mode in modes), default=0)
     room = max(width - label - 8, 1)
-    values = {one.mode: one.values[0] for one in found}
+    values = {one.mode: mark.value for one in found for mark in one.marks.values()}
     most = max(values.values(), default=1.0)
     lines = [title.ljust(width)]
     for mode in modes:
@@ -142,8 +146,8 @@ def _bars(bench: Object, found: list[Series], title: str, width: int, color: boo
     return lines
 
 
-def _legend(bench: Object, width: int, color: bool) -> list[str]:
-    if len({cell["length"] for cell in bench["cells"]}) < 2:
+def _legend(bench: Bench, width: int, color: bool) -> list[str]:
+    if not has_lengths(bench):
         return []  # every bar says its mode
     look = looks(bench)
     parts = [(f"{_glyph(look[m])} {_short(look[m])}", look[m].color) for m in shown_modes(bench)]
@@ -158,11 +162,11 @@ def _legend(bench: Object, width: int, color: bool) -> list[str]:
     return lines
 
 
-def _short(look: Look) -> str:
+def _short(look: ModeLook) -> str:
     return look.name if len(look.name) <= 20 else f"{look.name[:19]}…"
 
 
-def _glyph(look: Look) -> str:
+def _glyph(look: ModeLook) -> str:
     return _GLYPHS[look.index % len(_GLYPHS)]
 
 

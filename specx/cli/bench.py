@@ -4,20 +4,18 @@ Goes in: options. Comes out: tables on stdout, exports, a journal, an exit code.
 how a cell is run or what the numbers mean.
 """
 
+import datetime
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from typer import Context
+from typer import Context, Option, Typer
 
-from specx.cli.bench.exports import Exports, as_text
-from specx.cli.bench.micro import run_micro
-from specx.cli.bench.paper import check_paper, presets_of, with_paper
-from specx.cli.bench.progress import BenchProgress
-from specx.cli.bench.view import render
+from specx.cli.bench_diff import diff
+from specx.cli.bench_output import BenchProgress, Exports, as_text, render, settle_libraries
 from specx.cli.console import Screen
 from specx.cli.errors import CONDITION_HELD, DIFFERENCE, SOME_FAILED
 from specx.cli.fetching import downloads_shown
@@ -32,6 +30,7 @@ from specx.cli.options import (
     Temperature,
     counter,
     option,
+    sources_of,
     takes,
 )
 from specx.cli.output_file import Sink
@@ -45,9 +44,14 @@ if TYPE_CHECKING:
     from specx.bench.engine_runner import Subject
     from specx.bench.journal import Journal
     from specx.bench.prepare import Options, Setup
+    from specx.bench.schema import Bench
 
-BenchFormat = Literal["auto", "md", "csv", "json", "jsonl"]
 _BUDGET_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
+#: Options that ``prepare`` knows by the same name.
+_AS_GIVEN = (
+    *("baseline", "samples", "reps", "warmup", "max_tokens", "temperature", "seed", "verify"),
+    *("energy", "device", "dtype", "offline", "skip_unfit", "stand_in"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +63,7 @@ class BenchRequest:
     ] = "1k..16k"
     modes: Annotated[
         list[str],
-        option(
-            "--modes",
-            metavar="LIST",
-            help="specx, specx+window, ablation, gpu, witnesses …",
-        ),
+        option("--modes", metavar="LIST", help="specx, specx+window, ablation, gpu, witnesses …"),
     ] = field(default_factory=list)
     preset: Annotated[
         list[str],
@@ -75,8 +75,7 @@ class BenchRequest:
         bool, option("--paper", help="The paper's numbers of the same pair beside ours.")
     ] = False
     stand_in: Annotated[
-        bool,
-        option("--stand-in", help="Build the preset's shapes; download nothing."),
+        bool, option("--stand-in", help="Build the preset's shapes; download nothing.")
     ] = False
     data: Annotated[
         list[str],
@@ -90,8 +89,7 @@ class BenchRequest:
     ] = 5
     reps: Annotated[int, option("--reps", metavar="N", help="Repetitions of a cell [1].")] = 1
     warmup: Annotated[
-        int,
-        option("--warmup", metavar="N", help="Discarded runs of each mode and length [1]."),
+        int, option("--warmup", metavar="N", help="Discarded runs of each mode and length [1].")
     ] = 1
     max_tokens: Annotated[
         int, option("-n", "--max-tokens", metavar="N", help="New tokens of each run [128].")
@@ -125,9 +123,7 @@ class BenchRequest:
         str | None, option("--from", metavar="FILE", help="Show a saved .json; run nothing.")
     ] = None
     profile: Annotated[bool, option("--profile", help="Also where a step's time goes.")] = False
-    micro: Annotated[
-        bool, option("--micro", help="Time each piece of a step alone, against its floor.")
-    ] = False
+    micro: Annotated[bool, Option("--micro", hidden=True)] = False
     plot: Annotated[bool, option("--plot", help="Also a plot in the terminal.")] = False
     energy: Annotated[bool, option("--energy", help="Joules per token (NVIDIA GPUs).")] = False
     export: Annotated[
@@ -143,7 +139,7 @@ class BenchRequest:
     dtype: DType = "auto"
     offline: Offline = False
     output: Annotated[
-        BenchFormat,
+        Literal["auto", "md", "csv", "json", "jsonl"],
         option("-o", "--output", metavar="FORMAT", help="auto, md, csv, json, jsonl [auto]."),
     ] = "auto"
     quiet: Annotated[int, counter("-q", "--quiet", help="No progress; -qq: errors only.")] = 0
@@ -151,46 +147,66 @@ class BenchRequest:
     color: ColorChoice = "auto"
 
 
+bench = Typer(rich_markup_mode=None)
+bench.command("diff")(diff)
+
+
+@bench.callback(invoke_without_command=True)
 @takes(BenchRequest)
-def bench(context: Context, request: BenchRequest) -> int:
+def _bench(context: Context, request: BenchRequest) -> int:
     """Measure speed over prompt length: all modes on the same texts, in turns."""
+    if context.invoked_subcommand is not None:
+        _refuse_before(context, context.invoked_subcommand)
+        return 0
+    if request.micro:
+        raise UsageError(
+            "specx bench has no --micro any more",
+            hints=("in a checkout, python tools/profile_step.py times each piece of a step",),
+        )
     from specx.bench.conditions import BENCH_METRICS, parse_condition
 
     screen = Screen(color=request.color, quiet=request.quiet, verbose=request.verbose)
-    if request.micro:
-        _settle_libraries(screen)
-        return run_micro(context, request, screen)
     conditions = [parse_condition(text, BENCH_METRICS) for text in request.fail_if]
     exports = Exports(request.export, force=request.force, inputs=request.data)
     if request.plot:
-        from specx.bench.render.plots import require_plotext
+        from specx.bench.render.terminal_plot import require_plotext
 
         require_plotext()
     if request.saved is not None:
-        from specx.bench.saved import read_bench
-
-        saved = read_bench(request.saved)
-        saved = with_paper(saved, presets_of(saved)) if request.paper else saved
-        return _show(request, screen, exports, conditions, saved)
+        return _show(request, screen, exports, conditions, _read(request.saved, request.paper))
     options = _options(request)
-    if request.paper:
-        check_paper(options)
     budget_s = _seconds(request.budget)
-    _settle_libraries(screen)
+    settle_libraries(screen)
     setup = _prepare(options, screen)
     if request.dry_run:
         return _dry_run(request, setup)
     found, stopped = _measure(request, screen, setup, budget_s)
     if request.paper:
+        from specx.bench.paper import with_paper
+
         found = with_paper(found, setup.presets)
     code = _show(request, screen, exports, [] if stopped else conditions, found)
     return stopped or code
 
 
-def _settle_libraries(screen: Screen) -> None:
-    """What others read when they are imported."""
-    if screen.verbose < 2:
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+def _refuse_before(context: Context, command: str) -> None:
+    for name, source in sources_of(context).items():
+        if source.startswith("--"):  # a variable may be meant for other commands
+            raise UsageError(
+                f"{source} means nothing before {command}",
+                hints=(f"specx bench {command} --help shows its own options",) if name else (),
+            )
+
+
+def _read(path: str, paper: bool) -> "Bench":
+    from specx.bench.saved import read_bench
+
+    saved = read_bench(path)
+    if paper:
+        from specx.bench.paper import presets_of, with_paper
+
+        saved = with_paper(saved, presets_of(saved))
+    return saved
 
 
 def _options(request: BenchRequest) -> "Options":
@@ -201,31 +217,34 @@ def _options(request: BenchRequest) -> "Options":
         if getattr(request, name) < least:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} must be ≥ {least}, not {getattr(request, name)}")
-    return Options(
+    options = Options(
         presets=chosen_presets(
             request.preset, request.target, request.draft, offline=request.offline
         ),
         overrides=parse_assignments(request.set_),
         lengths=parse_lengths(request.lengths),
         modes=tuple(request.modes or ["default"]),
-        baseline=request.baseline,
         data=tuple(request.data or ["sample"]),
         text_field=request.field_,
-        samples=request.samples,
-        reps=request.reps,
-        warmup=request.warmup,
-        max_tokens=request.max_tokens,
         ignore_eos=not request.eos,
-        temperature=request.temperature,
-        seed=request.seed,
-        verify=request.verify,
-        energy=request.energy,
-        device=request.device,
-        dtype=request.dtype,
-        offline=request.offline,
-        skip_unfit=request.skip_unfit,
-        stand_in=request.stand_in,
+        **{name: getattr(request, name) for name in _AS_GIVEN},
     )
+    if request.paper:
+        _check_paper(options)
+    return options
+
+
+def _check_paper(options: "Options") -> None:
+    """Raise ``UsageError`` where there is nothing to set beside what will be measured."""
+    from specx.bench.paper import check_paper
+    from specx.preset.preset import load_preset
+
+    if options.stand_in:
+        raise UsageError(
+            "--paper does not go with --stand-in",
+            reason="a stand-in's text and acceptance are pocket's, not the paper's pair's",
+        )
+    check_paper(load_preset(name) for name in options.presets)
 
 
 def _prepare(options: "Options", screen: Screen) -> "Setup":
@@ -245,10 +264,10 @@ def _prepare(options: "Options", screen: Screen) -> "Setup":
 
 def _measure(
     request: BenchRequest, screen: Screen, setup: "Setup", budget_s: float | None
-) -> tuple[dict[str, Any], int]:
-    """Run what the journal does not have; the object, and 128 + signal when stopped by one."""
-    from specx.bench.results import result_object
+) -> tuple["Bench", int]:
+    """Run what the journal does not have; the bench, and 128 + signal when stopped by one."""
     from specx.bench.runner import Runner
+    from specx.bench.summary import report
 
     with Interrupts() as interrupts, _journal(request, setup) as journal:
         screen.note(f"journal: {journal.path}")
@@ -272,7 +291,7 @@ def _measure(
             progress.close()
         if runner.stopped:
             screen.note(f"stopped ({runner.stopped}); --resume {journal.path} goes on")
-        found = result_object(
+        found = report(
             setup.plan,
             journal.finished,
             environment=setup.environment,
@@ -298,24 +317,22 @@ def _loading(setup: "Setup", interrupts: Interrupts) -> "Callable[[str], Subject
 
 
 def _journal(request: BenchRequest, setup: "Setup") -> "Journal":
-    import datetime
-
     import platformdirs
 
     from specx.bench.journal import Journal, newest
 
     directory = Path(os.environ.get("SPECX_STATE_DIR") or platformdirs.user_state_path("specx"))
     directory = directory / "bench"
-    environment = {**setup.environment, "specx": setup.build}
     if request.resume is not None:
         path = newest(directory) if request.resume == "last" else Path(request.resume)
         if path is None:
             raise UsageError("there is no journal to resume", reason=f"none in {directory}")
-        return Journal.resume(path, setup.plan, environment)
+        return Journal.resume(path, setup.plan, setup.environment, setup.build)
     now = datetime.datetime.now(datetime.UTC)
     name = "+".join(preset.name for preset in setup.plan.presets)
     path = directory / f"{now:%Y-%m-%d_%H%M%S_%f}_{name}.jsonl"
-    return Journal.create(path, setup.plan, environment, now.isoformat(timespec="seconds"))
+    created = now.isoformat(timespec="seconds")
+    return Journal.create(path, setup.plan, setup.environment, setup.build, created)
 
 
 def _show(
@@ -323,12 +340,12 @@ def _show(
     screen: Screen,
     exports: Exports,
     conditions: "list[Condition]",
-    found: dict[str, Any],
+    found: "Bench",
 ) -> int:
     """Tables, exports and the verdict of a bench that has been measured or read."""
     from specx.bench.conditions import failures, unmatched
 
-    if not found["cells"]:
+    if not found.cells:
         screen.note("nothing was measured")
         return SOME_FAILED
     for path in exports.write(found, profile=request.profile):  # before a reader can go away
@@ -339,7 +356,7 @@ def _show(
         kind = "md" if request.output == "auto" else request.output
         Sink().write(as_text(found, kind, profile=request.profile))
         if request.plot and kind == "md":
-            from specx.bench.render.plots import terminal_plot
+            from specx.bench.render.terminal_plot import terminal_plot
 
             Sink().write(f"\n```\n{terminal_plot(found, 100, 24, color=False)}\n```\n")
     for sentence in unmatched(conditions, found):
@@ -350,22 +367,15 @@ def _show(
     return _code(found, held)
 
 
-def _code(found: dict[str, Any], held: list[str]) -> int:
+def _code(found: "Bench", held: list[str]) -> int:
     from specx.bench.modes import WITNESSES
 
     # Others' kernels may round differently: witnesses are shown, not judged.
-    unequal = [
-        cell
-        for cell in found["cells"]
-        if cell["mode"] not in WITNESSES
-        and cell["summary"]["equal"] is not None
-        and cell["summary"]["equal"]["equal"] < cell["summary"]["equal"]["checked"]
-    ]
-    if unequal:
+    if any(row.summary.is_unequal for row in found.cells if row.mode not in WITNESSES):
         return DIFFERENCE
     if held:
         return CONDITION_HELD
-    return SOME_FAILED if found["missing"] else 0
+    return SOME_FAILED if found.missing else 0
 
 
 def _dry_run(request: BenchRequest, setup: "Setup") -> int:
@@ -373,7 +383,7 @@ def _dry_run(request: BenchRequest, setup: "Setup") -> int:
 
     found = estimate(setup)
     if request.output == "json":
-        Sink().write(dumps(found, "json"))
+        Sink().write(dumps(found.as_json(), "json"))
     else:
         Sink().write("".join(f"{line}\n" for line in estimate_lines(found)))
     return 0

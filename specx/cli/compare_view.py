@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from specx.bench.comparison import Began, Ended, Progressed, Run, rates, speedup
+from specx.bench.comparison import Began, Ended, LiveRun, Progressed, rates, speedup
 from specx.bench.render.numbers import number, times
 from specx.cli.format import fold
 from specx.cli.progress import REDRAW_S, Progress
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from specx.bench.comparison import Event
 
 FEWEST_ROWS = 12  # of a terminal that has room for columns
-_COLUMN_CELLS = 16  # a narrower column holds no line of text; then runs stand below each other
+_COLUMN_CELLS = 16  # a narrower column holds no line of text; then runs are below each other
 _MOST_TEXT_ROWS = 16
 _FINAL_TEXT_ROWS = 4
 _GAP = 3  # between columns: space, rule, space
-_ECHO_CELLS = 4  # room for the terminal's own ^C behind the last line, which must not wrap
+_ECHO_CELLS = 4  # room for the terminal's own ^C after the last line, which must not wrap
 _WAITING = "waiting"
 _WIDEST = "1,234 tok/s · 12.34 tok/step · 1.23x · equal"
 
 
-class Display(Protocol):
+class RaceDisplay(Protocol):
     """Where the events of a race are shown."""
 
     def show(self, event: "Event") -> None:
@@ -115,7 +115,7 @@ class Columns:
         self._console = console
         self._columns = [Column(title) for title in titles]
         self._subject = one_line(subject)
-        self._first: Run | None = None
+        self._first: LiveRun | None = None
         self._live: Live | None = None
         self._drawn_s = 0.0
         self._number = 0
@@ -223,14 +223,14 @@ class Columns:
 
 
 def _state(stats: GenerationStats) -> str:
-    rate = rates(stats)["decode_tok_s"]
+    rate = rates(stats).decode_tok_s
     parts = [f"{number(rate)} tok/s" if rate else f"{stats.new_tokens} tok"]
     if stats.steps:
         parts.append(f"{stats.tokens_per_step:.2f} tok/step")
     return " · ".join(parts)
 
 
-def _result_state(run: Run, first: Run) -> str:
+def _result_state(run: LiveRun, first: LiveRun) -> str:
     parts = [_state(run.result.stats)]
     if (ratio := speedup(run, first)) is not None:
         parts.append(times(ratio))
@@ -264,7 +264,7 @@ def _lines(lines: Sequence[str], rows: int) -> "Text":
 
 
 def _wrapped(paragraph: str, width: int) -> list[str]:
-    """Rows of at most ``width`` cells and blanks behind them; the last one may still grow."""
+    """Rows of at most ``width`` cells and blanks after them; the last one may still grow."""
     from rich.cells import cell_len
 
     rows, cells = [""], 0

@@ -1,0 +1,700 @@
+"""``specx.bench/1`` and ``specx.compare/1``, from one measured run to the whole report.
+
+These models are the formats: their JSON Schemas are generated from them, and files of unknown
+origin are read through them. They do not know engines, files or tables.
+
+Times are in seconds, sizes in bytes, nothing is rounded, and None is what was not measured.
+Unknown keys are passed over: a later specx may add some within version 1.
+"""
+
+import json
+import math
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    computed_field,
+    model_validator,
+)
+
+from specx.core.config import SamplingConfig
+from specx.core.stats import FinishReason, Memory
+
+if TYPE_CHECKING:
+    from specx.stream import Difference
+
+Count = Annotated[int, Field(ge=0, lt=10**18)]
+Positive = Annotated[int, Field(ge=1, lt=10**18)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+Amount = Annotated[float, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Metric = Literal[
+    "prefill_tok_s", "decode_tok_s", "end_to_end_tok_s", "ttft_s", "tokens_per_step", "speedup"
+]
+
+#: Parts of a verify step, in the order in which they happen (see ``Phases``).
+PHASES = ("draft_levels", "draft_tree", "verify", "accept", "commit", "retrieve", "host")
+_LONGEST_VALUE = 60
+
+
+class JsonRecord(BaseModel):
+    """A frozen record; what it holds can be written as JSON and read back."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=False, serialize_by_alias=True
+    )
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as plain JSON values."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+# One run
+
+
+class BenchCell(JsonRecord):
+    """Which run."""
+
+    preset: Name
+    mode: Name
+    length: Positive = Field(description="Prompt tokens asked for.")
+    document: Count = Field(description="Of plan.data.documents, from 0.")
+    rep: Count = Field(description="Repetition, from 0.")
+
+
+class Phases(JsonRecord):
+    """Where verify steps spent their time: seconds of a run, or mean milliseconds of a step."""
+
+    draft_levels: list[Amount] = Field(
+        default=[], description="The draft's forwards, one a tree level."
+    )
+    draft_tree: Amount = Field(default=0.0, description="Choosing guesses and building the tree.")
+    verify: Amount = Field(default=0.0, description="The target's forward.")
+    accept: Amount = Field(default=0.0, description="Sampling and walking the tree.")
+    commit: Amount = Field(default=0.0, description="Compacting the target's cache.")
+    retrieve: Amount = Field(
+        default=0.0, description="Scoring chunks and refilling the draft's cache."
+    )
+    host: Amount = Field(default=0.0, description="The rest: stop rule, bookkeeping, text.")
+
+
+class MemoryBytes(JsonRecord):
+    """Bytes by owner; of a summary the largest over its samples."""
+
+    weights: Count = 0
+    kv_target: Count = 0
+    kv_draft: Count = 0
+    peak: Count = Field(
+        default=0, description="High mark of the process (CPU) or the allocator (GPU)."
+    )
+
+
+def memory_bytes(memory: Memory) -> MemoryBytes:
+    """A run's memory as it is written."""
+    return MemoryBytes(
+        weights=memory.weights_bytes,
+        kv_target=memory.kv_target_bytes,
+        kv_draft=memory.kv_draft_bytes,
+        peak=memory.peak_bytes,
+    )
+
+
+class Joules(JsonRecord):
+    """Energy of the whole GPU during the two halves of a run."""
+
+    prefill: Amount
+    decode: Amount
+
+
+class FirstDifference(JsonRecord):
+    """Where an output leaves the one that it was compared with."""
+
+    index: Count = Field(description="Of the output token, from 0.")
+    expected: TokenId | None = Field(description="null: the end of the text.")
+    got: TokenId | None
+    margin: float | None = Field(description="Logit distance of the two in the target.")
+
+
+def first_difference(found: "Difference | None") -> FirstDifference | None:
+    """A difference as it is written: no margin where the filters had removed one of the tokens."""
+    if found is None:
+        return None
+    margin = found.margin if found.margin is not None and math.isfinite(found.margin) else None
+    return FirstDifference(index=found.index, expected=found.expected, got=found.got, margin=margin)
+
+
+class Sample(JsonRecord):
+    """One run, as it was measured."""
+
+    cell: BenchCell
+    prompt_tokens: Count
+    new_tokens: Count
+    finish_reason: FinishReason
+    prefill_target_s: Amount
+    prefill_draft_s: Amount
+    tune_s: Amount = Field(default=0.0, description="Timing verify widths to size the tree.")
+    ttft_s: Amount = Field(description="From the request to the first token.")
+    decode_s: Amount = Field(description="From the first token to the last.")
+    total_s: Amount = Field(description="ttft_s + decode_s.")
+    first_tokens: Count = Field(default=1, description="Tokens that came with the prefill.")
+    steps: Count | None = Field(description="Forwards of the target after the prefill.")
+    drafted: Count | None
+    accepted: Count | None = Field(description="Draft tokens kept, bonus tokens excluded.")
+    draft_forwards: Count | None = Field(
+        default=None, description="Tree levels drafted, in all steps."
+    )
+    histogram: list[Count] = Field(
+        default=[], description="[a]: steps that accepted a draft tokens."
+    )
+    copied: Count | None = Field(default=None, description="Accepted, and also guessed by copying.")
+    phases: Phases | None = Field(
+        default=None, description="null: a witness, whose steps are not ours."
+    )
+    memory: MemoryBytes
+    energy: Joules | None = None
+    tokens: list[TokenId]
+    equal: bool | None = Field(
+        default=None, description="Same tokens as plain; null: not compared."
+    )
+    first_difference: FirstDifference | None = None
+    mode_reason: str = Field(default="", description="Why auto left drafting.")
+
+    @property
+    def prefill_tok_s(self) -> float | None:
+        """Prompt tokens over the prefill time of target and draft."""
+        return ratio_of(self.prompt_tokens, self.prefill_target_s + self.prefill_draft_s)
+
+    @property
+    def decode_tok_s(self) -> float | None:
+        """Tokens after the prefill's over decode time: (new − 1) / decode time but for a witness
+        that drafts in its prefill. None where no token is left."""
+        later = self.new_tokens - self.first_tokens
+        return ratio_of(later, self.decode_s) if later > 0 else None
+
+    @property
+    def end_to_end_tok_s(self) -> float | None:
+        """New tokens over the whole time of the request, loading excluded."""
+        return ratio_of(self.new_tokens, self.total_s)
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Accepted tokens a step + 1."""
+        return 1 + self.accepted / self.steps if self.accepted is not None and self.steps else None
+
+
+def ratio_of(top: float, bottom: float) -> float | None:
+    """None where the ratio is not defined or not finite, so that it never reaches JSON."""
+    ratio = top / bottom if bottom > 0 else math.inf
+    return ratio if ratio < math.inf else None
+
+
+class Floor(JsonRecord):
+    """The least time that this hardware allows, for one preset at one length.
+
+    Bytes are what a step cannot avoid reading: the target's weights, and its keys and values of
+    ``length`` tokens. Bandwidth and rate are measured here, not taken from a data sheet.
+    """
+
+    preset: Name
+    length: Positive
+    step_bytes: Count
+    step_flop: Count = Field(description="Of one row.")
+    draft_level_bytes: Count = Field(description="The draft's weights and its working cache.")
+    prefill_flop: Count
+    bandwidth_bytes_s: Annotated[float, Field(gt=0)]
+    rate_flop_s: Annotated[float, Field(gt=0)]
+
+    @computed_field(description="Least time of one target forward over one row.")  # type: ignore[prop-decorator]
+    @property
+    def step_s(self) -> float:
+        return max(self.step_bytes / self.bandwidth_bytes_s, self.step_flop / self.rate_flop_s)
+
+    @computed_field(description="Least time of the target's prefill.")  # type: ignore[prop-decorator]
+    @property
+    def prefill_s(self) -> float:
+        return self.prefill_flop / self.rate_flop_s
+
+    @computed_field(description="What limits a step.")  # type: ignore[prop-decorator]
+    @property
+    def bound(self) -> Literal["memory", "compute"]:
+        memory_s = self.step_bytes / self.bandwidth_bytes_s
+        return "memory" if memory_s >= self.step_flop / self.rate_flop_s else "compute"
+
+
+# What was to be measured
+
+
+class TargetFacts(JsonRecord):
+    """Which target."""
+
+    repo: str
+    revision: str | None
+    dtype: str
+
+
+class DraftFacts(JsonRecord):
+    """Which draft."""
+
+    kind: str
+    repo: str | None
+    revision: str | None
+    trained_context_tokens: Count
+
+
+class StandInFacts(JsonRecord):
+    """Weights that are not the checkpoints' own: the shapes are the preset's, the text is not."""
+
+    pair: str = Field(description="Whose behaviour is measured.")
+    trained_tokens: Count = Field(description="Beyond them, acceptance means nothing.")
+    about: str
+
+
+class PresetFacts(JsonRecord):
+    """A preset as far as a measurement depends on it."""
+
+    name: Name
+    sha256: Sha256 = Field(description="Of all its settings.")
+    target: TargetFacts
+    draft: DraftFacts
+    kernels: str | None
+    stand_in: StandInFacts | None = None
+
+
+class BenchDocument(JsonRecord):
+    """A text to measure on."""
+
+    name: str
+    sha256: Sha256 = Field(description="Of its UTF-8 bytes.")
+    characters: Count
+
+
+class SkippedText(JsonRecord):
+    """Something that was left out, where, and why. Counted, never fatal."""
+
+    where: str
+    reason: str
+
+
+class DataFacts(JsonRecord):
+    """The texts, and what was left out."""
+
+    name: str
+    documents: tuple[BenchDocument, ...]
+    skipped: tuple[SkippedText, ...] = ()
+
+
+class Plan(JsonRecord):
+    """Everything that decides what is measured; equal plans may share a journal.
+
+    The order of its cells interleaves: documents outermost, then lengths, then the modes in a
+    rotating order. A machine that slows down for a while slows every mode, and a run that ends
+    early has all lengths.
+    """
+
+    presets: tuple[PresetFacts, ...]
+    modes: tuple[Name, ...]
+    baseline: str | None = Field(description="The mode that speed-ups are over.")
+    lengths: tuple[Positive, ...] = Field(description="Prompt tokens.")
+    data: DataFacts
+    reps: Count
+    warmup: Count = Field(description="Discarded runs of every mode at every length.")
+    max_tokens: Count
+    ignore_eos: bool
+    verify: bool
+    energy: bool
+    sampling: SamplingConfig
+    device: str
+    dtype: str
+
+    def groups(self, preset: str) -> Iterator[list[BenchCell]]:
+        """Cells of one preset that share a prompt, in the order of running."""
+        turn = 0
+        for rep in range(self.reps):
+            for document in range(len(self.data.documents)):
+                for length in self.lengths:
+                    first = turn % len(self.modes)
+                    turn += 1
+                    modes = self.modes[first:] + self.modes[:first]
+                    yield [
+                        BenchCell(
+                            preset=preset, mode=mode, length=length, document=document, rep=rep
+                        )
+                        for mode in modes
+                    ]
+
+    def cells(self) -> Iterator[BenchCell]:
+        """Every cell, in the order of running."""
+        for preset in self.presets:
+            for group in self.groups(preset.name):
+                yield from group
+
+    @property
+    def size(self) -> int:
+        """Number of cells."""
+        groups = len(self.presets) * self.reps * len(self.data.documents) * len(self.lengths)
+        return groups * len(self.modes)
+
+
+class Environment(JsonRecord):
+    """Machine and libraries."""
+
+    device: str
+    gpu: str | None
+    cuda: str | None
+    driver: str | None = None
+    cpu: str
+    threads: Positive
+    torch: str
+    transformers: str | None
+    python: str
+    os: str
+
+
+class Build(JsonRecord):
+    """The program, and the short hash of its source where that is known."""
+
+    version: str
+    commit: str | None
+
+
+# The report
+
+
+class Spread(JsonRecord):
+    """How values lie over samples; ``low`` and ``high`` are the extremes."""
+
+    median: Amount
+    mean: Amount
+    sd: Amount | None = Field(description="null below two samples.")
+    low: Amount
+    high: Amount
+    outliers: Count = Field(description="Modified z-score above 3.5.")
+
+
+class Interval(JsonRecord):
+    """An estimate over documents with its 95 % bootstrap interval; one document has no bounds."""
+
+    value: Amount
+    low: Amount | None
+    high: Amount | None
+    n: Count = Field(default=0, description="Documents; older files do not always say.")
+
+    def plus(self, constant: float) -> "Interval":
+        """The same of ``constant`` more."""
+        moved = {
+            name: None if bound is None else bound + constant
+            for name, bound in (("value", self.value), ("low", self.low), ("high", self.high))
+        }
+        return self.model_copy(update=moved)
+
+
+class OverFloor(JsonRecord):
+    """Measured time over the least time that this machine allows."""
+
+    decode: Amount | None
+    prefill: Amount | None
+
+
+class Equality(JsonRecord):
+    """How many outputs were compared with plain decoding's, and how many are the same."""
+
+    checked: Count
+    equal: Count
+
+
+class LocatedDifference(FirstDifference):
+    """The first sample that differs, and where it does."""
+
+    document: Count
+    rep: Count
+
+
+class Summary(JsonRecord):
+    """What the samples of one preset, mode and length say."""
+
+    n: Positive = Field(description="Samples.")
+    documents: Positive
+    prompt_tokens: Count = Field(description="Median.")
+    steps: Count | None = Field(description="Of all samples.")
+    prefill_tok_s: Spread | None
+    decode_tok_s: Spread | None
+    end_to_end_tok_s: Spread | None
+    ttft_s: Spread | None
+    tokens_per_step: Interval | None
+    accepted_per_step: Interval | None
+    speedup: Interval | None = Field(description="Geometric mean over documents, paired.")
+    end_to_end_speedup: Interval | None
+    floor: OverFloor | None
+    memory: MemoryBytes
+    energy_j_per_token: Amount | None = Field(description="Of decoding.")
+    equal: Equality | None
+    profile_ms: Phases | None
+    first_difference: LocatedDifference | None
+
+    @property
+    def is_unequal(self) -> bool:
+        """Whether some output is not plain decoding's."""
+        return self.equal is not None and self.equal.equal < self.equal.checked
+
+
+class BenchRow(JsonRecord):
+    """All runs of one preset, mode and length, by document and then repetition."""
+
+    preset: Name
+    mode: Name
+    length: Positive
+    samples: Annotated[list[Sample], Field(min_length=1)]
+    summary: Summary
+
+
+class MissingCell(JsonRecord):
+    """A run that was planned and not made, and why."""
+
+    cell: BenchCell
+    reason: str
+
+
+class BenchWarning(JsonRecord):
+    """Something that the reader should know, with what to do about it."""
+
+    code: str
+    message: str
+
+
+class PublishedRow(JsonRecord):
+    """A published result of the same pair, taken elsewhere."""
+
+    preset: str
+    mode: str = Field(description="Of the row here that it belongs to.")
+    length: Positive | None = Field(description="Prompt tokens; null where the paper set none.")
+    source: str
+    device: str
+    data: str
+    same_data: bool = Field(description="False: measured on other texts than here.")
+    tokens_per_step: Amount
+    tok_s: Amount = Field(description="As end_to_end_tok_s.")
+    speedup_vs_ar: Amount | None = Field(description="Of tok_s, over their plain decoding.")
+    suspect: bool
+    reason: str
+
+
+class Bench(JsonRecord):
+    """A finished or interrupted bench: every raw sample, and what follows from them."""
+
+    schema_name: Literal["specx.bench/1"] = Field(default="specx.bench/1", alias="schema")
+    specx: Build
+    created: str = Field(description="UTC, ISO 8601.")
+    elapsed_s: Amount
+    finished: bool = Field(description="False: out of budget, or interrupted.")
+    plan: Plan
+    env: Environment
+    floors: list[Floor]
+    cells: list[BenchRow]
+    missing: list[MissingCell]
+    warnings: list[BenchWarning]
+    paper: list[PublishedRow] = Field(default=[], description="Where it was asked for.")
+
+    @model_validator(mode="after")
+    def _refers_to_its_plan(self) -> Self:
+        """Names and numbers must mean something in the plan, and no run may be there twice."""
+        plan = self.plan
+        planned: dict[str, Collection[object]] = {
+            "preset": {preset.name for preset in plan.presets},
+            "mode": set(plan.modes),
+            "length": set(plan.lengths),
+            "document": range(len(plan.data.documents)),
+        }
+        places = [(f"missing[{i}]", each.cell) for i, each in enumerate(self.missing)]
+        seen: dict[object, str] = {}
+        for i, row in enumerate(self.cells):
+            key = (row.preset, row.mode, row.length)
+            _once(seen, key, f"cells[{i}]")
+            for j, sample in enumerate(row.samples):
+                where, cell = f"cells[{i}].samples[{j}]", sample.cell
+                places.append((where, cell))
+                if (cell.preset, cell.mode, cell.length) != key:
+                    raise ValueError(f"{where}.cell belongs to another row")
+                _once(seen, cell, where)
+        for where, cell in places:
+            for name, known in planned.items():
+                value = getattr(cell, name)
+                if value not in known:
+                    raise ValueError(f"{where}.cell.{name} is not in the plan: {shown(value)}")
+        return self
+
+
+def _once(seen: dict[object, str], what: object, where: str) -> None:
+    if seen.setdefault(what, where) != where:
+        raise ValueError(f"{where} is the same run as {seen[what]}")
+
+
+# Comparisons
+
+
+class Origin(JsonRecord):
+    """One of two saved benches."""
+
+    path: str | None = Field(description="As given.")
+    created: str
+    specx: Build
+    env: Environment
+    stand_in: bool = Field(default=False, description="Whether a preset had stand-in weights.")
+
+
+class Change(JsonRecord):
+    """One preset, mode and length in both benches, over the ``n`` documents that both have."""
+
+    preset: Name
+    mode: Name
+    length: Positive
+    n: Positive
+    a: Amount = Field(description="Geometric mean over the documents.")
+    b: Amount
+    change_percent: float = Field(description="Of b against a.")
+    low_percent: float | None = Field(description="95 % paired bootstrap interval.")
+    high_percent: float | None
+    text_equal: bool | None = Field(description="null: not, but the settings differ.")
+    differs: list[str] = Field(description="What else differs: machine, program, settings.")
+
+    @computed_field(description="Whether the interval holds no change; null without one.")  # type: ignore[prop-decorator]
+    @property
+    def agrees(self) -> bool | None:
+        if self.low_percent is None or self.high_percent is None:
+            return None
+        return self.low_percent <= 0 <= self.high_percent
+
+
+class Unmatched(JsonRecord):
+    """Documents of a row for which only one bench has the metric."""
+
+    preset: Name
+    mode: Name
+    length: Positive
+    whole_row: bool = Field(description="The other bench has nothing of this row.")
+    documents: Annotated[list[BenchDocument], Field(min_length=1)]
+
+
+class SavedComparison(JsonRecord):
+    """Two saved benches, joined on preset, mode, length and the SHA-256 of the documents."""
+
+    schema_name: Literal["specx.compare/1"] = Field(default="specx.compare/1", alias="schema")
+    kind: Literal["saved"] = "saved"
+    a: Origin
+    b: Origin
+    metric: Metric
+    rows: Annotated[list[Change], Field(min_length=1)]
+    only_in_a: list[Unmatched]
+    only_in_b: list[Unmatched]
+
+
+class LiveInput(JsonRecord):
+    """The document as it was read."""
+
+    path: str | None = Field(description="null: standard input.")
+    name: str
+    format: str
+    bytes: Count
+    sha256: Sha256
+    tokens: Count = Field(description="Of the document alone, in target tokens.")
+
+
+class TokenCounts(JsonRecord):
+    """Counts in target tokens."""
+
+    prompt: Count = Field(description="The whole prompt, template included.")
+    new: Count
+
+
+class LiveTimes(JsonRecord):
+    """Seconds, loading excluded."""
+
+    prefill_target: Amount
+    prefill_draft: Amount
+    tune: Amount
+    ttft: Amount
+    decode: Amount
+    total: Amount
+
+
+class Rates(JsonRecord):
+    """Tokens per second; null where nothing was read or written to the end."""
+
+    prefill_tok_s: Amount | None = Field(description="prompt / prefill of target and draft")
+    decode_tok_s: Amount | None = Field(description="(new - 1) / decode")
+    end_to_end_tok_s: Amount | None = Field(description="new / total")
+
+
+class Acceptance(JsonRecord):
+    """Drafting. All nodes of a tree count as drafted, so most cannot be accepted."""
+
+    steps: Count
+    drafted: Count
+    accepted: Count = Field(description="Draft tokens kept, bonus tokens excluded.")
+    accepted_per_step: Amount | None
+    tokens_per_step: Amount | None = Field(description="accepted_per_step + 1")
+
+
+class LiveWarning(JsonRecord):
+    """Something that the user should know."""
+
+    message: str
+
+
+class LiveRow(JsonRecord):
+    """One mode of one preset; speed-ups and equality are against the first run."""
+
+    preset: Name
+    mode: Name
+    text: str
+    finish_reason: FinishReason
+    tokens: TokenCounts
+    time_s: LiveTimes
+    rate: Rates
+    accept: Acceptance
+    memory: MemoryBytes
+    speedup: Amount | None
+    end_to_end_speedup: Amount | None
+    equal: bool | None
+    first_difference: FirstDifference | None
+    warnings: list[LiveWarning] = []
+
+
+class LiveComparison(JsonRecord):
+    """One document through several modes or presets."""
+
+    schema_name: Literal["specx.compare/1"] = Field(default="specx.compare/1", alias="schema")
+    kind: Literal["live"] = "live"
+    specx: dict[Literal["version"], str]
+    created: str
+    input: LiveInput
+    env: Environment
+    runs: Annotated[list[LiveRow], Field(min_length=1)]
+
+
+Comparison = Annotated[SavedComparison | LiveComparison, Field(discriminator="kind")]
+
+
+def complaint(error: ValidationError) -> str:
+    """The first thing wrong, on one line: ``cells[1].samples[0].decode_s must be …, not -1``."""
+    first = error.errors(include_url=False)[0]
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]]
+    where = "".join(parts).removeprefix(".")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    if not where:
+        return message[:1].lower() + message[1:]
+    wanted = message.replace("Input should", "must").replace("String should", "must")
+    if wanted == message:
+        return f"{where}: {message}"
+    return f"{where} {wanted}, not {shown(first['input'])}"
+
+
+def shown(value: object) -> str:
+    """``value`` as JSON in ASCII, cut short."""
+    return json.dumps(value, default=str)[:_LONGEST_VALUE]

@@ -1,1 +1,0 @@
-"""``specx bench``: options, progress, tables on a terminal, exports."""

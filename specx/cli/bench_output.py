@@ -1,0 +1,351 @@
+"""Where a bench goes: its progress on stderr, its tables on a terminal, its exports.
+
+Goes in: the runner's events, a bench, tables. Comes out: what is drawn, and files that appear
+whole or not at all. It computes nothing.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specx.cli.console import Screen, out_console
+from specx.cli.errors import cannot_write
+from specx.cli.format import fold, seconds
+from specx.cli.output_file import check_replaceable, mode_for
+from specx.cli.result_json import dumps
+from specx.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+    from rich.table import Table
+    from rich.text import Text
+
+    from specx.bench.render.tables import TableModel
+    from specx.bench.runner import Event
+    from specx.bench.schema import Bench, BenchCell, Sample
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".md", ".png", ".svg", ".html")
+_LOG_S = 30.0
+_GAP = 2  # blanks between the columns of a table
+_LONGEST_BAR = 60
+# Okabe and Ito's colours, which colour-blind people tell apart, in the order of a step.
+_PHASE_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#E69F00", "#D55E00", "#CC79A7")
+_PHASE_MARKS = "█▓▒░▚▞▄▀▌"
+
+
+def settle_libraries(screen: Screen) -> None:
+    """What others read when they are imported."""
+    if screen.verbose < 2:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+class BenchProgress:
+    """Events as they come: a bar with the cell under way, or a rare line in a log; with ``-v``
+    one line a finished cell too."""
+
+    def __init__(self, screen: Screen, total: int) -> None:
+        self._screen, self._total = screen, total
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._logged_s = time.monotonic()
+
+    def show(self, event: "Event") -> None:
+        """One event of the runner."""
+        from specx.bench.runner import Loading, Measured, Missed, Running
+
+        match event:
+            case Loading():
+                self._say(f"loading {event.preset}", 0)
+            case Running():
+                left = "" if event.left_s is None else f" · {seconds(event.left_s)} left"
+                warmup = " · warm-up" if event.is_warmup else ""
+                self._say(f"{_name(event.cell)}{warmup}{left}", event.done)
+            case Measured():
+                self._screen.detail(_finished(event.sample, event.done, event.total))
+            case Missed():
+                self._screen.warn(f"not measured: {_name(event.cell)}: {event.reason}")
+
+    def close(self) -> None:
+        """The terminal is as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _say(self, what: str, done: int) -> None:
+        if self._screen.quiet:
+            return
+        if self._screen.is_live:
+            self._draw(what, done)
+            return
+        now_s = time.monotonic()
+        if now_s - self._logged_s >= _LOG_S:
+            self._logged_s = now_s
+            self._screen.note(f"{done} of {self._total} runs · {what}")
+
+    def _draw(self, what: str, done: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
+
+        if self._bar is None:
+            one_line = Column(no_wrap=True, overflow="ellipsis")
+            self._bar = Progress(
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}", markup=False, table_column=one_line),
+                console=self._screen.console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(what, total=self._total)
+            self._bar.start()
+        assert self._task is not None
+        self._bar.update(self._task, description=what, completed=done)
+
+
+def _name(cell: "BenchCell") -> str:
+    rep = f" · repetition {cell.rep + 1}" if cell.rep else ""
+    document = f"document {cell.document + 1}"
+    return f"{cell.preset} {cell.mode} · {cell.length:,} tokens · {document}{rep}"
+
+
+def _finished(sample: "Sample", done: int, total: int) -> str:
+    rates = (("prefill", sample.prefill_tok_s), ("decode", sample.decode_tok_s))
+    shown = [f"{name} {rate:,.1f} tok/s" for name, rate in rates if rate is not None]
+    return " · ".join([f"{done} of {total}", _name(sample.cell), *shown])
+
+
+# Files
+
+
+class Exports:
+    """``--export``: the suffix says the format. Raises ``UsageError`` at once for a place that
+    cannot be used."""
+
+    def __init__(self, names: Sequence[str], *, force: bool, inputs: list[str]) -> None:
+        """``inputs``: files that are read, and so never replaced."""
+        self._paths = [Path(name) for name in names]
+        for path in self._paths:
+            _check(path, force=force, inputs=inputs)
+        if any(path.suffix.lower() in (".png", ".svg") for path in self._paths):
+            from specx.bench.render.figure import require_matplotlib
+
+            require_matplotlib()
+
+    def write(self, bench: "Bench", *, profile: bool) -> Iterator[Path]:
+        """Write every file; yields each as it is complete. Raises ``SpecxError``."""
+        for path in self._paths:
+            _write_whole(path, _bytes(bench, path.suffix.lower()[1:], profile))
+            yield path
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` in one step, or leave it as it was."""
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=".specx-", suffix=".part", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, mode_for(path))
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise cannot_write(str(path), error) from error
+
+
+def _check(path: Path, *, force: bool, inputs: list[str]) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        reason, hints = "the suffix says the format", (" ".join(SUFFIXES),)
+        raise UsageError(f"cannot export to {path}", reason=reason, hints=hints)
+    if path.is_dir():
+        raise UsageError(f"cannot export to {path}", reason="it is a directory")
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot export to {path}", reason=f"there is no directory {path.parent}")
+    if path.exists():
+        check_replaceable(Path(os.path.realpath(path)), str(path), force=force, inputs=inputs)
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"cannot export to {path}", reason="the directory is not writable")
+
+
+def as_text(bench: "Bench", kind: str, *, profile: bool) -> str:
+    """``bench`` as json, jsonl, csv, md or html."""
+    from specx.bench.render.flat import to_csv, to_jsonl
+    from specx.bench.render.html import to_html
+    from specx.bench.render.markdown import to_markdown
+
+    if kind == "json":
+        return dumps(bench.as_json(), "json")
+    if kind == "md":
+        return to_markdown(bench, profile=profile)
+    return {"jsonl": to_jsonl, "csv": to_csv, "html": to_html}[kind](bench)
+
+
+def _bytes(bench: "Bench", kind: str, profile: bool) -> bytes:
+    if kind in ("png", "svg"):
+        from specx.bench.render.figure import figure_bytes
+
+        return figure_bytes(bench, "png" if kind == "png" else "svg")
+    return as_text(bench, kind, profile=profile).encode()
+
+
+# A terminal
+
+
+def render(bench: "Bench", color: str, *, profile: bool, plot: bool) -> None:
+    """Floor, tables, warnings, definitions and settings, as one report."""
+    from specx.bench.render.numbers import definitions, floor_lines, footer, stand_in_lines
+    from specx.bench.render.tables import main_table, memory_table, paper_table, profile_table
+
+    console = out_console(color)
+    _print_lines(console, [f"{line}." for line in stand_in_lines(bench)], "bold")
+    _print_lines(console, floor_lines(bench))
+    _fitting(console, [main_table(bench, layout) for layout in ("full", "wide", "narrow")])
+    _fitting(console, [paper_table(bench)])
+    _fitting(console, [memory_table(bench)])
+    if profile:
+        _fitting(console, [profile_table(bench), profile_table(bench, narrow=True)])
+        _bars(console, bench)
+    if plot and bench.cells:
+        _plot(console, bench)
+    console.print()
+    _print_lines(console, definitions(bench), "dim")
+    console.print()
+    _print_lines(console, footer(bench))
+
+
+def _fitting(console: "Console", models: list["TableModel"]) -> None:
+    """The first of the same table's layouts, widest first, for which there is room."""
+    model = next((each for each in models if each.width(_GAP) <= console.width), models[-1])
+    if model.rows:
+        gap = _GAP if model.width(_GAP) <= console.width else 1
+        console.print()
+        console.print(_table(model, gap))
+
+
+def _table(model: "TableModel", gap: int = _GAP) -> "Table":
+    """Cells are text, never markup."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(
+        title=Text(model.title, style="bold") if model.title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,  # puts a blank of its own between columns
+        padding=(0, gap - 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
+    )
+    for title, align in zip(model.header, model.align, strict=True):
+        grid.add_column(Text(title), justify=align, overflow="fold", vertical="top")
+    for number, row in enumerate(model.rows):
+        if number in model.group_breaks:
+            grid.add_section()
+        styles = ["bold red" if (number, c) in model.alarms else "" for c in range(len(row))]
+        grid.add_row(*(Text(cell, style=style) for cell, style in zip(row, styles, strict=True)))
+    return grid
+
+
+def _bars(console: "Console", bench: "Bench") -> None:
+    """Where a step's time goes, one stacked bar a row; phases differ in colour and in pattern."""
+    from rich.text import Text
+
+    from specx.bench.render.tables import profile_bars
+
+    widest = max((len(label) for label, _ in profile_bars(bench, 1)), default=0)
+    bars = profile_bars(bench, max(10, min(_LONGEST_BAR, console.width - widest - 2)))
+    # the longest list of phases has all of them, in the order of a step
+    phases = max(([phase for phase, *_ in parts] for _, parts in bars), key=len, default=[])
+    looks = {
+        phase: (_PHASE_COLORS[turn % len(_PHASE_COLORS)], _PHASE_MARKS[turn % len(_PHASE_MARKS)])
+        for turn, phase in enumerate(phases)
+    }
+    console.print()
+    for label, parts in bars:
+        line = Text(f"{label:<{widest}}  ")
+        for phase, cells, _ in parts:
+            paint, mark = looks[phase]
+            line.append(mark * cells, style=paint)
+        console.print(line)
+    drawn = {phase for _, parts in bars for phase, cells, _ in parts if cells}
+    console.print(*_legend(looks, drawn, console.width), sep="\n")
+
+
+def _legend(looks: dict[str, tuple[str, str]], drawn: set[str], width: int) -> list["Text"]:
+    """What the marks mean; a line ends between two phases, never inside one."""
+    from rich.text import Text
+
+    lines = [Text()]
+    for phase, (paint, mark) in looks.items():
+        if phase not in drawn:
+            continue
+        item = Text.assemble((mark, paint), f" {phase}")
+        if not lines[-1]:
+            lines[-1].append_text(item)
+        elif len(lines[-1]) + 2 + len(item) <= width:
+            lines[-1].append("  ").append_text(item)
+        else:
+            lines.append(item)
+    return lines
+
+
+def _plot(console: "Console", bench: "Bench") -> None:
+    from rich.text import Text
+
+    from specx.bench.render.terminal_plot import terminal_plot
+
+    has_color = console.color_system is not None and not console.no_color
+    drawn = terminal_plot(bench, min(console.width, 100), 18, color=has_color)
+    console.print()
+    console.print(Text.from_ansi(drawn))
+
+
+def _print_lines(console: "Console", lines: Sequence[str], style: str = "") -> None:
+    """Each as it is: nothing in a line is markup."""
+    from rich.text import Text
+
+    for line in lines:
+        console.print(Text(line, style=style))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A comparison's table between lines. ``findings`` are results, ``notes`` explain.
+
+    ``keys``: the first columns, which say what a row is.
+    """
+
+    title: tuple[str, ...]
+    table: "TableModel"
+    findings: tuple[str, ...]
+    notes: tuple[str, ...]
+    keys: int = 1
+
+    def turned(self) -> "Report":
+        """With the table's rows and columns exchanged."""
+        return replace(self, table=self.table.turned())
+
+    def draw(self, color: str) -> None:
+        """On this process's stdout, a terminal, in as many tables as its width asks for."""
+        console = out_console(color)
+        width = console.width
+        _print_lines(console, [row for line in self.title for row in fold(line, width)], "bold")
+        for part in self.table.parts(width, self.keys):
+            console.print()
+            console.print(_table(part))
+        console.print()
+        for lines, style in ((self.findings, "bold"), (self.notes, "dim")):
+            _print_lines(console, [row for line in lines for row in fold(line, width)], style)
+
+    def markdown(self) -> str:
+        """For everything that is no terminal."""
+        from specx.bench.render.markdown import escaped, table_markdown
+
+        title = "  \n".join(escaped(line) for line in self.title)
+        items = "".join(f"- {escaped(line)}\n" for line in (*self.findings, *self.notes))
+        return f"{title}\n\n{table_markdown(self.table)}\n\n{items}"
