@@ -23,7 +23,7 @@ from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.drafts.ngram import LookupDrafter
 from specx.core.kernels import is_available
 from specx.core.kernels.choice import choose_kernels
-from specx.core.model import Model
+from specx.core.decoder import Model
 from specx.core.replay import plain_logits
 from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
@@ -80,12 +80,12 @@ class Engine:
         self.notes = pair.notes
         self._prompter = Prompter(pair.tokenizer, preset.prompt)
         self._end_tokens = hub.end_tokens(pair)
-        self.target = Model(pair.target)
+        self.target = Model(pair.target.config.decoder, pair.target.tensors)
         self.draft: Model | EagleHead | None = None
         if isinstance(pair.draft, LoadedHead):
             self.draft = EagleHead(pair.draft.config, pair.draft.tensors, self.target)
         elif pair.draft is not None:
-            self.draft = Model(pair.draft)
+            self.draft = Model(pair.draft.config.decoder, pair.draft.tensors)
         self._costs: dict[tuple[Parts, int], StepCosts] = {}
         self._workspaces = Workspaces(self.target)
         #: Which attention kernels run, and what could not ("" = nothing).

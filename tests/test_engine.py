@@ -14,7 +14,7 @@ import specx
 from specx.core.attention import SdpaKernels
 from specx.core.cache import KVCache
 from specx.core.config import MODES, Parts, SamplingConfig
-from specx.core.model import Model
+from specx.core.decoder import Model
 from specx.engine import Engine
 from specx.errors import ContextError, ResourceError, UsageError
 from specx.prompts import Prompt
@@ -579,7 +579,7 @@ class TestMemory:
         def fail(*_: object, **__: object) -> None:
             raise RuntimeError("shape mismatch")
 
-        home = "specx.core.model.Model" if place == "Model.hidden" else "specx.core.cache.KVCache"
+        home = "specx.core.decoder.Model" if place == "Model.hidden" else "specx.core.cache.KVCache"
         monkeypatch.setattr(f"{home}.{place.partition('.')[2]}", fail)
         with pytest.raises(RuntimeError, match="shape mismatch"):
             engine.generate(prompt, mode="specx", max_tokens=8)

@@ -11,7 +11,7 @@ import torch
 
 import specx
 from specx.core.config import Parts, parts_for
-from specx.core.model import Model
+from specx.core.decoder import Model
 from specx.engine import Engine
 from specx.errors import ResourceError
 from specx.needs import (

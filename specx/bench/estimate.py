@@ -18,7 +18,7 @@ from specx.bench.render.numbers import count, size
 from specx.bench.roofline import cost_of, measure_floor
 from specx.checkpoints import load as hub
 from specx.checkpoints.eagle.config import read_head
-from specx.core.model import Shape, shape_of
+from specx.core.decoder import Shape, shape_of
 from specx.preset.preset import Preset
 from specx.preset.shapes import HeadShapeSpec
 from specx.standin.head_implant import tensor_shapes

@@ -31,7 +31,7 @@ from torch import nn
 from specx.bench.record import Floor
 from specx.core.drafts.eagle import EagleHead
 from specx.core.linear import PackedLinear, pack_linears
-from specx.core.model import Shape
+from specx.core.decoder import Shape
 from specx.needs import room_on
 from specx.preset.preset import Preset
 

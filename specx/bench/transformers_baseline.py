@@ -32,7 +32,7 @@ from specx.bench.record import MemoryBytes
 from specx.checkpoints import load as hub
 from specx.checkpoints.config import quiet, summary
 from specx.checkpoints.eagle.loader import LoadedHead
-from specx.core.model import shape_of
+from specx.core.decoder import shape_of
 from specx.errors import ModelError, PairError, ResourceError, UsageError
 from specx.memory import peak_bytes, reset_peak
 from specx.preset.preset import Preset

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specx.checkpoints.config import (
+    ModelConfig,
     check_template,
     has_tokenizer,
     read_config,
@@ -18,11 +19,12 @@ from specx.checkpoints.config import (
     read_tokenizer,
 )
 from specx.checkpoints.eagle.config import check_kind, feature_layers, position_limit, read_head
+from specx.checkpoints.rope import rope_parameters
 from specx.errors import ModelError, PairError, SpecxError
 from specx.preset.preset import DraftSpec, Preset, TargetSpec
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 #: Repository and revision → a directory with its config and tokenizer files.
 Locate = Callable[[str, str | None], Path]
@@ -33,10 +35,10 @@ class PairFiles:
     """A pair found and checked, weights not yet read (or, from the Hub, not yet downloaded)."""
 
     target_dir: Path
-    target_config: "PreTrainedConfig"
+    target_config: ModelConfig
     tokenizer: "PreTrainedTokenizerBase"
     draft_dir: Path | None = None
-    draft_config: "PreTrainedConfig | None" = None  # of a model
+    draft_config: ModelConfig | None = None  # of a model
     head_config: dict[str, Any] | None = None  # of a head, as it stands in its file
 
 
@@ -61,7 +63,7 @@ def examine(preset: Preset, locate: Locate) -> Generator[Check, None, PairFiles]
     _check_shape("target", target, target_config)
     yield Check("target tokenizer", f"prompt template {preset.prompt.template}")
     tokenizer = read_tokenizer(target_dir)
-    check_rows(tokenizer, target_config.vocab_size)
+    check_rows(tokenizer, target_config.shape.vocabulary)
     if preset.prompt.template == "auto" and tokenizer.chat_template:
         check_template(tokenizer)
     yield Check("target context", f"{preset.context_tokens:,} tokens")
@@ -80,7 +82,7 @@ def examine(preset: Preset, locate: Locate) -> Generator[Check, None, PairFiles]
         return PairFiles(target_dir, target_config, tokenizer, draft_dir, head_config=raw)
     draft_config = read_config(draft_dir)
     _check_shape("draft", draft, draft_config)
-    yield Check("same tokens", f"{target_config.vocab_size} and {draft_config.vocab_size} rows")
+    yield Check("same tokens", f"{target_config.shape.vocabulary} and {draft_config.shape.vocabulary} rows")
     # A draft without a tokenizer of its own shares the target's, as pocket/draft does.
     draft_tokenizer = read_tokenizer(draft_dir) if has_tokenizer(draft_dir) else None
     check_pair(tokenizer, draft_tokenizer, target_config, draft_config)
@@ -137,15 +139,15 @@ def recorded(directory: Path, otherwise: Locate) -> Locate:
 def check_pair(
     target: "PreTrainedTokenizerBase",
     draft: "PreTrainedTokenizerBase | None",
-    target_config: "PreTrainedConfig",
-    draft_config: "PreTrainedConfig",
+    target_config: ModelConfig,
+    draft_config: ModelConfig,
 ) -> None:
     """Raise ``PairError`` unless every token of the target means the same text to the draft.
 
     Ids are compared up to the smaller vocabulary; rows beyond the real tokens are padding and may
     differ. ``draft`` None: it shares the target's tokenizer, so both must have as many rows.
     """
-    target_rows, draft_rows = target_config.vocab_size, draft_config.vocab_size
+    target_rows, draft_rows = target_config.shape.vocabulary, draft_config.shape.vocabulary
     if draft is None and target_rows != draft_rows:
         raise PairError(
             "target and draft do not share a vocabulary",
@@ -172,7 +174,7 @@ def check_pair(
 
 def check_head(
     head_config: Mapping[str, Any],
-    target_config: "PreTrainedConfig",
+    target_config: ModelConfig,
     preset: Preset,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> None:
@@ -183,7 +185,7 @@ def check_head(
     """
     head, wanted = read_head(head_config), preset.draft.kind
     check_kind(head.kind, wanted, str(preset.draft.repo))
-    width = target_config.hidden_size
+    width = target_config.shape.hidden
     needed = head.target_hidden or head.hidden
     if needed != width:
         raise PairError(
@@ -191,10 +193,10 @@ def check_head(
             reason=f"it reads hidden states {needed} wide, the target's are {width} wide",
             hints=["choose a head that was trained for this target"],
         )
-    if head.vocabulary > target_config.vocab_size:
+    if head.vocabulary > target_config.shape.vocabulary:
         raise PairError(
             "head and target do not share a vocabulary",
-            reason=f"the head has {head.vocabulary} rows, the target {target_config.vocab_size}",
+            reason=f"the head has {head.vocabulary} rows, the target {target_config.shape.vocabulary}",
         )
     if head.draft_vocabulary > head.vocabulary:
         raise PairError(
@@ -202,16 +204,16 @@ def check_head(
             reason=f"the vocabulary that they are chosen from has {head.vocabulary} rows",
         )
     if tokenizer is not None:
-        _check_known(tokenizer, target_config.vocab_size, head.vocabulary)
+        _check_known(tokenizer, target_config.shape.vocabulary, head.vocabulary)
     if wanted == "eagle3":
         override = preset.draft.head.feature_layers if preset.draft.head else None
-        feature_layers(head_config, target_config.num_hidden_layers, override)
+        feature_layers(head_config, target_config.shape.layers, override)
 
 
-def check_context(preset: Preset, target_config: "PreTrainedConfig") -> None:
+def check_context(preset: Preset, target_config: ModelConfig) -> None:
     """Raise ``PairError`` for a preset whose context the target was not built for."""
     limit = _positions(target_config)
-    if limit is not None and preset.context_tokens > limit:
+    if preset.context_tokens > limit:
         raise PairError(
             f"{preset.target.repo} was built for {limit:,} positions",
             reason=f"the preset's context_tokens are {preset.context_tokens:,}",
@@ -261,7 +263,7 @@ def _check_draft_context(preset: Preset, limit: int | None) -> None:
         )
 
 
-def _check_shape(role: str, spec: TargetSpec | DraftSpec, config: "PreTrainedConfig") -> None:
+def _check_shape(role: str, spec: TargetSpec | DraftSpec, config: ModelConfig) -> None:
     """A preset's shape is what stand-in weights are measured with, so it has to be true."""
     difference = spec.shape.difference(config) if spec.shape else ""
     if difference:
@@ -276,11 +278,8 @@ def _scaling(draft: DraftSpec) -> Mapping[str, Any] | None:
     return draft.head.rope_scaling if draft.head else None
 
 
-def _positions(config: "PreTrainedConfig") -> int | None:
-    longest = getattr(config, "max_position_embeddings", None)
-    if not isinstance(longest, int):
-        return None
-    return position_limit(longest, getattr(config, "rope_parameters", None))
+def _positions(config: ModelConfig) -> int:
+    return position_limit(config.positions, rope_parameters(config.raw))
 
 
 def _texts(tokenizer: "PreTrainedTokenizerBase", first: int = 0) -> dict[int, str]:

@@ -18,7 +18,7 @@ from specx.bench.roofline import (
     rounded,
 )
 from specx.core.linear import PackedLinear
-from specx.core.model import Model
+from specx.core.decoder import Model
 from specx.preset.preset import load_preset
 from tests.core.tiny import config, hf_model
 

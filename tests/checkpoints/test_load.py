@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from specx.checkpoints import load as hub
-from specx.core.model import Model
+from specx.core.decoder import Model
 from specx.errors import (
     ModelError,
     ModelUnavailableError,

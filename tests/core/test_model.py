@@ -11,7 +11,7 @@ from specx.core.attention import SdpaKernels
 from specx.core.config import Parts
 from specx.core.forward_passes import TargetPass
 from specx.core.linear import PackedLinear
-from specx.core.model import Model
+from specx.core.decoder import Model
 from specx.core.target import Target
 from specx.core.tree import TokenTree
 from tests.core import reference

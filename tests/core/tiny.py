@@ -30,7 +30,7 @@ from specx.core.drafts.growth import Governor, StepCosts
 from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.drafts.ngram import LookupDrafter
 from specx.core.kernels.reference import StaticKernels
-from specx.core.model import Model
+from specx.core.decoder import Model
 from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.stats import FinishReason, Prefill, StepStats

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specx.core.drafts.eagle import LAYER, EagleHead, HeadConfig
-from specx.core.model import Model
+from specx.core.decoder import Model
 
 from .tiny import Pair, config, disturbed, hf_model, twin
 
