@@ -20,7 +20,7 @@ from specx.errors import ResourceError
 if TYPE_CHECKING:
     import torch
 
-    from specx.core.decoder import Shape
+    from specx.core.architecture import Shape
 
 T = TypeVar("T")
 

@@ -82,7 +82,9 @@ def examine(preset: Preset, locate: Locate) -> Generator[Check, None, PairFiles]
         return PairFiles(target_dir, target_config, tokenizer, draft_dir, head_config=raw)
     draft_config = read_config(draft_dir)
     _check_shape("draft", draft, draft_config)
-    yield Check("same tokens", f"{target_config.shape.vocabulary} and {draft_config.shape.vocabulary} rows")
+    yield Check(
+        "same tokens", f"{target_config.shape.vocabulary} and {draft_config.shape.vocabulary} rows"
+    )
     # A draft without a tokenizer of its own shares the target's, as pocket/draft does.
     draft_tokenizer = read_tokenizer(draft_dir) if has_tokenizer(draft_dir) else None
     check_pair(tokenizer, draft_tokenizer, target_config, draft_config)
@@ -185,7 +187,7 @@ def check_head(
     """
     head, wanted = read_head(head_config), preset.draft.kind
     check_kind(head.kind, wanted, str(preset.draft.repo))
-    width = target_config.shape.hidden
+    width, rows = target_config.shape.hidden, target_config.shape.vocabulary
     needed = head.target_hidden or head.hidden
     if needed != width:
         raise PairError(
@@ -193,10 +195,10 @@ def check_head(
             reason=f"it reads hidden states {needed} wide, the target's are {width} wide",
             hints=["choose a head that was trained for this target"],
         )
-    if head.vocabulary > target_config.shape.vocabulary:
+    if head.vocabulary > rows:
         raise PairError(
             "head and target do not share a vocabulary",
-            reason=f"the head has {head.vocabulary} rows, the target {target_config.shape.vocabulary}",
+            reason=f"the head has {head.vocabulary} rows, the target {rows}",
         )
     if head.draft_vocabulary > head.vocabulary:
         raise PairError(
@@ -204,7 +206,7 @@ def check_head(
             reason=f"the vocabulary that they are chosen from has {head.vocabulary} rows",
         )
     if tokenizer is not None:
-        _check_known(tokenizer, target_config.shape.vocabulary, head.vocabulary)
+        _check_known(tokenizer, rows, head.vocabulary)
     if wanted == "eagle3":
         override = preset.draft.head.feature_layers if preset.draft.head else None
         feature_layers(head_config, target_config.shape.layers, override)

@@ -174,11 +174,6 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
         said = f"hidden_act is {str(raw['hidden_act'])[:40]}"
         raise _incoherent(f"{said}, and specx runs {name} models with silu")
-    biased = [
-        *family.biased,
-        *((*_QKV, "self_attn.o_proj") if family.attention_bias and raw.get("attention_bias") else ()),
-        *(_MLP if family.mlp_bias and raw.get("mlp_bias") else ()),
-    ]
     facts = DecoderConfig(
         shape,
         epsilon=_epsilon(raw),
@@ -191,10 +186,18 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
         positions=positions,
         end_tokens=_end_tokens(raw.get("eos_token_id")),
         is_tied=raw.get("tie_word_embeddings", False) is True,
-        biased=frozenset(biased),
+        biased=frozenset(_biased(raw, family)),
         norms_heads=family.norms_heads,
         raw=raw,
     )
+
+
+def _biased(raw: Mapping[str, Any], family: _Family) -> Iterator[str]:
+    yield from family.biased
+    if family.attention_bias and raw.get("attention_bias"):
+        yield from (*_QKV, "self_attn.o_proj")
+    if family.mlp_bias and raw.get("mlp_bias"):
+        yield from _MLP
 
 
 def _check_class(raw: Mapping[str, Any], family: _Family) -> None:
@@ -215,7 +218,7 @@ def _check_class(raw: Mapping[str, Any], family: _Family) -> None:
 
 def _sizes(raw: Mapping[str, Any], name: str, family: _Family) -> tuple[Shape, int]:
     """All sizes, none of them guessed, and the positions that the model was built for."""
-    found = {size: raw.get(size) for size in _SIZES}
+    found: dict[str, Any] = {size: raw.get(size) for size in _SIZES}
     if name == "llama" and found["max_position_embeddings"] is None:
         found["max_position_embeddings"] = 2048  # files of its first year leave it out
     hidden, heads = found["hidden_size"], found["num_attention_heads"]

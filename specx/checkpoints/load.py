@@ -51,6 +51,12 @@ class LoadedModel:
     config: ModelConfig
     tensors: "dict[str, torch.Tensor]" = field(repr=False)
 
+    def separate(self) -> "dict[str, torch.Tensor]":
+        """Views of the tensors under the names of files, without a leading ``model.``."""
+        from specx.core.joined import separate
+
+        return separate(self.tensors, self.config.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelPair:
@@ -106,10 +112,10 @@ def fetch_weights(files: PairFiles, sources: Sequence[Source]) -> None:
         check_weights(files.draft_dir, files.draft_config)
 
 
-def end_tokens(pair: ModelPair) -> frozenset[int]:
+def end_tokens(target: ModelConfig, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
     """Ids that end the target's text: its checkpoint's and its tokenizer's."""
-    own = pair.tokenizer.eos_token_id
-    return pair.target.config.end_tokens | ({own} if own is not None else set())
+    own = tokenizer.eos_token_id
+    return target.end_tokens | ({own} if own is not None else set())
 
 
 def find_pair(preset: Preset, *, offline: bool) -> PairFiles:

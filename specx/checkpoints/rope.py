@@ -35,7 +35,9 @@ def rope_kind(parameters: Mapping[str, Any]) -> Any:
     return parameters.get("rope_type", parameters.get("type", "default"))
 
 
-def read_rope(kind: RopeKind, base: float, parameters: Mapping[str, Any], positions: object) -> Rope:
+def read_rope(
+    kind: RopeKind, base: float, parameters: Mapping[str, Any], positions: object
+) -> Rope:
     """The rotation with the numbers of ``parameters``; ``positions`` are the model's, which stand
     in for those of its training where these are not given.
 

@@ -32,6 +32,7 @@ __all__ = [
     "is_pickled",
     "is_plain_name",
     "load_weights",
+    "outline",
     "read_tensors",
     "shards",
     "tensor_shapes",
@@ -172,7 +173,9 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     embedding, its output matrix or both."""
     shape = config.shape
     projections = _projections(shape)
-    layer = {f"{name}.weight": size for name, size in projections.items()}
+    layer: dict[str, tuple[int, ...]] = {
+        f"{name}.weight": size for name, size in projections.items()
+    }
     layer |= {f"{name}.bias": projections[name][:1] for name in config.biased}
     layer |= {
         f"{name}.weight": (shape.hidden,)
@@ -186,6 +189,23 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         for index in range(shape.layers)
         for name, size in layer.items()
     }
+
+
+def outline(config: ModelConfig, dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
+    """The tensors of such a model as ``core.decoder.Model`` takes them, without memory: on torch's
+    meta device."""
+    import torch
+
+    from specx.core.joined import join
+
+    shapes = expected_shapes(config)
+    if config.is_tied:
+        del shapes[_HEAD]
+    tensors = {
+        name.removeprefix("model."): torch.empty(shape, dtype=dtype, device="meta")
+        for name, shape in shapes.items()
+    }
+    return join(tensors, "meta", dtype)
 
 
 def _projections(shape: Shape) -> dict[str, tuple[int, int]]:

@@ -154,7 +154,8 @@ class Layer:
         """Adds to ``stream`` [n, hidden], in place, the attention of ``inputs`` [n, K] and then the
         MLP; returns the rotated queries [H, n, D]."""
         qkv = self._qkv(inputs)
-        self._rows.rotate(qkv, *tables, *self._heads[:2], self._head_norms)
+        heads, kv_heads, _ = self._heads
+        self._rows.rotate(qkv, *tables, heads, kv_heads, self._head_norms)
         by_head = qkv.view(qkv.shape[0], -1, self._width).transpose(0, 1)
         query, key, value = by_head.split_with_sizes(self._heads)
         attended = attention_pass.attend(self._index, query, key, value, self._scale)

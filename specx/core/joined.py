@@ -39,21 +39,21 @@ def join(
             continue
         rows = [len(part) for part in parts]
         found[whole] = torch.empty((sum(rows), *parts[0].shape[1:]), dtype=kind, device=device)
-        for place, part in zip(found[whole].split(rows), parts, strict=True):
+        for place, part in zip(found[whole].split_with_sizes(rows), parts, strict=True):
             place.copy_(part)
     return found
 
 
 def separate(tensors: Mapping[str, Tensor], shape: Shape) -> dict[str, Tensor]:
     """The opposite of ``join``: views of the same memory, under the names of files."""
-    rows = {"self_attn.qkv_proj": shape.qkv_rows, "mlp.gate_up_proj": (shape.mlp, shape.mlp)}
+    rows = {"self_attn.qkv_proj": [*shape.qkv_rows], "mlp.gate_up_proj": [shape.mlp, shape.mlp]}
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         whole = next((each for each in JOINED if f".{each}." in name), None)
         if whole is None:
             found[name] = tensor
             continue
-        for part, view in zip(JOINED[whole], tensor.split(rows[whole]), strict=True):
+        for part, view in zip(JOINED[whole], tensor.split_with_sizes(rows[whole]), strict=True):
             found[name.replace(whole, part)] = view
     return found
 

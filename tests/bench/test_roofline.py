@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from specx.core.linear import PackedLinear
 
 from specx.bench import roofline as floor
 from specx.bench.roofline import (
@@ -17,7 +18,6 @@ from specx.bench.roofline import (
     measure_floor,
     rounded,
 )
-from specx.core.linear import PackedLinear
 from specx.core.decoder import Model
 from specx.preset.preset import load_preset
 from tests.core.tiny import config, hf_model

@@ -8,8 +8,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from specx.core.attention import SdpaKernels
 from specx.core.cache import KVCache
 from specx.core.config import Parts
-from specx.core.forward_passes import Rotary, TargetPass, WindowPass, WorkingPass
 from specx.core.decoder import Model
+from specx.core.forward_passes import Rotary, TargetPass, WindowPass, WorkingPass
 from specx.core.target import Target
 from tests.core import reference
 from tests.core.tiny import PLAIN, config, hf_model, random_tokens, twin

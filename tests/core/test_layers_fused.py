@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from specx.core.layers import FusedLayer, FusedNorm, FusedRotary, Layers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from specx.core.attention import SdpaKernels
-from specx.core.forward_passes import TargetPass
-from specx.core.layers import FusedLayer, FusedNorm, FusedRotary, Layers
 from specx.core.decoder import Model
+from specx.core.forward_passes import TargetPass
 from tests.core.tiny import FAMILIES, PLAIN, config, hf_logits, hf_model, random_tokens, twin
 
 CASES: dict[str, PreTrainedConfig] = {

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
-
 from specx.core.linear import PackedLinear, pack_linears
+from torch import nn
 
 SHAPES = [(32, 64), (64, 97), (129, 33), (256, 512), (512, 1376)]
 COUNTS = [1, 2, 3, 4, 5, 8, 13, 16, 31, 50, 64]

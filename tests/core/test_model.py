@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
+from specx.core.linear import PackedLinear
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from specx.core.attention import SdpaKernels
 from specx.core.config import Parts
-from specx.core.forward_passes import TargetPass
-from specx.core.linear import PackedLinear
 from specx.core.decoder import Model
+from specx.core.forward_passes import TargetPass
 from specx.core.target import Target
 from specx.core.tree import TokenTree
 from tests.core import reference

@@ -24,13 +24,13 @@ from transformers import (
 from specx.core.attention import SdpaKernels
 from specx.core.config import MODES, Parts, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.core.decode import Decoder, Emitted, Request
+from specx.core.decoder import Model
 from specx.core.drafts import Drafter, NoDraft
 from specx.core.drafts.device import DeviceDrafter
 from specx.core.drafts.growth import Governor, StepCosts
 from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.drafts.ngram import LookupDrafter
 from specx.core.kernels.reference import StaticKernels
-from specx.core.decoder import Model
 from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.stats import FinishReason, Prefill, StepStats

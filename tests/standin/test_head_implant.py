@@ -12,8 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from specx.checkpoints import load as hub
 from specx.checkpoints.eagle.loader import LoadedHead
-from specx.core.drafts.eagle import LAYER, EagleHead
 from specx.core.decoder import Model
+from specx.core.drafts.eagle import LAYER, EagleHead
 from specx.core.stats import StepTree
 from specx.engine import Engine
 from specx.errors import ResourceError, UsageError

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import specx
-from specx.core.drafts.eagle import EagleHead
 from specx.core.decoder import Model
+from specx.core.drafts.eagle import EagleHead
 from specx.errors import ModelError, PairError, SpecxError
 from tests.checkpoints.eagle.files import IDS, LAYOUTS, HeadFiles, target_config, write_head
 from tests.helpers import PairDirs, preset_for, save_pair, tiny_model

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from specx.core.drafts.eagle import LAYER, EagleHead, HeadConfig
 from specx.core.decoder import Model
+from specx.core.drafts.eagle import LAYER, EagleHead, HeadConfig
 
 from .tiny import Pair, config, disturbed, hf_model, twin
 

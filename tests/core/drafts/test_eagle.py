@@ -10,10 +10,10 @@ from torch import Tensor
 
 from specx.core.attention import SdpaKernels
 from specx.core.config import MODES, SamplingConfig, TreeConfig
+from specx.core.decoder import AttentionPass
 from specx.core.drafts.eagle import EagleHead
 from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.forward_passes import WorkingPass
-from specx.core.decoder import AttentionPass
 from specx.core.sampling import Sampler
 
 from .heads import (

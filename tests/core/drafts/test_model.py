@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from specx.core.attention import SdpaKernels
 from specx.core.config import Parts, RetrievalConfig, SamplingConfig, TreeConfig
+from specx.core.decoder import AttentionPass, Model
 from specx.core.drafts.growth import StepCosts
 from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.forward_passes import Rotary, WorkingPass
-from specx.core.decoder import AttentionPass, Model
 from specx.core.retrieval import Selection, recent_selection
 from specx.core.sampling import Sampler
 from tests.core import reference
