@@ -270,7 +270,7 @@ class Echo:
 
 @pytest.fixture(scope="module")
 def target() -> Model:
-    return Model(tiny_model(target_config()))
+    return own(tiny_model(tiny_config(num_hidden_layers=8)))
 
 
 @pytest.fixture(scope="module")
