@@ -308,12 +308,12 @@ def _from_files(preset: Preset, device: str, dtype: str, offline: bool) -> Model
 
 
 def _from_tensors(pair: hub.ModelPair) -> Models:
-    draft = _assembled(pair.draft) if isinstance(pair.draft, LoadedModel) else None
+    draft = assembled(pair.draft) if isinstance(pair.draft, LoadedModel) else None
     ends = hub.end_tokens(pair.target.config, pair.tokenizer)
-    return _assembled(pair.target), draft, ends
+    return assembled(pair.target), draft, ends
 
 
-def _assembled(model: LoadedModel) -> PreTrainedModel:
+def assembled(model: LoadedModel) -> PreTrainedModel:
     """transformers' model of the same config over the very same tensors."""
     config = AutoConfig.for_model(**model.config.raw)
     tensors = model.separate()
