@@ -18,7 +18,7 @@ from torch import Tensor
 from specx.checkpoints.config import ModelConfig
 from specx.checkpoints.eagle.loader import LoadedHead, load_head
 from specx.preset.preset import DraftSpec
-from tests.helpers import tiny_facts
+from tests.helpers import VOCABULARY, tiny_facts
 
 IDS = "eagle_aux_hidden_state_layer_ids"
 LAYERS = 8  # of the target
