@@ -74,11 +74,16 @@ def test_the_layers_are_all_there() -> None:
 
 
 @pytest.mark.parametrize("path", _of("core"), ids=_name)
-def test_the_core_imports_torch_transformers_and_itself(path: Path) -> None:
+def test_the_core_imports_torch_and_itself(path: Path) -> None:
     kernels = {"triton", "flash_attn"} if "kernels" in path.parts else set()
-    assert _outside(path) <= {"torch", "transformers"} | kernels
+    assert _outside(path) <= {"torch"} | kernels
     ours = {module for module in _imports(path) if _within(module, "specx")}
     assert {module for module in ours if not _within(module, "specx.core")} <= {"specx"}
+
+
+@pytest.mark.parametrize("name", ["core/config.py", "core/architecture.py"])
+def test_settings_and_facts_are_read_without_torch(name: str) -> None:
+    assert _outside(_ROOT / name) == set()
 
 
 @pytest.mark.parametrize("path", _of("core"), ids=_name)
