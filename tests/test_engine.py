@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import specx
 from specx.core.attention import SdpaKernels
@@ -356,9 +357,7 @@ class TestVerify:
         wrong = another(honest.tokens[3])
         tokens = (*honest.tokens[:3], wrong, *honest.tokens[4:])
         found = engine.verify(prompt, replace(honest, tokens=tokens)).first_difference
-        target = specx.checkpoints.load.load_pair(
-            engine.preset, device="cpu", dtype="auto", offline=True
-        ).target
+        target = AutoModelForCausalLM.from_pretrained(engine.preset.target.repo)
         with torch.no_grad():
             logits = target(torch.tensor([[*prompt.tokens, *honest.tokens[:3]]])).logits[0, -1]
         assert found is not None
