@@ -45,7 +45,6 @@ class Output:
 class Footprint:
     """What a model's weights amount to; of a layout that has no size, what they were before."""
 
-    bytes: int  # all, a table with two uses once
     forward_bytes: int  # that every forward reads: a table of embeddings only if it makes logits
     layer_parameters: int  # of the matrices in and between the layers
     head_parameters: int  # of the one that makes logits
@@ -196,7 +195,6 @@ class Model:
         weights.check_empty()
         self.weights_bytes = weights.bytes
         self.footprint = Footprint(
-            bytes=weights.bytes,
             forward_bytes=weights.bytes - (0 if own is None else self.embedding.nbytes),
             layer_parameters=sum(each.size for layer in self._layers for each in layer.matrices),
             head_parameters=self._head.size,

@@ -168,7 +168,6 @@ class EagleHead:
         theirs = self._target.footprint.head_parameters
         head = theirs if self._head is None else self._head.size
         return Footprint(
-            bytes=self.weights_bytes,
             forward_bytes=sum(each.nbytes for each in matrices) + head * self.dtype.itemsize,
             layer_parameters=sum(each.size for each in matrices),
             head_parameters=head,
