@@ -16,6 +16,7 @@ from specx.checkpoints.eagle.loader import LoadedHead
 from specx.core.attention import Kernels
 from specx.core.config import MODES, Parts, SamplingConfig, parts_for
 from specx.core.decode import Decoder, Request
+from specx.core.decoder import Model
 from specx.core.drafts import Drafter, NoDraft
 from specx.core.drafts.eagle import EagleHead
 from specx.core.drafts.growth import Governor, StepCosts
@@ -23,7 +24,6 @@ from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.drafts.ngram import LookupDrafter
 from specx.core.kernels import is_available
 from specx.core.kernels.choice import choose_kernels
-from specx.core.model import Model
 from specx.core.replay import plain_logits
 from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
@@ -77,13 +77,13 @@ class Engine:
         #: What the user should know about the files; told once, when they were loaded.
         self.notes = pair.notes
         self._prompter = Prompter(pair.tokenizer, preset.prompt)
-        self._end_tokens = hub.end_tokens(pair)
-        self.target = Model(pair.target)
+        self._end_tokens = hub.end_tokens(pair.target.config, pair.tokenizer)
+        self.target = Model(pair.target.config.decoder, pair.target.tensors)
         self.draft: Model | EagleHead | None = None
         if isinstance(pair.draft, LoadedHead):
             self.draft = EagleHead(pair.draft.config, pair.draft.tensors, self.target)
         elif pair.draft is not None:
-            self.draft = Model(pair.draft)
+            self.draft = Model(pair.draft.config.decoder, pair.draft.tensors)
         self._costs: dict[tuple[Parts, int], StepCosts] = {}
         self._workspaces = Workspaces(self.target)
         #: Which attention kernels run, and what could not ("" = nothing).

@@ -23,7 +23,7 @@ from specx.errors import ResourceError
 if TYPE_CHECKING:
     import torch
 
-    from specx.core.model import Shape
+    from specx.core.architecture import Shape
 
 T = TypeVar("T")
 

@@ -27,7 +27,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from specx.checkpoints.config import quiet
+from specx.checkpoints.config import ModelConfig, model_config, quiet
 from specx.checkpoints.tokenizer import Tokenizer
 from specx.preset.preset import Preset
 
@@ -77,6 +77,11 @@ def tiny_config(family: str = "llama", **changes: Any) -> PreTrainedConfig:
     if family == "mistral":
         fields["sliding_window"] = None
     return _CONFIGS[family](**(fields | changes))
+
+
+def tiny_facts(family: str = "llama", **changes: Any) -> ModelConfig:
+    """The same as specx reads it."""
+    return model_config(tiny_config(family, **changes).to_dict())
 
 
 def tiny_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:

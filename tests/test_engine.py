@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import specx
 from specx.core.attention import SdpaKernels
 from specx.core.cache import KVCache
 from specx.core.config import MODES, Parts, SamplingConfig
-from specx.core.model import Model
+from specx.core.decoder import Model
 from specx.engine import Engine
 from specx.errors import ContextError, ResourceError, UsageError
 from specx.prompts import Prompt
@@ -356,9 +357,7 @@ class TestVerify:
         wrong = another(honest.tokens[3])
         tokens = (*honest.tokens[:3], wrong, *honest.tokens[4:])
         found = engine.verify(prompt, replace(honest, tokens=tokens)).first_difference
-        target = specx.checkpoints.load.load_pair(
-            engine.preset, device="cpu", dtype="auto", offline=True
-        ).target
+        target = AutoModelForCausalLM.from_pretrained(engine.preset.target.repo)
         with torch.no_grad():
             logits = target(torch.tensor([[*prompt.tokens, *honest.tokens[:3]]])).logits[0, -1]
         assert found is not None
@@ -579,7 +578,7 @@ class TestMemory:
         def fail(*_: object, **__: object) -> None:
             raise RuntimeError("shape mismatch")
 
-        home = "specx.core.model.Model" if place == "Model.hidden" else "specx.core.cache.KVCache"
+        home = "specx.core.decoder.Model" if place == "Model.hidden" else "specx.core.cache.KVCache"
         monkeypatch.setattr(f"{home}.{place.partition('.')[2]}", fail)
         with pytest.raises(RuntimeError, match="shape mismatch"):
             engine.generate(prompt, mode="specx", max_tokens=8)

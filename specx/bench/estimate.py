@@ -7,25 +7,24 @@ torch's meta device, and bandwidth and matmul rate are measured with buffers of 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from specx.bench.prepare import Setup, find_pair
 from specx.bench.render.numbers import count, size
 from specx.bench.roofline import cost_of, measure_floor
 from specx.bench.schema import JsonRecord, Plan
 from specx.checkpoints import load as hub
+from specx.checkpoints.config import ModelConfig
 from specx.checkpoints.eagle.config import read_head
-from specx.core.model import Shape, shape_of
+from specx.checkpoints.weights import outline
+from specx.core.architecture import Shape
+from specx.core.decoder import Footprint, Model
 from specx.preset.preset import Preset
 from specx.preset.shapes import HeadShapeSpec
 from specx.standin.head_implant import tensor_shapes
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 #: Real runs of the bundled pair take about this many times the least possible time.
 _USUAL = 2.0
@@ -38,8 +37,7 @@ class Outline:
     shape: Shape
     dtype: torch.dtype
     device: torch.device
-    decoder: nn.Module
-    head: nn.Module
+    footprint: Footprint
 
 
 class EstimateRow(JsonRecord):
@@ -139,23 +137,14 @@ def _head_numbers(preset: Preset, files: hub.PairFiles, rows: int) -> int:
             vocabulary=facts.draft_vocabulary,
             features=generation,
         )
-    weights = tensor_shapes(shape, generation, files.target_config.vocab_size).values()
+    weights = tensor_shapes(shape, generation, files.target_config.shape.vocabulary).values()
     return sum(map(math.prod, weights)) + 2 * shape.kv_heads * shape.head_dim * rows
 
 
-def _outline(config: "PreTrainedConfig", dtype: str, setup: Setup, device: torch.device) -> Outline:
-    from transformers import AutoModelForCausalLM
-
+def _outline(config: ModelConfig, dtype: str, setup: Setup, device: torch.device) -> Outline:
     chosen = hub.choose_dtype(setup.options.dtype, dtype, device.type)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=chosen)
-    return Outline(
-        shape=shape_of(config),
-        dtype=chosen,
-        device=device,
-        decoder=model.get_decoder(),
-        head=model.get_output_embeddings(),
-    )
+    footprint = Model(config.decoder, outline(config, chosen)).footprint
+    return Outline(shape=config.shape, dtype=chosen, device=device, footprint=footprint)
 
 
 def _minutes(value_s: float) -> str:

@@ -26,13 +26,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import nn
 
 from specx.bench.schema import Floor
-from specx.core.config import kv_row_bytes
+from specx.core.architecture import Shape
+from specx.core.decoder import Footprint
 from specx.core.drafts.eagle import EagleHead
-from specx.core.linear import PackedLinear, pack_linears
-from specx.core.model import Shape
+from specx.core.operations import linear_of
 from specx.memory import room_on
 from specx.preset.preset import Preset
 
@@ -50,21 +49,19 @@ _RATES: dict[tuple[torch.device, torch.dtype], float] = {}
 
 
 class Weighed(Protocol):
-    """What has to be known of a loaded model; ``core.model.Model`` has it all."""
-
-    shape: Shape
-    dtype: torch.dtype
-    device: torch.device
+    """What has to be known of a model or a head."""
 
     @property
-    def decoder(self) -> nn.Module:
-        """The layers with their embedding, packed or not."""
-        ...
+    def shape(self) -> Shape: ...
 
     @property
-    def head(self) -> nn.Module:
-        """The linear layer that makes logits."""
-        ...
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def footprint(self) -> Footprint: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +69,7 @@ class ModelCost:
     """What forwards of one model cost, by the shapes of its parts."""
 
     weight_bytes: int  # that one forward reads
-    linear_parameters: int  # of all linear layers but the head
+    layer_parameters: int  # of all matrices but the head's
     head_parameters: int
     kv_row_bytes: int  # keys and values of one token, all layers
     attention_flop: int  # of one row over one earlier token, all layers
@@ -83,36 +80,31 @@ class ModelCost:
 
     def step_flop(self, length: int) -> int:
         """Operations of one row after ``length`` tokens."""
-        linear = 2 * (self.linear_parameters + self.head_parameters)
+        linear = 2 * (self.layer_parameters + self.head_parameters)
         return linear + self.attention_flop * length
 
     def prefill_flop(self, length: int) -> int:
         """Operations of reading ``length`` tokens, logits of the last one only."""
-        linear = 2 * (self.linear_parameters * length + self.head_parameters)
+        linear = 2 * (self.layer_parameters * length + self.head_parameters)
         return linear + self.attention_flop * length * length // 2
 
 
 def cost_of(model: Weighed) -> ModelCost:
     """Count one model's weights. A tied table counts once: it is read as the head."""
-    shape, size = model.shape, model.dtype.itemsize
-    decoder, head = model.decoder, model.head
-    tables = [part for part in decoder.modules() if isinstance(part, nn.Embedding)]
-    table_bytes = sum(_own_bytes(table) for table in tables)
+    shape, found = model.shape, model.footprint
     return ModelCost(
-        weight_bytes=_total_bytes(decoder) - table_bytes + _total_bytes(head),
-        linear_parameters=_linear_parameters(decoder),
-        head_parameters=_linear_parameters(head),
-        kv_row_bytes=kv_row_bytes(shape.layers, shape.kv_heads, shape.head_dim, size),
+        weight_bytes=found.forward_bytes,
+        layer_parameters=found.layer_parameters,
+        head_parameters=found.head_parameters,
+        kv_row_bytes=shape.numbers_per_token * model.dtype.itemsize,
         attention_flop=4 * shape.layers * shape.heads * shape.head_dim,
     )
 
 
 def level_weights(draft: Weighed) -> int:
-    """Bytes of the weights that one level of a draft reads, behind its first. EAGLE-3 merges the
+    """Bytes of the weights that one level of a draft reads, after its first. EAGLE-3 merges the
     target's features once a draft."""
-    merging = 0
-    if isinstance(draft, EagleHead) and draft.config.generation == 3:
-        merging = _total_bytes(draft.decoder.get_submodule("fc"))
+    merging = draft.fuse_bytes if isinstance(draft, EagleHead) else 0
     return cost_of(draft).weight_bytes - merging
 
 
@@ -206,8 +198,7 @@ def _product_flop_s(device: torch.device, dtype: torch.dtype) -> float:
 def _product_s(
     device: torch.device, dtype: torch.dtype, rows: int, width: int, limit_s: float
 ) -> float:
-    layer = nn.Sequential(nn.Linear(width, width, bias=False, device=device, dtype=dtype))
-    pack_linears(layer)
+    layer = linear_of(torch.randn(width, width, device=device, dtype=dtype) * width**-0.5)
     inputs = torch.randn(rows, width).to(device, dtype)
     return _best_s(lambda: layer(inputs), device, limit_s)
 
@@ -236,23 +227,3 @@ def _timed_s(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "mps":
         torch.mps.synchronize()
     return time.perf_counter() - began
-
-
-def _linear_parameters(module: nn.Module) -> int:
-    return sum(
-        part.in_features * part.out_features
-        for part in module.modules()
-        if isinstance(part, nn.Linear | PackedLinear)
-    )
-
-
-def _total_bytes(module: nn.Module) -> int:
-    return sum(_own_bytes(part) for part in module.modules())
-
-
-def _own_bytes(part: nn.Module) -> int:
-    """Bytes of a module's own weights; a packed layer keeps its in a layout that has no size."""
-    if isinstance(part, PackedLinear):
-        bias = 0 if part.bias is None else part.bias.nbytes
-        return 4 * part.in_features * part.out_features + bias
-    return sum(weight.nbytes for weight in part.parameters(recurse=False))

@@ -1,7 +1,8 @@
 """Outside witnesses: transformers' own ``generate`` and its assisted generation, as users run them.
 
 In: prompt tokens. Out: tokens, times and counts. It knows nothing of specx's engine: the models
-are copies of their own, untouched, with the attention that transformers chooses by itself.
+are transformers' own, read from their files by transformers, with the attention that it chooses by
+itself. Only a stand-in's, which has no files, are put together from specx's tensors.
 
 What a careful opponent would set is set. Greedy, with nothing inherited from the checkpoint's
 sampling settings. ``hf`` decodes over a static cache on a GPU, where transformers then compiles
@@ -20,20 +21,27 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    StaticCache,
+)
 
 from specx.bench.modes import Witness
 from specx.bench.schema import MemoryBytes
 from specx.checkpoints import load as hub
-from specx.checkpoints.config import quiet, summary
-from specx.checkpoints.eagle.loader import LoadedHead
-from specx.core.config import kv_row_bytes
-from specx.core.model import shape_of
+from specx.checkpoints.config import DAMAGE, model_config, quiet, summary
+from specx.checkpoints.load import LoadedModel
+from specx.core.architecture import Shape
 from specx.errors import ModelError, PairError, ResourceError, UsageError
 from specx.memory import peak_bytes, reset_peak
 from specx.preset.preset import Preset
@@ -72,13 +80,15 @@ class Witnesses:
         offline: bool,
         pair: hub.ModelPair | None = None,
     ) -> None:
-        """Take ``pair`` or load the preset's once more. Raises what ``hub.load_pair`` raises."""
-        if pair is None:
-            pair = hub.load_pair(preset, device=device, dtype=dtype, offline=offline)
-        self._preset, self._target = preset, pair.target
-        # transformers has no way to run a head.
-        self._draft = None if isinstance(pair.draft, LoadedHead) else pair.draft
-        self._end_tokens = tuple(sorted(hub.end_tokens(pair)))
+        """Load the preset's models, or take the stand-ins of ``pair``, which has no head.
+
+        Raises what ``hub.load_pair`` raises.
+        """
+        self._preset = preset
+        self._target, self._draft, ends = (
+            _from_files(preset, device, dtype, offline) if pair is None else _from_tensors(pair)
+        )
+        self._end_tokens = tuple(sorted(ends))
         self._static: StaticCache | None = None
         self._chosen: dict[int, CacheKind] = {}
 
@@ -264,10 +274,69 @@ def _settings(max_tokens: int | None = None, end_tokens: Sequence[int] = ()) -> 
     )
 
 
+Models = tuple[PreTrainedModel, PreTrainedModel | None, frozenset[int]]  # and their end tokens
+
+
+def _from_files(preset: Preset, device: str, dtype: str, offline: bool) -> Models:
+    device = hub.choose_device(device)
+    files, sources = hub.located(preset, offline=offline)
+    hub.fetch_weights(files, sources)
+
+    def read(directory: Path, preset_dtype: str) -> PreTrainedModel:
+        try:
+            with quiet():
+                model = AutoModelForCausalLM.from_pretrained(
+                    directory,
+                    dtype=hub.choose_dtype(dtype, preset_dtype, device),
+                    weights_only=True,  # the unpickler that runs no code, should it be a pickle
+                    local_files_only=True,
+                    trust_remote_code=False,
+                )
+            return model.to(device).eval()  # type: ignore[no-any-return]
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            reason = summary(error)
+            raise ResourceError(f"no memory on {device} for transformers", reason=reason) from error
+        except (*DAMAGE, RuntimeError) as error:
+            message = f"transformers cannot read {directory}"
+            raise ModelError(message, reason=summary(error)) from error
+
+    target = read(files.target_dir, preset.target.dtype)
+    draft = None
+    if files.draft_dir is not None and files.draft_config is not None:
+        draft = read(files.draft_dir, preset.draft.dtype)
+    return target, draft, hub.end_tokens(files.target_config, files.tokenizer)
+
+
+def _from_tensors(pair: hub.ModelPair) -> Models:
+    draft = assembled(pair.draft) if isinstance(pair.draft, LoadedModel) else None
+    ends = hub.end_tokens(pair.target.config, pair.tokenizer)
+    return assembled(pair.target), draft, ends
+
+
+def assembled(model: LoadedModel) -> PreTrainedModel:
+    """transformers' model of the same config over the very same tensors."""
+    config = AutoConfig.for_model(**model.config.raw)
+    tensors = model.separate()
+    table = tensors["embed_tokens.weight"]
+    tensors = {name if name == "lm_head.weight" else f"model.{name}": each
+               for name, each in tensors.items()}  # fmt: skip
+    with quiet(), torch.device("meta"):
+        built: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=table.dtype)
+    built.load_state_dict(tensors, strict=False, assign=True)
+    built.tie_weights()
+    # Rotary tables are no weights: without memory so far, they are computed anew.
+    decoder = built.get_decoder()
+    decoder.rotary_emb = type(decoder.rotary_emb)(config=config).to(table.device)
+    return built.eval().requires_grad_(False)
+
+
+def _shape(model: PreTrainedModel) -> Shape:
+    return model_config(model.config.to_dict()).shape
+
+
 def _row_bytes(model: PreTrainedModel) -> int:
     """Keys and values of one token over all layers."""
-    shape, size = shape_of(model.config), model.dtype.itemsize
-    return kv_row_bytes(shape.layers, shape.kv_heads, shape.head_dim, size)
+    return _shape(model).numbers_per_token * int(model.dtype.itemsize)
 
 
 def _faster_cache(model: PreTrainedModel, rows: int) -> CacheKind:
@@ -293,7 +362,7 @@ def _faster_cache(model: PreTrainedModel, rows: int) -> CacheKind:
 
 
 def _fill(model: PreTrainedModel, cache: DynamicCache | StaticCache, rows: int) -> None:
-    shape = shape_of(model.config)
+    shape = _shape(model)
     size = (1, shape.kv_heads, rows, shape.head_dim)
     some = torch.zeros(size, dtype=model.dtype, device=model.device)
     for layer in range(shape.layers):

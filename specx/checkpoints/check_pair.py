@@ -8,17 +8,15 @@ weights, devices or the screen.
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from specx.checkpoints.config import read_config, read_json
+from specx.checkpoints.config import ModelConfig, read_config, read_json
 from specx.checkpoints.eagle.config import check_kind, feature_layers, position_limit, read_head
+from specx.checkpoints.rope import rope_parameters
 from specx.checkpoints.tokenizer import Tokenizer, has_tokenizer, is_same_tokenizer, read_tokenizer
 from specx.errors import ModelError, PairError, SpecxError
 from specx.preset.preset import Preset
 from specx.preset.sections import DraftSpec, TargetSpec
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 #: Repository and revision → a directory with its config and tokenizer files.
 Locate = Callable[[str, str | None], Path]
@@ -29,10 +27,10 @@ class PairFiles:
     """A pair found and checked, weights not yet read (or, from the Hub, not yet downloaded)."""
 
     target_dir: Path
-    target_config: "PreTrainedConfig"
+    target_config: ModelConfig
     tokenizer: Tokenizer
     draft_dir: Path | None = None
-    draft_config: "PreTrainedConfig | None" = None  # of a model
+    draft_config: ModelConfig | None = None  # of a model
     head_config: dict[str, Any] | None = None  # of a head, as it stands in its file
 
 
@@ -57,7 +55,7 @@ def examine(preset: Preset, locate: Locate) -> Generator[Check, None, PairFiles]
     _check_shape("target", target, target_config)
     yield Check("target tokenizer", f"prompt template {preset.prompt.template}")
     tokenizer = read_tokenizer(target_dir)
-    check_rows(tokenizer, target_config.vocab_size)
+    check_rows(tokenizer, target_config.shape.vocabulary)
     if preset.prompt.template == "auto" and tokenizer.template is not None:
         tokenizer.template.render([{"role": "user", "content": "text"}])  # raises if it is broken
     yield Check("target context", f"{preset.context_tokens:,} tokens")
@@ -76,7 +74,9 @@ def examine(preset: Preset, locate: Locate) -> Generator[Check, None, PairFiles]
         return PairFiles(target_dir, target_config, tokenizer, draft_dir, head_config=raw)
     draft_config = read_config(draft_dir)
     _check_shape("draft", draft, draft_config)
-    yield Check("same tokens", f"{target_config.vocab_size} and {draft_config.vocab_size} rows")
+    yield Check(
+        "same tokens", f"{target_config.shape.vocabulary} and {draft_config.shape.vocabulary} rows"
+    )
     # A draft without a tokenizer of its own shares the target's, as pocket/draft does.
     draft_tokenizer = None
     if is_same_tokenizer(target_dir, draft_dir):
@@ -137,15 +137,15 @@ def recorded(directory: Path, otherwise: Locate) -> Locate:
 def check_pair(
     target: Tokenizer,
     draft: Tokenizer | None,
-    target_config: "PreTrainedConfig",
-    draft_config: "PreTrainedConfig",
+    target_config: ModelConfig,
+    draft_config: ModelConfig,
 ) -> None:
     """Raise ``PairError`` unless every token of the target means the same text to the draft.
 
     Ids are compared up to the smaller vocabulary; rows beyond the real tokens are padding and may
     differ. ``draft`` None: it shares the target's tokenizer, so both must have as many rows.
     """
-    target_rows, draft_rows = target_config.vocab_size, draft_config.vocab_size
+    target_rows, draft_rows = target_config.shape.vocabulary, draft_config.shape.vocabulary
     if draft is None and target_rows != draft_rows:
         raise PairError(
             "target and draft do not share a vocabulary",
@@ -173,7 +173,7 @@ def check_pair(
 
 def check_head(
     head_config: Mapping[str, Any],
-    target_config: "PreTrainedConfig",
+    target_config: ModelConfig,
     preset: Preset,
     tokenizer: Tokenizer | None = None,
 ) -> None:
@@ -184,7 +184,7 @@ def check_head(
     """
     head, wanted = read_head(head_config), preset.draft.kind
     check_kind(head.kind, wanted, str(preset.draft.repo))
-    width = target_config.hidden_size
+    width, rows = target_config.shape.hidden, target_config.shape.vocabulary
     needed = head.target_hidden or head.hidden
     if needed != width:
         raise PairError(
@@ -192,10 +192,10 @@ def check_head(
             reason=f"it reads hidden states {needed} wide, the target's are {width} wide",
             hints=["choose a head that was trained for this target"],
         )
-    if head.vocabulary > target_config.vocab_size:
+    if head.vocabulary > rows:
         raise PairError(
             "head and target do not share a vocabulary",
-            reason=f"the head has {head.vocabulary} rows, the target {target_config.vocab_size}",
+            reason=f"the head has {head.vocabulary} rows, the target {rows}",
         )
     if head.draft_vocabulary > head.vocabulary:
         raise PairError(
@@ -203,16 +203,16 @@ def check_head(
             reason=f"the vocabulary that they are chosen from has {head.vocabulary} rows",
         )
     if tokenizer is not None:
-        _check_known(tokenizer, target_config.vocab_size, head.vocabulary)
+        _check_known(tokenizer, rows, head.vocabulary)
     if wanted == "eagle3":
         override = preset.draft.head.feature_layers if preset.draft.head else None
-        feature_layers(head_config, target_config.num_hidden_layers, override)
+        feature_layers(head_config, target_config.shape.layers, override)
 
 
-def check_context(preset: Preset, target_config: "PreTrainedConfig") -> None:
+def check_context(preset: Preset, target_config: ModelConfig) -> None:
     """Raise ``PairError`` for a preset whose context the target was not built for."""
     limit = _positions(target_config)
-    if limit is not None and preset.context_tokens > limit:
+    if preset.context_tokens > limit:
         raise PairError(
             f"{preset.target.repo} was built for {limit:,} positions",
             reason=f"the preset's context_tokens are {preset.context_tokens:,}",
@@ -262,7 +262,7 @@ def _check_draft_context(preset: Preset, limit: int | None) -> None:
         )
 
 
-def _check_shape(role: str, spec: TargetSpec | DraftSpec, config: "PreTrainedConfig") -> None:
+def _check_shape(role: str, spec: TargetSpec | DraftSpec, config: ModelConfig) -> None:
     """A preset's shape is what stand-in weights are measured with, so it has to be true."""
     difference = spec.shape.difference(config) if spec.shape else ""
     if difference:
@@ -277,8 +277,5 @@ def _scaling(draft: DraftSpec) -> Mapping[str, Any] | None:
     return draft.head.rope_scaling if draft.head else None
 
 
-def _positions(config: "PreTrainedConfig") -> int | None:
-    longest = getattr(config, "max_position_embeddings", None)
-    if not isinstance(longest, int):
-        return None
-    return position_limit(longest, getattr(config, "rope_parameters", None))
+def _positions(config: ModelConfig) -> int:
+    return position_limit(config.positions, rope_parameters(config.raw))

@@ -6,27 +6,41 @@ presets, the Hub, pairs or devices, and it never runs code or unpickles data fro
 """
 
 import contextlib
-import copy
 import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from specx.checkpoints.rope import DEFAULT_BASE, KINDS, read_rope, rope_kind, rope_parameters
+from specx.core.architecture import DecoderConfig, Rope, Shape
 from specx.errors import ModelError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
-#: model_type → the class that must stand under ``architectures``.
-FAMILIES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What the models of one model_type have in common."""
+
+    architecture: str  # the class that must be under ``architectures``
+    biased: tuple[str, ...] = ()  # projections that always have a bias
+    attention_bias: bool = False  # whether the config's field of this name adds one to all four
+    mlp_bias: bool = False  # the same of the MLP
+    norms_heads: bool = False  # queries and keys, each head by itself
+    head_dim: int | None = None  # where the config does not say; None: hidden / heads
+    window: int | None = None  # where the config does not say
+
+
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_FAMILIES = {
+    "llama": _Family("LlamaForCausalLM", attention_bias=True, mlp_bias=True),
+    "mistral": _Family("MistralForCausalLM", window=4096),
+    "qwen2": _Family("Qwen2ForCausalLM", biased=_QKV),
+    "qwen3": _Family("Qwen3ForCausalLM", attention_bias=True, norms_heads=True, head_dim=128),
 }
-_WHY_NOT = {
+_WHY_NOT = {  # other model_types that users try
     "gemma2": "its layers alternate with a sliding window and cap their logits",
     "gemma3": "its layers alternate with a sliding window",
     "gemma3_text": "its layers alternate with a sliding window",
@@ -40,8 +54,8 @@ _ROPE_WHY_NOT = {
     "dynamic": "its rotation changes with the length, so cached keys stop fitting",
     "longrope": "it switches rotations at a length, so cached keys stop fitting",
 }
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-_SIZES = {  # config field → upper bound that keeps a tampered file from exhausting the machine
+#: Field → the most that is believed: a tampered file must not exhaust the machine.
+_SIZES = {
     "vocab_size": 1 << 22,
     "hidden_size": 1 << 17,
     "intermediate_size": 1 << 19,
@@ -52,8 +66,10 @@ _SIZES = {  # config field → upper bound that keeps a tampered file from exhau
     "max_position_embeddings": 1 << 26,
 }
 _NO_REMOTE_CODE = "auto_map names Python files, and specx runs no code that comes with a model"
-_OF_HEADS = ("hidden_size", "num_attention_heads", "head_dim")
 _AS_PUBLISHED = "take the config.json that the weights were published with"
+_QUANTISED = ("quantization_config", "compression_config", "quantization")
+_QWEN_WINDOW = 4096  # where the config does not say
+_LARGEST_BASE = 1e15
 
 #: What transformers, tokenizers and json raise for a damaged file; each is a builtin.
 DAMAGE = (
@@ -90,103 +106,162 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def read_config(directory: Path) -> "PreTrainedConfig":
-    """The checkpoint's config, its architecture checked.
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A checkpoint's config.json as specx understands it; ``raw`` is the file itself."""
 
-    Raises ``ModelError`` for a missing or damaged config.json and for what
-    ``check_architecture`` refuses.
+    family: str  # its model_type
+    decoder: DecoderConfig
+    positions: int  # that it was built for, without a stretch
+    end_tokens: frozenset[int]  # that end a text, by the checkpoint's own word
+    is_tied: bool  # the embedding makes the logits, unless the file has another matrix for them
+    biased: frozenset[str]  # projections that have a bias
+    norms_heads: bool
+    raw: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def shape(self) -> Shape:
+        """The model's sizes."""
+        return self.decoder.shape
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The checkpoint's config, with the end tokens of generation_config.json where that exists.
+
+    Raises ``ModelError`` for a missing or damaged file and for what ``model_config`` refuses.
     """
-    path = directory / "config.json"
+    path, generation = directory / "config.json", directory / "generation_config.json"
     raw = read_json(path)
-    if "auto_map" in raw:
-        raise ModelError(f"{path} asks for code of its own", reason=_NO_REMOTE_CODE)
-    family = raw.get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise _unsupported_family(str(family), path)
-    _check_heads(raw, family, path)
-
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
     try:
-        with quiet():
-            config = AutoConfig.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False
-            )
-        check_architecture(config)
+        config = model_config(raw)
     except ModelError as error:
-        reason, hints = error.reason, error.hints
-        raise ModelError(f"{path}: {error.message}", reason=reason, hints=hints) from error
-    except (*DAMAGE, StrictDataclassError) as error:
-        raise ModelError(f"{path} does not hold together", reason=summary(error)) from error
-    _check_end_tokens(directory / "generation_config.json")
-    return config
+        # Some say "does not hold together", and the file is what does not.
+        joint = " " if error.message.startswith("does not") else ": "
+        raise ModelError(
+            f"{path}{joint}{error.message}", reason=error.reason, hints=error.hints
+        ) from error
+    if not generation.is_file():
+        return config
+    # As in transformers the file counts alone: without ids in it, nothing ends the text.
+    ends = read_json(generation).get("eos_token_id")
+    try:
+        return replace(config, end_tokens=_end_tokens(ends))
+    except ModelError as error:
+        raise ModelError(f"{generation} is damaged", reason=error.reason) from error
 
 
-def _check_heads(raw: Mapping[str, Any], family: str, path: Path) -> None:
-    """Raise ``ModelError`` where the width cannot be divided among the heads as ``family`` does.
+def model_config(raw: Mapping[str, Any]) -> ModelConfig:
+    """The facts in a raw config.json.
 
-    Said here because transformers says it without the file, or builds another model. What is no
-    size is left to ``check_architecture``.
+    Raises ``ModelError`` with the reason for models that specx does not run, and for sizes that
+    are missing or impossible.
     """
-    hidden, heads, width = (raw.get(name) for name in _OF_HEADS)
-    if type(hidden) is not int or type(heads) is not int or heads < 1:
-        return
-    # Llama's width is divided whatever head_dim says; qwen3 has a head_dim without being told.
-    if hidden % heads and (family == "llama" or (width is None and family != "qwen3")):
-        raise ModelError(
-            f"{path}: hidden_size {hidden} is no multiple of num_attention_heads {heads}",
-            reason=f"{family} models divide it evenly among the heads"
-            + ("" if family == "llama" else ", where head_dim is not given"),
-            hints=[_AS_PUBLISHED],
-        )
-    width = hidden // heads if width is None and family != "qwen3" else width
-    if type(width) is int and width % 2:
-        raise ModelError(
-            f"{path}: attention heads are {width} wide",
-            reason="positions rotate the numbers of a head in pairs, so it must be an even number",
-            hints=[_AS_PUBLISHED],
-        )
+    if raw.get("auto_map"):
+        raise ModelError("it asks for code of its own", reason=_NO_REMOTE_CODE)
+    name = raw.get("model_type")
+    family = _FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None or not isinstance(name, str):
+        reason = _WHY_NOT.get(str(name), f"specx runs {', '.join(_FAMILIES)}")
+        raise ModelError(f"models of type {name} are not supported", reason=reason)
+    _check_class(raw, family)
+    shape, positions = _sizes(raw, name, family)
+    _check_window(raw, name, family)
+    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
+        said = f"hidden_act is {str(raw['hidden_act'])[:40]}"
+        raise _incoherent(f"{said}, and specx runs {name} models with silu")
+    facts = DecoderConfig(
+        shape,
+        epsilon=_epsilon(raw),
+        rope=_rope(raw, name, positions),
+        score_scale=shape.head_dim**-0.5,
+    )
+    return ModelConfig(
+        family=name,
+        decoder=facts,
+        positions=positions,
+        end_tokens=_end_tokens(raw.get("eos_token_id")),
+        is_tied=raw.get("tie_word_embeddings", False) is True,
+        biased=frozenset(_biased(raw, family)),
+        norms_heads=family.norms_heads,
+        raw=raw,
+    )
 
 
-def _check_end_tokens(path: Path) -> None:
-    """transformers skips a damaged generation_config.json; then no text would ever end."""
-    ends = read_json(path).get("eos_token_id") if path.is_file() else None
-    ids = ends if isinstance(ends, list) else [ends]
-    if not all(i is None or (isinstance(i, int) and i >= 0) for i in ids):
-        raise ModelError(f"{path} is damaged", reason=f"eos_token_id is {ends!r}")
+def _biased(raw: Mapping[str, Any], family: _Family) -> Iterator[str]:
+    yield from family.biased
+    if family.attention_bias and raw.get("attention_bias"):
+        yield from (*_QKV, "self_attn.o_proj")
+    if family.mlp_bias and raw.get("mlp_bias"):
+        yield from _MLP
 
 
-def check_architecture(config: "PreTrainedConfig") -> None:
-    """Raise ``ModelError`` with the reason unless specx can run models of this ``config``."""
-    family = config.model_type
-    if family not in FAMILIES:
-        raise _unsupported_family(family)
-    if getattr(config, "auto_map", None):
-        raise ModelError("the model asks for code of its own", reason=_NO_REMOTE_CODE)
-    for name in config.architectures or []:
-        if str(name).lower() != FAMILIES[family].lower():
-            raise ModelError(f"{name} is not supported", reason=f"{FAMILIES[family]} is needed")
-    if getattr(config, "quantization_config", None):
+def _check_class(raw: Mapping[str, Any], family: _Family) -> None:
+    classes = raw.get("architectures") or []
+    if not isinstance(classes, list):
+        raise _incoherent(f"architectures is {str(classes)[:40]}, no list")
+    for name in classes:
+        if str(name).lower() != family.architecture.lower():
+            raise ModelError(
+                f"{str(name)[:80]} is not supported", reason=f"{family.architecture} is needed"
+            )
+    if any(raw.get(field) for field in _QUANTISED):
         raise ModelError(
             "quantised checkpoints are not supported",
             reason="specx reads weights in float32, float16 or bfloat16",
         )
-    _check_sizes(config)
-    _check_attention(config)
 
 
-def _check_sizes(config: "PreTrainedConfig") -> None:
-    sizes = {name: getattr(config, name, None) for name in _SIZES}
-    if sizes["head_dim"] is None:  # qwen2 and old llama leave it out
-        del sizes["head_dim"]
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _SIZES[name]:
+def _sizes(raw: Mapping[str, Any], name: str, family: _Family) -> tuple[Shape, int]:
+    """All sizes, none of them guessed, and the positions that the model was built for."""
+    found: dict[str, Any] = {size: raw.get(size) for size in _SIZES}
+    if name == "llama" and found["max_position_embeddings"] is None:
+        found["max_position_embeddings"] = 2048  # files of its first year leave it out
+    hidden, heads = found["hidden_size"], found["num_attention_heads"]
+    if found["num_key_value_heads"] is None and (name == "llama" or "num_key_value_heads" in raw):
+        found["num_key_value_heads"] = heads
+    if found["head_dim"] is None:
+        found["head_dim"] = family.head_dim
+    has_width = found["head_dim"] is not None
+    if not has_width and type(hidden) is int and type(heads) is int and 0 < heads <= hidden:
+        found["head_dim"] = hidden // heads
+    for size, value in found.items():
+        if type(value) is not int:
+            raise _incoherent(f"{size} is {str(value)[:40]}, no whole number")
+        if not 1 <= value <= _SIZES[size]:
             raise ModelError(
-                f"{name} = {size!r} is out of range",
-                reason=f"it must be a whole number between 1 and {_SIZES[name]}",
+                f"{size} = {value!r} is out of range",
+                reason=f"it must be a whole number between 1 and {_SIZES[size]}",
             )
-    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    _check_heads(name, found, divides=name == "llama" or not has_width)
+    shape = Shape(
+        layers=found["num_hidden_layers"],
+        heads=found["num_attention_heads"],
+        kv_heads=found["num_key_value_heads"],
+        head_dim=found["head_dim"],
+        vocabulary=found["vocab_size"],
+        hidden=found["hidden_size"],
+        mlp=found["intermediate_size"],
+    )
+    return shape, found["max_position_embeddings"]
+
+
+def _check_heads(name: str, sizes: Mapping[str, Any], *, divides: bool) -> None:
+    """Raise ``ModelError`` where the width or the groups cannot be shared among the heads."""
+    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    width, groups = sizes["head_dim"], sizes["num_key_value_heads"]
+    if divides and hidden % heads:
+        raise ModelError(
+            f"hidden_size {hidden} is no multiple of num_attention_heads {heads}",
+            reason=f"{name} models divide it evenly among the heads"
+            + ("" if name == "llama" else ", where head_dim is not given"),
+            hints=[_AS_PUBLISHED],
+        )
+    if width % 2:
+        raise ModelError(
+            f"attention heads are {width} wide",
+            reason="positions rotate the numbers of a head in pairs, so it must be an even number",
+            hints=[_AS_PUBLISHED],
+        )
     if heads % groups:
         raise ModelError(
             f"{heads} attention heads cannot share {groups} key/value heads",
@@ -195,44 +270,55 @@ def _check_sizes(config: "PreTrainedConfig") -> None:
         )
 
 
-def _check_attention(config: "PreTrainedConfig") -> None:
-    family = config.model_type
-    window = getattr(config, "sliding_window", None)
-    layers = getattr(config, "layer_types", None) or []
+def _check_window(raw: Mapping[str, Any], name: str, family: _Family) -> None:
+    window = raw.get("sliding_window", family.window)
+    if name.startswith("qwen"):
+        window = (window or _QWEN_WINDOW) if raw.get("use_sliding_window") else None
+    layers = raw.get("layer_types") or []
     if window is not None or "sliding_attention" in layers:
         raise ModelError(
-            f"{family} with a sliding window of {window} tokens is not supported",
+            f"{name} with a sliding window of {window} tokens is not supported",
             reason="its layers forget the text beyond the window, so a tree's path cannot be kept",
         )
-    rope = dict(getattr(config, "rope_parameters", None) or {})
-    kind = str(rope.get("rope_type", rope.get("type", "default")))
-    if kind not in _ROPE_TYPES:
+
+
+def _rope(raw: Mapping[str, Any], name: str, positions: int) -> Rope:
+    parameters = rope_parameters(raw)
+    kind = rope_kind(parameters)
+    if kind not in KINDS:
         raise ModelError(
-            f"{family} with rope type {kind} is not supported",
-            reason=_ROPE_WHY_NOT.get(kind, f"specx knows {', '.join(_ROPE_TYPES)}"),
+            f"{name} with rope type {str(kind)[:40]} is not supported",
+            reason=_ROPE_WHY_NOT.get(str(kind), f"specx knows {', '.join(KINDS)}"),
         )
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+    part = parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
+    if part not in (None, 1.0):
         raise ModelError(
-            f"{family} with partially rotated heads is not supported",
+            f"{name} with partially rotated heads is not supported",
             reason="a draft's keys are rotated again, over the whole head",
         )
+    said = (parameters.get("rope_theta"), raw.get("rope_theta"), DEFAULT_BASE)
+    base = next(each for each in said if each is not None)
+    if type(base) not in (int, float) or not 1 < base < _LARGEST_BASE:
+        raise _incoherent(f"rope_theta is {str(base)[:40]}, no number above 1")
+    return read_rope(kind, float(base), parameters, positions)
 
 
-def expected_shapes(config: "PreTrainedConfig", directory: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name → shape of the model that ``config`` describes.
+def _epsilon(raw: Mapping[str, Any]) -> float:
+    value = raw.get("rms_norm_eps", 1e-6)
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise _incoherent(f"rms_norm_eps is {str(value)[:40]}, no number between 0 and 1")
+    return float(value)
 
-    Raises ``ModelError``, naming config.json in ``directory``, when there is no such model.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
 
-    try:
-        with quiet(), torch.device("meta"):  # builds the modules without memory for weights
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-    except (*DAMAGE, RuntimeError) as error:
-        path = directory / "config.json"
-        raise ModelError(f"{path} does not hold together", reason=summary(error)) from error
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def _end_tokens(ends: object) -> frozenset[int]:
+    ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(type(i) is int and i >= 0 for i in ids):
+        raise _incoherent(f"eos_token_id is {str(ends)[:80]!r}")
+    return frozenset(ids)
+
+
+def _incoherent(reason: str) -> ModelError:
+    return ModelError("does not hold together", reason=reason)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -246,14 +332,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ModelError(f"{path} is damaged", reason="it is not a JSON object")
     return data
-
-
-def _unsupported_family(family: str, path: Path | None = None) -> ModelError:
-    where = f"{path}: " if path else ""
-    return ModelError(
-        f"{where}models of type {family} are not supported",
-        reason=_WHY_NOT.get(family, f"specx runs {', '.join(FAMILIES)}"),
-    )
 
 
 def summary(error: BaseException) -> str:

@@ -5,37 +5,29 @@ weight is downloaded or read: architectures, damaged files, tokenizers that disa
 does not know decoding, documents or the screen.
 """
 
-import copy
-import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specx.checkpoints.check_pair import PairFiles, check_pair, examined
-from specx.checkpoints.config import (
-    DAMAGE,
-    check_architecture,
-    quiet,
-    summary,
-)
+from specx.checkpoints.config import ModelConfig, summary
 from specx.checkpoints.download import Notice, fetch, fetch_metadata, pickle_notice, plan, tell
 from specx.checkpoints.eagle.loader import LoadedHead, load_head
 from specx.checkpoints.repository import Source, find, is_on_hub
 from specx.checkpoints.tokenizer import Tokenizer
-from specx.checkpoints.weights import check_weights, choose_entry, is_pickled
+from specx.checkpoints.weights import check_weights, load_weights
 from specx.errors import ModelError, ResourceError, UsageError
 from specx.memory import is_out_of_memory
 from specx.preset.preset import Preset
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
 
 __all__ = [
+    "LoadedModel",
     "ModelPair",
     "PairFiles",
-    "check_architecture",
     "check_pair",
     "choose_device",
     "choose_dtype",
@@ -52,15 +44,29 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that fits its config: facts, and tensors for ``core.decoder.Model`` to take over."""
+
+    config: ModelConfig
+    tensors: "dict[str, torch.Tensor]" = field(repr=False)
+
+    def separate(self) -> "dict[str, torch.Tensor]":
+        """Views of the tensors under the names of files, without a leading ``model.``."""
+        from specx.core.joined import separate
+
+        return separate(self.tensors, self.config.shape)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelPair:
-    """Loaded models in evaluation mode on one device. ``draft`` is None without weights of its own;
-    a head has yet to be put beside its target.
+    """A loaded pair on one device, to be taken over by whoever runs it. ``draft`` is None without
+    weights of its own; a head has yet to be put beside its target.
 
     ``notes``: what the user should know about their files.
     """
 
-    target: "PreTrainedModel"
-    draft: "PreTrainedModel | LoadedHead | None"
+    target: LoadedModel
+    draft: "LoadedModel | LoadedHead | None"
     tokenizer: Tokenizer
     notes: tuple[str, ...] = ()
 
@@ -80,7 +86,7 @@ def load_pair(preset: Preset, *, device: str, dtype: str, offline: bool) -> Mode
     notes = tuple(filter(None, map(pickle_notice, sources)))
     for note in notes:
         tell(Notice(note))
-    draft: PreTrainedModel | LoadedHead | None = None
+    draft: LoadedModel | LoadedHead | None = None
     if files.head_config is not None and files.draft_dir is not None:
         known = len(files.tokenizer)
         draft = load_head(files.draft_dir, preset.draft, files.target_config, known)
@@ -105,12 +111,10 @@ def fetch_weights(files: PairFiles, sources: Sequence[Source]) -> None:
         check_weights(files.draft_dir, files.draft_config)
 
 
-def end_tokens(pair: ModelPair) -> frozenset[int]:
-    """Ids that end the target's text: its generation settings' and its tokenizer's."""
-    config = pair.target.generation_config
-    ends = None if config is None else config.eos_token_id
-    ids = set(ends if isinstance(ends, list) else [ends])
-    return frozenset(i for i in ids | {pair.tokenizer.eos_id} if i is not None)
+def end_tokens(target: ModelConfig, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that end the target's text: its checkpoint's and its tokenizer's."""
+    own = tokenizer.eos_id
+    return target.end_tokens | ({own} if own is not None else set())
 
 
 def find_pair(preset: Preset, *, offline: bool) -> PairFiles:
@@ -193,38 +197,14 @@ def choose_dtype(dtype: str, preset_dtype: str, device: str) -> "torch.dtype":
 
 
 def _load_model(
-    directory: Path, config: "PreTrainedConfig", dtype: "torch.dtype", device: str
-) -> "PreTrainedModel":
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    entry = choose_entry({path.name for path in directory.iterdir()})
+    directory: Path, config: ModelConfig, dtype: "torch.dtype", device: str
+) -> LoadedModel:
     try:
-        with quiet():
-            # The attention function's name lives on the config, so no two models may share one.
-            model, report = AutoModelForCausalLM.from_pretrained(
-                directory,
-                config=copy.deepcopy(config),
-                dtype=dtype,
-                use_safetensors=entry is None or not is_pickled(entry),
-                weights_only=True,  # the unpickler that runs no code, should it be a pickle
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        model = model.to(device).eval().requires_grad_(False)
-    except (*DAMAGE, MemoryError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        if is_out_of_memory(error):
-            message = f"no memory on {device} for the weights in {directory}"
-            hints = ("--dtype float16 halves what float32 needs", "--device cpu", "-m pocket")
-            raise ResourceError(message, reason=summary(error), hints=hints) from error
-        message = f"the weights in {directory} cannot be read"
-        raise ModelError(message, reason=summary(error)) from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        wrong = [k for k in report[kind] if "rotary_emb.inv_freq" not in str(k)]
-        if wrong:
-            raise ModelError(
-                f"the weights in {directory} do not fit config.json",
-                reason=f"{kind.replace('_', ' ')}: {sorted(map(str, wrong))[0]}",
-            )
-    return model
+        return LoadedModel(config, load_weights(directory, config, device, dtype))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            message = f"the weights in {directory} cannot be read"
+            raise ModelError(message, reason=summary(error)) from error
+        message = f"no memory on {device} for the weights in {directory}"
+        hints = ("--dtype float16 halves what float32 needs", "--device cpu", "-m pocket")
+        raise ResourceError(message, reason=summary(error), hints=hints) from error

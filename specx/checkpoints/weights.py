@@ -17,19 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specx.checkpoints.config import DAMAGE, expected_shapes, read_json, summary
+from specx.checkpoints.config import DAMAGE, ModelConfig, read_json, summary
+from specx.core.architecture import Shape
 from specx.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig
 
 __all__ = [
     "Entry",
     "check_weights",
     "choose_entry",
+    "expected_shapes",
     "is_pickled",
     "is_plain_name",
+    "load_weights",
+    "outline",
     "read_tensors",
     "shards",
     "tensor_shapes",
@@ -44,6 +47,8 @@ ENTRIES = (
 )
 _FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _ITEM_BYTES = _FLOAT_BYTES | {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_NOT_READ = "rotary_emb.inv_freq"  # old files store what follows from the config
 _MAX_HEADER_BYTES = 100 << 20
 _ZIP = b"PK\x03\x04"
 _LFS_POINTER = b"version "
@@ -106,18 +111,45 @@ def read_tensors(directory: Path) -> "dict[str, torch.Tensor]":
     return tensors
 
 
-def check_weights(directory: Path, config: "PreTrainedConfig") -> None:
+def load_weights(
+    directory: Path, config: ModelConfig, device: str, dtype: "torch.dtype"
+) -> "dict[str, torch.Tensor]":
+    """The tensors of a model that ``check_weights`` approved, on ``device`` in ``dtype``, as
+    ``core.decoder.Model`` takes them.
+
+    Each goes straight from the file to its place; what needs no change stays mapped. Raises
+    ``ModelError`` as ``read_tensors`` does.
+    """
+    import torch
+
+    from specx.core.joined import join
+
+    found = read_tensors(directory)
+    tensors = {
+        name.removeprefix("model."): tensor
+        for name, tensor in found.items()
+        if not name.endswith(_NOT_READ)
+    }
+    del found  # so that each part can be freed once it has its place
+    if config.is_tied:
+        own, table = tensors.get("lm_head.weight"), tensors.get("embed_tokens.weight")
+        if own is not None and (table is None or torch.equal(own, table)):
+            tensors["embed_tokens.weight"] = tensors.pop("lm_head.weight")
+    return join(tensors, device, dtype)
+
+
+def check_weights(directory: Path, config: ModelConfig) -> None:
     """Compare the weights with ``config``: names, shapes, sizes, all files present.
 
     Of safetensors only headers are read. Raises ``ModelError`` naming the file and the tensor.
     """
     found = _entries(directory)
-    expected = expected_shapes(config, directory)
+    expected = expected_shapes(config)
     for name, entry in found.items():
         file, shape, wanted = entry.file, entry.shape, expected.get(name)
         if entry.kind not in _FLOAT_BYTES:
             raise ModelError(f"{file} is not supported", reason=f"{name} is of type {entry.kind}")
-        if wanted is None and not name.endswith("rotary_emb.inv_freq"):  # old files store it
+        if wanted is None and not name.endswith(_NOT_READ):
             raise ModelError(
                 f"{file} does not fit config.json", reason=f"the tensor {name} has no place in it"
             )
@@ -126,13 +158,69 @@ def check_weights(directory: Path, config: "PreTrainedConfig") -> None:
                 f"{file} does not fit config.json",
                 reason=f"{name} has the shape {_by(shape)}, and the config asks for {_by(wanted)}",
             )
-    optional = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    missing = sorted(expected.keys() - found.keys() - optional)
+    missing = expected.keys() - found.keys()
+    if config.is_tied and missing != {_TABLE, _HEAD}:
+        missing -= {_TABLE, _HEAD}  # either is both
     if missing:
         raise ModelError(
             f"weights are missing in {directory}",
-            reason=f"{len(missing)} tensors are not there, the first is {missing[0]}",
+            reason=f"{len(missing)} tensors are not there, the first is {min(missing)}",
         )
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Tensor name → shape, of all that a model of this ``config`` may have: a tied one keeps its
+    embedding, its output matrix or both."""
+    shape = config.shape
+    projections = _projections(shape)
+    layer: dict[str, tuple[int, ...]] = {
+        f"{name}.weight": size for name, size in projections.items()
+    }
+    layer |= {f"{name}.bias": projections[name][:1] for name in config.biased}
+    layer |= {
+        f"{name}.weight": (shape.hidden,)
+        for name in (config.decoder.attention_norm, config.decoder.mlp_norm)
+    }
+    if config.norms_heads:
+        layer |= {f"self_attn.{each}_norm.weight": (shape.head_dim,) for each in "qk"}
+    table = (shape.vocabulary, shape.hidden)
+    return {_TABLE: table, "model.norm.weight": (shape.hidden,), _HEAD: table} | {
+        f"model.layers.{index}.{name}": size
+        for index in range(shape.layers)
+        for name, size in layer.items()
+    }
+
+
+def outline(config: ModelConfig, dtype: "torch.dtype") -> "dict[str, torch.Tensor]":
+    """The tensors of such a model as ``core.decoder.Model`` takes them, without memory: on torch's
+    meta device."""
+    import torch
+
+    from specx.core.joined import join
+
+    shapes = expected_shapes(config)
+    if config.is_tied:
+        del shapes[_HEAD]
+    tensors = {
+        name.removeprefix("model."): torch.empty(shape, dtype=dtype, device="meta")
+        for name, shape in shapes.items()
+    }
+    return join(tensors, "meta", dtype)
+
+
+def _projections(shape: Shape) -> dict[str, tuple[int, int]]:
+    """Name → rows and columns, in one layer."""
+    queries, keys, values = shape.qkv_rows
+    hidden, mlp = shape.hidden, shape.mlp
+    return {
+        "self_attn.q_proj": (queries, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (values, hidden),
+        "self_attn.o_proj": (hidden, queries),
+        "mlp.gate_proj": (mlp, hidden),
+        "mlp.up_proj": (mlp, hidden),
+        "mlp.down_proj": (hidden, mlp),
+    }
 
 
 def _entries(directory: Path) -> dict[str, Entry]:

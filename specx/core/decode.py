@@ -18,9 +18,9 @@ from torch import Tensor
 
 from specx.core.clock import Clock, Readout, start_clock
 from specx.core.config import Parts
+from specx.core.decoder import Model
 from specx.core.drafts import Drafter
 from specx.core.drafts.growth import Governor
-from specx.core.model import Model
 from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.stats import FinishReason, Prefill, StepStats, StepTree

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from specx.core.config import parts_for
+from specx.core.decoder import Model
 from specx.core.kernels.choice import choose_kernels
-from specx.core.model import Model
 from specx.core.target import Target
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from specx.core.attention import Kernels
 from specx.core.config import Parts
+from specx.core.decoder import Model
 from specx.core.drafts.growth import StepCosts
 from specx.core.forward_passes import TargetPass
 from specx.core.graphs import Graphs
-from specx.core.model import Model
 from specx.core.progress import Progress
 from specx.core.retrieval import Retriever, Selection
 from specx.core.tree import Path, TokenTree

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from specx.core.config import Parts
+from specx.core.decoder import Model
 from specx.core.drafts.device import DeviceDrafter
 from specx.core.drafts.growth import StepCosts
 from specx.core.drafts.model import DraftSettings
-from specx.core.model import Model
 from specx.core.sampling import Sampler
 from specx.core.target import TargetBuffers
 

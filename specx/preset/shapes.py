@@ -4,13 +4,13 @@ In: numbers. Out: a frozen ``ShapeSpec`` or ``HeadShapeSpec``, and what a checkp
 otherwise. It does not know torch, files or weights.
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
+    from specx.checkpoints.config import ModelConfig
     from specx.checkpoints.eagle.config import HeadFacts
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
@@ -39,23 +39,10 @@ class ShapeSpec(BaseModel):
             raise ValueError(f"shape.heads ({self.heads}) is no multiple of kv_heads")
         return self
 
-    def difference(self, config: "PreTrainedConfig") -> str:
+    def difference(self, config: "ModelConfig") -> str:
         """The first size in which a checkpoint's ``config`` is another one; "" if none is."""
-        heads = config.num_attention_heads
-        found = {
-            "family": config.model_type,
-            "layers": config.num_hidden_layers,
-            "hidden": config.hidden_size,
-            "heads": heads,
-            "kv_heads": config.num_key_value_heads or heads,
-            "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
-            "mlp": config.intermediate_size,
-            "vocabulary": config.vocab_size,
-            "tied": bool(config.tie_word_embeddings),
-        }
-        said = self.model_dump()
-        wrong = [name for name in found if said[name] != found[name]]
-        return f"{wrong[0]} is {found[wrong[0]]}, not {said[wrong[0]]}" if wrong else ""
+        found = {"family": config.family, **asdict(config.shape), "tied": config.is_tied}
+        return _difference(self.model_dump(), found)
 
 
 class HeadShapeSpec(BaseModel):
@@ -92,6 +79,9 @@ class HeadShapeSpec(BaseModel):
             "head_dim": found.head_dim,
             "vocabulary": found.draft_vocabulary,
         }
-        said = self.model_dump()
-        wrong = [name for name in theirs if said[name] != theirs[name]]
-        return f"{wrong[0]} is {theirs[wrong[0]]}, not {said[wrong[0]]}" if wrong else ""
+        return _difference(self.model_dump(), theirs)
+
+
+def _difference(said: dict[str, Any], found: dict[str, Any]) -> str:
+    wrong = [name for name in found if said[name] != found[name]]
+    return f"{wrong[0]} is {found[wrong[0]]}, not {said[wrong[0]]}" if wrong else ""

@@ -1,32 +1,32 @@
 """Stand-in weights: a preset's shapes at full size, computing what a bundled pocket pair does.
 
-In: a preset that names its shapes. Out: a ``hub.ModelPair`` of those shapes, built on the device
-and nowhere else, with pocket's tokenizer; a head stands in for a head of its kind. Nothing is
+In: a preset that names its shapes. Out: a ``ModelPair`` of those shapes, built on the device and
+nowhere else, with pocket's tokenizer; a head stands in for a head of its kind. Nothing is
 downloaded. It does not know requests, measurements, the screen, or how one model or head is put
-into another (``implant`` and ``headimplant`` do).
+into another (``implant`` and ``head_implant`` do).
 
 What a bench measures on such a pair: time, memory and attention of the real shapes, with the text
 and the acceptance of a real, if small, pair.
 """
 
-import copy
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from specx.checkpoints import load as hub
-from specx.checkpoints.config import quiet, read_config, read_json
+from specx.checkpoints.config import ModelConfig, model_config, read_config, read_json
 from specx.checkpoints.eagle.config import read_head
 from specx.checkpoints.eagle.loader import LoadedHead
+from specx.checkpoints.weights import outline
 from specx.errors import ResourceError, UsageError
 from specx.memory import room_on
 from specx.preset.preset import Preset, load_preset
 from specx.preset.sections import DraftSpec, TargetSpec
 from specx.preset.shapes import HeadShapeSpec
-from specx.standin.implant import Implant, epsilon, misfit
+from specx.standin.implant import epsilon, misfit
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
 
 #: Tokens of prompt and output together on which the pair inside was trained.
 TRAINED_TOKENS = 17408
@@ -94,21 +94,22 @@ def load_pair(preset: Preset, *, device: str, dtype: str) -> hub.ModelPair:
     Raises ``UsageError`` as ``adapted`` does, and ``ResourceError`` where memory is short.
     """
     device = hub.choose_device(device)
-    configs = _configs(preset)
-    dtypes = [hub.choose_dtype(dtype, spec.dtype, device) for spec in (preset.target, preset.draft)]
-    outlines = [
-        _outline(config, chosen)
-        for config, chosen in zip(configs, dtypes, strict=True)
-        if config is not None
-    ]
-    _check_room(outlines, device, preset)
+    target_config, draft_config = _configs(preset)
+    target_dtype, draft_dtype = (
+        hub.choose_dtype(dtype, spec.dtype, device) for spec in (preset.target, preset.draft)
+    )
+    large = hub.LoadedModel(target_config, outline(target_config, target_dtype))
+    large_draft = None
+    if draft_config is not None:
+        large_draft = hub.LoadedModel(draft_config, outline(draft_config, draft_dtype))
+    _check_room([each for each in (large, large_draft) if each], target_dtype, device, preset)
     small = hub.load_pair(_pocket(preset), device="cpu", dtype="float32", offline=True)
-    target = _filled(outlines[0], small.target, device)
-    draft: PreTrainedModel | LoadedHead | None = None
+    target = _filled(large, small.target, device)
+    draft: hub.LoadedModel | LoadedHead | None = None
     if isinstance(small.draft, LoadedHead):
         draft = _filled_head(preset, small.draft, target, small.target)
-    elif len(outlines) > 1 and small.draft is not None:
-        draft = _filled(outlines[1], small.draft, device)
+    elif large_draft is not None and small.draft is not None:
+        draft = _filled(large_draft, small.draft, device)
     return hub.ModelPair(target, draft, small.tokenizer, small.notes)
 
 
@@ -118,10 +119,12 @@ def twin(pair: hub.ModelPair) -> hub.ModelPair:
     Needs a ``pair`` that nobody has taken over yet. A head is left out: transformers runs none, and
     keeping its tensors would hold them twice, as the first owner copies them.
     """
-    draft = None
-    if pair.draft is not None and not isinstance(pair.draft, LoadedHead):
-        draft = _shared(pair.draft)
-    return hub.ModelPair(_shared(pair.target), draft, pair.tokenizer)
+    target, draft = (
+        replace(model, tensors=dict(model.tensors)) if isinstance(model, hub.LoadedModel) else None
+        for model in (pair.target, pair.draft)
+    )
+    assert target is not None
+    return hub.ModelPair(target, draft, pair.tokenizer)
 
 
 def _pocket(preset: Preset) -> Preset:
@@ -132,7 +135,7 @@ def _pocket(preset: Preset) -> Preset:
     return load_preset(name).with_overrides(repos)
 
 
-def _configs(preset: Preset) -> "tuple[PreTrainedConfig, PreTrainedConfig | None]":
+def _configs(preset: Preset) -> tuple[ModelConfig, ModelConfig | None]:
     """Configs of the large models, checked: each can hold its small one, and so can a head."""
     target = _config("target", preset.target, preset)
     if preset.draft.is_head:
@@ -164,9 +167,7 @@ def _check_head(preset: Preset) -> None:
 
 def _config(
     role: Literal["target", "draft"], spec: TargetSpec | DraftSpec, preset: Preset
-) -> "PreTrainedConfig":
-    from transformers import AutoConfig
-
+) -> ModelConfig:
     shape = spec.shape
     if shape is None:
         raise UsageError(
@@ -184,47 +185,35 @@ def _config(
         raise UsageError(
             f"no stand-in can be built for preset {preset.name}: {role}", reason=reason
         )
-    window = {"sliding_window": None} if shape.family == "mistral" else {}
-    return AutoConfig.for_model(
-        shape.family,
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.mlp,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=preset.context_tokens,
-        rms_norm_eps=epsilon(shape.hidden, small),
-        rope_parameters=copy.deepcopy(small.rope_parameters),
-        tie_word_embeddings=shape.tied,
-        hidden_act=small.hidden_act,
-        bos_token_id=small.bos_token_id,
-        eos_token_id=small.eos_token_id,
-        pad_token_id=small.pad_token_id,
-        **window,
-    )
+    raw: dict[str, Any] = {
+        "model_type": shape.family,
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.mlp,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "max_position_embeddings": preset.context_tokens,
+        "rms_norm_eps": epsilon(shape.hidden, small),
+        "rope_parameters": small.raw["rope_parameters"],
+        "tie_word_embeddings": shape.tied,
+        "hidden_act": small.raw["hidden_act"],
+        "eos_token_id": sorted(small.end_tokens),
+        "sliding_window": None,
+    }
+    return model_config(raw)
 
 
-def _outline(config: "PreTrainedConfig", dtype: "torch.dtype") -> "PreTrainedModel":
-    """The model without memory for its weights."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with quiet(), torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=dtype
-        )
-    return model
-
-
-def _check_room(outlines: "list[PreTrainedModel]", device: str, preset: Preset) -> None:
+def _check_room(
+    outlines: list[hub.LoadedModel], dtype: "torch.dtype", device: str, preset: Preset
+) -> None:
     """Raise ``ResourceError`` before memory is touched: a CPU kills whoever asks for too much."""
     import torch
 
-    need = sum(part.nbytes for outline in outlines for part in outline.parameters())
+    need = sum(part.nbytes for model in outlines for part in model.tensors.values())
     if preset.draft.is_head:
-        need += _head_bytes(preset, outlines[0].dtype)
+        need += _head_bytes(preset, dtype)
     have = room_on(torch.device(device)).free_bytes
     if have is not None and need > have:
         raise ResourceError(
@@ -246,7 +235,7 @@ def _head_bytes(preset: Preset, dtype: "torch.dtype") -> int:
 
 
 def _filled_head(
-    preset: Preset, small: LoadedHead, target: "PreTrainedModel", small_target: "PreTrainedModel"
+    preset: Preset, small: LoadedHead, target: hub.LoadedModel, small_target: hub.LoadedModel
 ) -> LoadedHead:
     """The preset's head beside ``target``, making the guesses of the ``small`` one."""
     import torch
@@ -257,36 +246,19 @@ def _filled_head(
     try:
         return HeadImplant(small, preset.draft.head_shape, target, small_target).build()
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ResourceError(f"no memory on {target.device} for a stand-in head") from error
+        raise ResourceError("no memory for a stand-in head") from error
 
 
-def _filled(model: "PreTrainedModel", small: "PreTrainedModel", device: str) -> "PreTrainedModel":
-    """``model`` on ``device``, computing what ``small`` computes."""
+def _filled(outlined: hub.LoadedModel, small: hub.LoadedModel, device: str) -> hub.LoadedModel:
+    """The ``outlined`` model on ``device``, computing what ``small`` computes."""
     import torch
 
+    from specx.standin.implant import Implant
+
     try:
-        model.to_empty(device=device)
-        model.tie_weights()
-        _rotate_afresh(model, device)
+        tensors = {n: torch.empty_like(t, device=device) for n, t in outlined.tensors.items()}
+        model = replace(outlined, tensors=tensors)
         Implant(model, small).fill()
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ResourceError(f"no memory on {device} for stand-in weights") from error
-    model.generation_config = copy.deepcopy(small.generation_config)
-    return model.eval().requires_grad_(False)
-
-
-def _rotate_afresh(model: "PreTrainedModel", device: "str | torch.device") -> None:
-    """Rotary tables are no weights: a model that was laid out without memory computes them anew."""
-    decoder: Any = model.get_decoder()
-    decoder.rotary_emb = type(decoder.rotary_emb)(config=model.config).to(device)
-
-
-def _shared(model: "PreTrainedModel") -> "PreTrainedModel":
-    """A new model of the same config whose parameters are ``model``'s own objects."""
-    again = _outline(model.config, model.dtype)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owner, _, leaf = name.rpartition(".")
-        setattr(again.get_submodule(owner), leaf, parameter)
-    _rotate_afresh(again, model.device)
-    again.generation_config = copy.deepcopy(model.generation_config)
-    return again.eval()
+    return model

@@ -20,7 +20,7 @@ would let something through are zero.
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,19 +29,20 @@ from specx.checkpoints.eagle.config import HeadFacts
 from specx.checkpoints.eagle.layout import LAYER
 from specx.checkpoints.eagle.loader import LoadedHead
 from specx.checkpoints.eagle.tensor_shapes import Sizes, needed_shapes
+from specx.checkpoints.load import LoadedModel
 from specx.preset.shapes import HeadShapeSpec, ShapeSpec
 from specx.standin.implant import (
     FINAL_GAIN,
     FINAL_RMS,
+    HEAD,
     SEED,
     STD,
+    TABLE,
     Margin,
+    like,
     put_first_copies,
     repeated_heads,
 )
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _FEATURES = 3  # that pocket's EAGLE-3 head reads
 _HEAD_RMS = 6.25  # of that head's last state, about: 1.6 to 18
@@ -105,21 +106,22 @@ class HeadImplant:
         self,
         small: LoadedHead,
         shape: HeadShapeSpec,
-        target: "PreTrainedModel",
-        small_target: "PreTrainedModel",
+        target: LoadedModel,
+        small_target: LoadedModel,
     ) -> None:
         """``shape`` has no ``head_misfit``; ``target`` holds the ``small_target``."""
         self._small, self._shape = small, shape
         self._target, self._small_target = target, small_target
         self._margin = Margin.of(shape.hidden, small_target.config)
         self._width, self._head_dim = self._margin.width, small.config.head_dim
-        self._random = torch.Generator(target.device).manual_seed(SEED)
+        self._table = target.tensors[TABLE]
+        self._random = torch.Generator(self._table.device).manual_seed(SEED)
 
     @torch.no_grad()
     def build(self) -> LoadedHead:
         """The large head; the same weights every time."""
-        config, table = self._small.config, self._target.get_input_embeddings().weight
-        shapes = tensor_shapes(self._shape, config.generation, len(table))
+        config = self._small.config
+        shapes = tensor_shapes(self._shape, config.generation, len(self._table))
         tensors = {name: self._drawn(size) for name, size in shapes.items()}
         self._fill_joint(tensors)
         self._fill_layer(tensors)
@@ -130,14 +132,14 @@ class HeadImplant:
             tensors["norm.weight"][self._width] = FINAL_GAIN * _HEAD_RMS / FINAL_RMS
         if "lm_head.weight" in tensors:
             self._fill_rows(tensors["lm_head.weight"])
-            same = torch.zeros(self._shape.vocabulary, dtype=torch.int64, device=table.device)
+            same = torch.zeros(self._shape.vocabulary, dtype=torch.int64, device=self._table.device)
             tensors["d2t"] = same
-        before = self._target.config.num_hidden_layers - self._small_target.config.num_hidden_layers
+        layers, small = (each.config.shape.layers for each in (self._target, self._small_target))
         config = replace(
             config,
             heads=self._shape.heads,
             epsilon=self._margin.epsilon(config.epsilon, self._squares()),
-            feature_layers=tuple(before + layer for layer in config.feature_layers),
+            feature_layers=tuple(layers - small + layer for layer in config.feature_layers),
         )
         return LoadedHead(config, tensors)
 
@@ -160,7 +162,7 @@ class HeadImplant:
         width, hidden = self._width, self._shape.hidden
         parts = weight.view(hidden, -1, hidden)
         parts[:, :, :width] = 0.0
-        parts[:width, :, :width] = self._like(weight, small.view(width, -1, width))
+        parts[:width, :, :width] = like(weight, small.view(width, -1, width))
         if "fc.bias" in tensors:
             tensors["fc.bias"].zero_()
         if self._small.config.generation == 3:
@@ -173,9 +175,9 @@ class HeadImplant:
         if (bias := self._small.tensors.get("fc.bias")) is None:
             return
         if "fc.bias" in tensors:
-            tensors["fc.bias"][:width] = self._like(weight, bias)
+            tensors["fc.bias"][:width] = like(weight, bias)
         else:
-            parts[:width, 0, width] = self._like(weight, bias / self._margin.value)
+            parts[:width, 0, width] = like(weight, bias / self._margin.value)
 
     def _fill_layer(self, tensors: dict[str, Tensor]) -> None:
         small, width, hidden = self._small.tensors, self._width, self._shape.hidden
@@ -183,35 +185,31 @@ class HeadImplant:
             weight = tensors[name]
             heads = repeated_heads(small[name], len(weight), self._head_dim)
             parts = weight.view(len(weight), -1, hidden)
-            parts[:, :, :width] = self._like(weight, heads).view(len(weight), -1, width)
+            parts[:, :, :width] = like(weight, heads).view(len(weight), -1, width)
             parts[:, :, width : width + 1] = 0.0  # EAGLE-1's stream is not normed before
         name = f"{_ATTENTION}o_proj.weight"
         put_first_copies(tensors[name].zero_(), small[name], self._head_dim)
         for name in (f"{_MLP}gate_proj.weight", f"{_MLP}up_proj.weight"):
-            tensors[name][: len(small[name]), :width] = self._like(tensors[name], small[name])
+            tensors[name][: len(small[name]), :width] = like(tensors[name], small[name])
         name = f"{_MLP}down_proj.weight"
-        down = self._like(tensors[name], small[name])
+        down = like(tensors[name], small[name])
         tensors[name].zero_()[:width, : down.shape[1]] = down
 
     def _fill_norm(self, weight: Tensor, small: Tensor) -> None:
         """The small norm, the margin blotted out."""
-        weight.zero_()[: self._width] = self._like(weight, small.float() * self._margin.scale)
+        weight.zero_()[: self._width] = like(weight, small.float() * self._margin.scale)
 
     def _fill_rows(self, head: Tensor) -> None:
         """The head's own output matrix: the small target's, and rows that never win."""
-        rows = self._small_target.get_output_embeddings().weight
-        head[: len(rows), : self._width] = self._like(head, rows)
+        small = self._small_target.tensors
+        rows = small.get(HEAD, small[TABLE])
+        head[: len(rows), : self._width] = like(head, rows)
         head[: len(rows), self._width] = 0.0
         head[len(rows) :, self._width] = self._margin.foreign_weight
 
     def _drawn(self, size: tuple[int, ...]) -> Tensor:
-        like = self._target.get_input_embeddings().weight
-        tensor = torch.empty(size, dtype=like.dtype, device=like.device)
+        tensor = torch.empty(size, dtype=self._table.dtype, device=self._table.device)
         return tensor.normal_(0.0, STD, generator=self._random)
-
-    @staticmethod
-    def _like(weight: Tensor, values: Tensor) -> Tensor:
-        return values.to(weight.device, weight.dtype)
 
 
 def _hand_on(margins: Tensor, width: int) -> None:

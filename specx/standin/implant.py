@@ -1,7 +1,7 @@
 """A small model inside a larger one: the same function at the larger one's cost.
 
-In: two models of the Llama shape, the large one with unset weights. Out: the large one filled in
-place, on its device. It does not know presets, files or tokenizers.
+In: the tensors of two models of the Llama shape, under the names of files, the large one's with
+room and no values. Out: the large one's filled in place. It does not know presets or tokenizers.
 
 How the small model sits in the large one:
 
@@ -29,48 +29,50 @@ Weights that no result depends on are random, never zero, because zeros cost a G
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from specx.checkpoints.config import ModelConfig
+from specx.checkpoints.load import LoadedModel
 from specx.preset.shapes import ShapeSpec
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
-
 SEED = 20776
+TABLE, HEAD = "embed_tokens.weight", "lm_head.weight"
 STD = 0.02  # of random weights
 FINAL_GAIN = 2.0**14  # of the final norm at the dimension that foreign ids read
 FINAL_RMS = 50.0  # of the small model's last hidden state, about
 _FOREIGN_LOGIT = -4096.0  # there
-_MLP = ("gate_proj", "up_proj")
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_MLP = ("mlp.gate_proj", "mlp.up_proj")
+_NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
-def misfit(shape: ShapeSpec, small: "PreTrainedConfig") -> str:
+def misfit(shape: ShapeSpec, small: ModelConfig) -> str:
     """Why a model of ``shape`` cannot hold the ``small`` one; "" if it can."""
+    sizes = small.shape
     if shape.family == "qwen3":
         return "qwen3 normalises every query and key, which changes what pocket computes"
-    if shape.head_dim != small.head_dim:
-        return f"its head_dim is {shape.head_dim}, and pocket rotates heads of {small.head_dim}"
+    if shape.head_dim != sizes.head_dim:
+        return f"its head_dim is {shape.head_dim}, and pocket rotates heads of {sizes.head_dim}"
     for name, ours, least in (
-        ("layers", shape.layers, small.num_hidden_layers),
-        ("hidden", shape.hidden, small.hidden_size),
-        ("mlp", shape.mlp, small.intermediate_size),
-        ("vocabulary", shape.vocabulary, small.vocab_size),
+        ("layers", shape.layers, sizes.layers),
+        ("hidden", shape.hidden, sizes.hidden),
+        ("mlp", shape.mlp, sizes.mlp),
+        ("vocabulary", shape.vocabulary, sizes.vocabulary),
     ):
         if ours < least:
             return f"its {name} is {ours}, and pocket needs at least {least}"
     for name, ours, theirs in (
-        ("heads", shape.heads, small.num_attention_heads),
-        ("kv_heads", shape.kv_heads, small.num_key_value_heads),
+        ("heads", shape.heads, sizes.heads),
+        ("kv_heads", shape.kv_heads, sizes.kv_heads),
     ):
         if ours % theirs:
             return f"its {name}, {ours}, are no multiple of pocket's {theirs}"
     if shape.family == "llama" and shape.hidden % shape.heads:
         return f"its hidden, {shape.hidden}, is no multiple of its heads, {shape.heads}"
-    if shape.hidden == small.hidden_size and shape.vocabulary > small.vocab_size:
-        return f"with more vocabulary rows than pocket, hidden must exceed {small.hidden_size}"
+    if shape.hidden == sizes.hidden and shape.vocabulary > sizes.vocabulary:
+        return f"with more vocabulary rows than pocket, hidden must exceed {sizes.hidden}"
     return ""
 
 
@@ -83,11 +85,11 @@ class Margin:
     value: float  # c: the margin of every embedding row is ±c
 
     @classmethod
-    def of(cls, hidden: int, small: "PreTrainedConfig") -> "Margin":
+    def of(cls, hidden: int, small: ModelConfig) -> "Margin":
         """With the largest power of two whose squares, summed, epsilon can make up for."""
-        size = max(1, hidden - small.hidden_size)
-        largest = math.sqrt(small.rms_norm_eps * small.hidden_size / size)
-        return cls(small.hidden_size, hidden, float(2.0 ** math.floor(math.log2(largest))))
+        width = small.shape.hidden
+        largest = math.sqrt(small.decoder.epsilon * width / max(1, hidden - width))
+        return cls(width, hidden, float(2.0 ** math.floor(math.log2(largest))))
 
     @property
     def size(self) -> int:
@@ -115,116 +117,112 @@ class Margin:
         return (small * self.width - squares) / self.hidden
 
 
-def epsilon(hidden: int, small: "PreTrainedConfig") -> float:
+def epsilon(hidden: int, small: ModelConfig) -> float:
     """``rms_norm_eps`` of a model of width ``hidden`` that holds the ``small`` one."""
     margin = Margin.of(hidden, small)
-    return max(0.0, margin.epsilon(small.rms_norm_eps, margin.size * margin.value**2))
+    return max(0.0, margin.epsilon(small.decoder.epsilon, margin.size * margin.value**2))
 
 
 class Implant:
     """One small model on its way into a large one; see the module's docstring for the plan."""
 
-    def __init__(self, large: "PreTrainedModel", small: "PreTrainedModel") -> None:
-        self._large, self._small = large, small
-        self._margin = Margin.of(large.config.hidden_size, small.config)
+    def __init__(self, large: LoadedModel, small: LoadedModel) -> None:
+        self._large, self._small = large.separate(), small.separate()
+        self._shape, self._small_shape = large.config.shape, small.config.shape
+        self._margin = Margin.of(self._shape.hidden, small.config)
         self._width, self._value = self._margin.width, self._margin.value
         self._scale = self._margin.scale
-        self._random = torch.Generator(large.device).manual_seed(SEED)
+        self._random = torch.Generator(self._large[TABLE].device).manual_seed(SEED)
 
     @torch.no_grad()
     def fill(self) -> None:
-        """Write every parameter of the large model, in place."""
-        large: Any = self._large.get_decoder()
-        small: Any = self._small.get_decoder()
+        """Write every tensor of the large model, in place."""
         self._fill_tables()
-        before = len(large.layers) - len(small.layers)
-        for layer in large.layers[:before]:
-            self._fill_random_layer(layer)
-        for layer, original in zip(large.layers[before:], small.layers, strict=True):
-            self._fill_layer(layer, original)
-        self._fill_norm(large.norm, small.norm)
+        before = self._shape.layers - self._small_shape.layers
+        for layer in range(self._shape.layers):
+            prefix, original = f"layers.{layer}.", f"layers.{layer - before}."
+            self._fill_biases(prefix)
+            if layer < before:
+                self._fill_random_layer(prefix)
+            else:
+                self._fill_layer(prefix, original)
+        self._fill_norm("norm", "norm")
         if self._margin.size:
-            large.norm.weight[self._width] = FINAL_GAIN
+            self._large["norm.weight"][self._width] = FINAL_GAIN
 
     def _fill_tables(self) -> None:
-        table = self._large.get_input_embeddings().weight
-        head = self._large.get_output_embeddings().weight
-        known = self._small.config.vocab_size
+        table, head = self._large[TABLE], self._large.get(HEAD)
+        known, small = self._small_shape.vocabulary, self._small[TABLE]
         self._draw(table)
         margin = table[:, self._width :]
         margin.bernoulli_(0.5, generator=self._random)
         margin.mul_(2 * self._value).sub_(self._value)
-        table[:known, : self._width] = self._like(table, self._small.get_input_embeddings().weight)
-        if head is not table:
+        table[:known, : self._width] = like(table, small)
+        if head is not None:
             self._draw(head)
-            head[:known, : self._width] = self._like(
-                head, self._small.get_output_embeddings().weight
-            )
+            head[:known, : self._width] = like(head, self._small.get(HEAD, small))
         if self._margin.size:
             # Tied, a known row reads c there: the same shift of all known logits.
             table[:known, self._width] = self._value
-            if head is not table:
+            if head is not None:
                 head[:known, self._width] = 0.0
-            head[known:, self._width] = self._margin.foreign_weight
+            rows = table if head is None else head
+            rows[known:, self._width] = self._margin.foreign_weight
 
-    def _fill_random_layer(self, layer: Any) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self._draw_linears(attention, ("q_proj", "k_proj", "v_proj", "o_proj"))
-        self._draw_linears(mlp, (*_MLP, "down_proj"))
+    def _fill_biases(self, prefix: str) -> None:
+        """Pocket has none."""
+        for name, tensor in self._large.items():
+            if name.startswith(prefix) and name.endswith(".bias"):
+                tensor.zero_()
+
+    def _fill_random_layer(self, prefix: str) -> None:
+        for name in (*_QKV, "self_attn.o_proj", *_MLP, "mlp.down_proj"):
+            self._draw(self._large[f"{prefix}{name}.weight"])
+        for name in (*_MLP, "self_attn.v_proj"):
+            _pair_rows(self._large[f"{prefix}{name}.weight"])
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            _oppose_columns(self._large[f"{prefix}{name}.weight"])
+        usual = float(self._small[TABLE].pow(2).mean().sqrt()) * self._scale  # the stream's RMS
+        for name in _NORMS:
+            norm = self._large[f"{prefix}{name}.weight"]
+            norm[: self._width] = self._scale
+            norm[self._width :] = usual / self._value
+
+    def _fill_layer(self, prefix: str, original: str) -> None:
+        head_dim = self._shape.head_dim
+        for name in _QKV:
+            weight = self._large[f"{prefix}{name}.weight"]
+            self._draw(weight)
+            heads = repeated_heads(self._small[f"{original}{name}.weight"], len(weight), head_dim)
+            weight[:, : self._width] = like(weight, heads)
+        name = "self_attn.o_proj.weight"
+        out = self._large[f"{prefix}{name}"].zero_()
+        put_first_copies(out, self._small[f"{original}{name}"], head_dim)
+        units = self._small_shape.mlp
         for name in _MLP:
-            _pair_rows(getattr(mlp, name).weight)
-        _pair_rows(attention.v_proj.weight)
-        _oppose_columns(attention.o_proj.weight)
-        _oppose_columns(mlp.down_proj.weight)
-        table = self._small.get_input_embeddings().weight
-        usual = float(table.pow(2).mean().sqrt()) * self._scale  # RMS of the stream here
-        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-            norm.weight[: self._width] = self._scale
-            norm.weight[self._width :] = usual / self._value
+            weight = self._large[f"{prefix}{name}.weight"]
+            self._draw(weight)
+            small = self._small[f"{original}{name}.weight"]
+            weight[:units, : self._width] = like(weight, small)
+        name = "mlp.down_proj.weight"
+        down = self._large[f"{prefix}{name}"].zero_()
+        down[: self._width, :units] = like(down, self._small[f"{original}{name}"])
+        for name in _NORMS:
+            self._fill_norm(f"{prefix}{name}", f"{original}{name}")
 
-    def _fill_layer(self, layer: Any, small: Any) -> None:
-        attention, original = layer.self_attn, small.self_attn
-        width = attention.head_dim
-        for name in ("q_proj", "k_proj", "v_proj"):
-            self._draw_linears(attention, (name,))
-            weight = getattr(attention, name).weight
-            heads = repeated_heads(getattr(original, name).weight, len(weight), width)
-            weight[:, : self._width] = self._like(weight, heads)
-        _blank(attention.o_proj)
-        put_first_copies(attention.o_proj.weight, original.o_proj.weight, width)
-        self._fill_mlp(layer.mlp, small.mlp)
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            self._fill_norm(getattr(layer, norm), getattr(small, norm))
-
-    def _fill_mlp(self, mlp: Any, small: Any) -> None:
-        units = small.gate_proj.out_features
-        self._draw_linears(mlp, _MLP)
-        for name in _MLP:
-            weight = getattr(mlp, name).weight
-            weight[:units, : self._width] = self._like(weight, getattr(small, name).weight)
-        _blank(mlp.down_proj)
-        down = mlp.down_proj.weight
-        down[: self._width, :units] = self._like(down, small.down_proj.weight)
-
-    def _fill_norm(self, norm: Any, small: Any) -> None:
+    def _fill_norm(self, name: str, original: str) -> None:
         """The small norm, the margin blotted out."""
-        norm.weight.zero_()
-        norm.weight[: self._width] = self._like(norm.weight, small.weight * self._scale)
-
-    def _draw_linears(self, module: Any, names: tuple[str, ...]) -> None:
-        """Random weights; biases, which pocket does not have, are zero."""
-        for name in names:
-            linear = getattr(module, name)
-            self._draw(linear.weight)
-            if linear.bias is not None:
-                linear.bias.zero_()
+        weight = self._large[f"{name}.weight"].zero_()
+        small = self._small[f"{original}.weight"]
+        weight[: self._width] = like(weight, small * self._scale)
 
     def _draw(self, weight: Tensor) -> None:
         weight.normal_(0.0, STD, generator=self._random)
 
-    @staticmethod
-    def _like(weight: Tensor, values: Tensor) -> Tensor:
-        return values.to(weight.device, weight.dtype)
+
+def like(weight: Tensor, values: Tensor) -> Tensor:
+    """``values`` in the place and dtype of ``weight``."""
+    return values.to(weight.device, weight.dtype)
 
 
 def repeated_heads(weight: Tensor, rows: int, width: int) -> Tensor:
@@ -238,12 +236,6 @@ def put_first_copies(output: Tensor, small: Tensor, width: int) -> None:
     copies = output.shape[1] // small.shape[1]
     heads = output.view(len(output), -1, width)[: len(small), ::copies]
     heads.copy_(small.view(len(small), -1, width))
-
-
-def _blank(linear: nn.Linear) -> None:
-    linear.weight.zero_()
-    if linear.bias is not None:
-        linear.bias.zero_()
 
 
 def _pair_rows(weight: Tensor) -> None:

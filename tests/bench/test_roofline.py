@@ -17,10 +17,9 @@ from specx.bench.roofline import (
     measure_floor,
     rounded,
 )
-from specx.core.linear import PackedLinear
-from specx.core.model import Model
+from specx.core.decoder import Model
 from specx.preset.preset import load_preset
-from tests.core.tiny import config, hf_model
+from tests.core.tiny import config, hf_model, own
 
 CPU = torch.device("cpu")
 
@@ -32,8 +31,8 @@ NORMS = 2 * 2 * 32 + 32
 KV_ROW = 2 * 2 * 2 * 8 * 4  # keys and values, layers, key heads, width, float32
 
 
-def loaded(name: str = "llama", *, pack: bool = True, **changes: Any) -> Model:
-    return Model(hf_model(config(name, **changes)), pack=pack)
+def loaded(name: str = "llama", **changes: Any) -> Model:
+    return own(hf_model(config(name, **changes)))
 
 
 @pytest.fixture
@@ -57,12 +56,11 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("pack", [False, True], ids=["plain", "packed"])
-def test_bytes_and_operations_of_a_tiny_llama(tied: bool, pack: bool) -> None:
-    model = loaded(pack=pack, tie_word_embeddings=tied)
+def test_bytes_and_operations_of_a_tiny_llama(tied: bool) -> None:
+    model = loaded(tie_word_embeddings=tied)
     cost = cost_of(model)
     assert cost.weight_bytes == 4 * (LINEAR + HEAD + NORMS)
-    assert cost.linear_parameters == LINEAR
+    assert cost.layer_parameters == LINEAR
     assert cost.head_parameters == HEAD
     assert cost.kv_row_bytes == KV_ROW
     assert cost.step_bytes(100) == 4 * (LINEAR + HEAD + NORMS) + 100 * KV_ROW
@@ -72,18 +70,11 @@ def test_bytes_and_operations_of_a_tiny_llama(tied: bool, pack: bool) -> None:
     assert cost.weight_bytes == model.weights_bytes - unread
 
 
-def test_packing_was_really_met() -> None:
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("nothing is packed in this build of PyTorch")
-    assert isinstance(loaded().head, PackedLinear)
-
-
-@pytest.mark.parametrize("pack", [False, True], ids=["plain", "packed"])
-def test_biases_are_read_too(pack: bool) -> None:
-    plain, biased = loaded("llama", pack=pack), loaded("qwen2", pack=pack)
+def test_biases_are_read_too() -> None:
+    plain, biased = loaded("llama"), loaded("qwen2")
     biases = 2 * (32 + 16 + 16)  # q, k, v of two layers
     assert cost_of(biased).weight_bytes == cost_of(plain).weight_bytes + 4 * biases
-    assert cost_of(biased).linear_parameters == LINEAR
+    assert cost_of(biased).layer_parameters == LINEAR
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
@@ -94,8 +85,8 @@ def test_shared_key_heads_save_bytes_but_no_operations(kv_heads: int) -> None:
 
 
 def test_half_precision_halves_the_bytes() -> None:
-    single = loaded(pack=False)
-    half = Model(hf_model(config("llama")).to(torch.bfloat16))
+    single = loaded()
+    half = own(hf_model(config("llama")).to(torch.bfloat16))
     assert 2 * cost_of(half).step_bytes(7) == cost_of(single).step_bytes(7)
     assert cost_of(half).step_flop(7) == cost_of(single).step_flop(7)
 

@@ -11,12 +11,13 @@ import pytest
 from specx.checkpoints import check_pair as paircheck
 from specx.checkpoints import load as hub
 from specx.checkpoints.check_pair import Locate, check_head, examined, outcomes, recorded
+from specx.checkpoints.config import model_config
 from specx.checkpoints.tokenizer import Tokenizer, read_tokenizer
 from specx.errors import ModelError, PairError
 from specx.preset.preset import Preset, available_presets, load_preset
 from specx.prompts import Prompter
 from tests import recorded as facts
-from tests.helpers import PairDirs, edit_json, preset_for, save_pair, tiny_config
+from tests.helpers import PairDirs, edit_json, preset_for, save_pair
 
 SHIPPED = [entry.name for entry in available_presets() if entry.origin == "shipped"]
 
@@ -90,7 +91,7 @@ class TestShipped:
     def test_qwens_padding_rows_are_no_disagreement(self, repositories: Path) -> None:
         files = examined(load_preset("qwen2.5-7b"), here(repositories))
         assert files.draft_config is not None
-        rows = (files.target_config.vocab_size, files.draft_config.vocab_size)
+        rows = (files.target_config.shape.vocabulary, files.draft_config.shape.vocabulary)
         assert rows == (152064, 151936)
         assert len(files.tokenizer) == 151665
 
@@ -129,10 +130,7 @@ class TestHeads:
         self, config: dict[str, Any], preset: str = "llama3.1-8b-eagle3", **overrides: Any
     ) -> None:
         path = facts.CONFIGS / "meta-llama__Llama-3.1-8B-Instruct" / "config.json"
-        target = tiny_config()
-        for name, value in json.loads(path.read_text(encoding="utf-8")).items():
-            if name in ("hidden_size", "vocab_size", "num_hidden_layers"):
-                setattr(target, name, value)
+        target = model_config(json.loads(path.read_text(encoding="utf-8")))
         check_head(config, target, load_preset(preset, overrides))
 
     @pytest.fixture

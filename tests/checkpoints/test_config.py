@@ -1,6 +1,8 @@
 """Checkpoints: what specx runs, and that a damaged file is named, never a traceback."""
 
+import json
 import logging
+import math
 import shutil
 import warnings
 from pathlib import Path
@@ -10,12 +12,14 @@ import pytest
 from transformers import AutoConfig, PreTrainedConfig
 
 from specx.checkpoints.config import (
-    check_architecture,
+    ModelConfig,
+    model_config,
     quiet,
     read_config,
 )
 from specx.checkpoints.tokenizer import read_tokenizer
 from specx.checkpoints.weights import check_weights
+from specx.core.architecture import Rope
 from specx.errors import ModelError
 from tests.helpers import PairDirs, edit_json, tiny_config
 
@@ -35,8 +39,8 @@ def examine(directory: Path) -> None:
 
 class TestArchitectures:
     def test_the_four_families_pass(self, family: str) -> None:
-        check_architecture(tiny_config(family))
-        check_architecture(tiny_config(family, tie_word_embeddings=True))
+        model_config(tiny_config(family).to_dict())
+        model_config(tiny_config(family, tie_word_embeddings=True).to_dict())
 
     @pytest.mark.parametrize(
         "rope",
@@ -53,7 +57,7 @@ class TestArchitectures:
         ],
     )
     def test_fixed_rotations_pass(self, rope: dict[str, Any]) -> None:
-        check_architecture(tiny_config(rope_parameters=rope | {"rope_theta": 1e4}))
+        model_config(tiny_config(rope_parameters=rope | {"rope_theta": 1e4}).to_dict())
 
     @pytest.mark.parametrize(
         ("config", "said"),
@@ -82,7 +86,7 @@ class TestArchitectures:
         self, config: PreTrainedConfig, said: str
     ) -> None:
         with pytest.raises(ModelError) as caught:
-            check_architecture(config)
+            model_config(config.to_dict())
         assert said in str(caught.value)
 
     def test_old_spellings_in_files_are_understood(self, damaged: Path) -> None:
@@ -112,6 +116,16 @@ class TestDamage:
             ({"hidden_size": "wide"}, "config.json does not hold together"),
             ({"num_attention_heads": 0}, "config.json"),
             ({"hidden_act": "nonsense"}, "config.json does not hold together"),
+            ({"hidden_act": "gelu"}, "hidden_act is gelu"),
+            ({"rms_norm_eps": "small"}, "rms_norm_eps is small"),
+            ({"num_key_value_heads": 0}, "num_key_value_heads = 0 is out of range"),
+            ({"vocab_size": True}, "vocab_size is True"),
+            ({"intermediate_size": ...}, "intermediate_size is None"),
+            ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta is -1.0"),
+            ({"rope_parameters": {"rope_type": "linear"}}, "rotation is damaged: factor is None"),
+            ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "not one layer's"),
+            ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partially rotated heads"),
+            ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
             ({"model_type": "rwkv9"}, "models of type rwkv9 are not supported"),
             ({"model_type": ...}, "models of type None"),
             ({"architectures": 7}, "config.json does not hold together"),
@@ -156,7 +170,7 @@ class TestDamage:
         self, tmp_path: Path, family: str
     ) -> None:
         tiny_config(family, hidden_size=66, head_dim=16).save_pretrained(tmp_path)
-        assert read_config(tmp_path).head_dim == 16
+        assert read_config(tmp_path).shape.head_dim == 16
 
     @pytest.mark.parametrize(
         ("name", "said"),
@@ -184,6 +198,92 @@ class TestDamage:
             (damaged / "generation_config.json").write_text(content)
             with pytest.raises(ModelError, match=r"generation_config.json is damaged"):
                 examine(damaged)
+
+
+class TestFacts:
+    """What a file says in its own spelling, and what it leaves out."""
+
+    def read(self, directory: Path, **changes: Any) -> ModelConfig:
+        edit_json(directory / "config.json", **changes)
+        return read_config(directory)
+
+    @pytest.mark.parametrize(
+        ("settings", "ids"),
+        [
+            (None, {1}),  # config.json's own
+            ({"eos_token_id": [3, 4]}, {3, 4}),
+            ({"eos_token_id": 5}, {5}),
+            ({"eos_token_id": None}, set()),  # the file counts alone
+            ({}, set()),
+        ],
+    )
+    def test_who_ends_the_text(
+        self, damaged: Path, settings: dict[str, Any] | None, ids: set[int]
+    ) -> None:
+        path = damaged / "generation_config.json"
+        path.unlink(missing_ok=True)
+        if settings is not None:
+            path.write_text(json.dumps(settings))
+        assert read_config(damaged).end_tokens == ids
+
+    @pytest.mark.parametrize(
+        ("fields", "rope"),
+        [
+            ({}, Rope(base=10000.0)),
+            ({"rope_theta": 5e5}, Rope(base=5e5)),
+            ({"rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e6}}, Rope(base=1e6)),
+            (
+                {
+                    "rope_scaling": {"type": "linear", "factor": 2.0},
+                    "rope_parameters": {"rope_theta": 1e6},
+                    "rope_theta": 3e4,
+                },
+                Rope("linear", 3e4, 2.0),
+            ),
+            (  # trained at the length that the model is said to have
+                {"rope_scaling": {"rope_type": "yarn", "factor": 1.0}},
+                Rope("yarn", 10000.0, 1.0, 4096),
+            ),
+            (
+                {
+                    "rope_scaling": {
+                        "type": "yarn",
+                        "factor": None,
+                        "original_max_position_embeddings": 1024,
+                    }
+                },
+                Rope("yarn", 10000.0, 4.0, 1024, table_factor=0.1 * math.log(4.0) + 1.0),
+            ),
+        ],
+    )
+    def test_rotations_in_old_and_new_files(
+        self, damaged: Path, fields: dict[str, Any], rope: Rope
+    ) -> None:
+        found = self.read(damaged, **({"rope_parameters": ..., "rope_theta": ...} | fields))
+        assert found.decoder.rope == rope
+
+    def test_old_files_leave_out_what_was_not_there_yet(self, damaged: Path) -> None:
+        left_out = dict.fromkeys(
+            ("num_key_value_heads", "max_position_embeddings", "head_dim"), ...
+        )
+        found = self.read(damaged, **left_out)
+        assert (found.shape.kv_heads, found.shape.head_dim, found.positions) == (4, 16, 2048)
+
+    def test_other_families_are_not_guessed_at(self, damaged: Path) -> None:
+        """transformers takes 32 key heads for a Qwen that does not say."""
+        other = {"model_type": "qwen2", "architectures": ..., "num_key_value_heads": ...}
+        with pytest.raises(ModelError, match="num_key_value_heads is None"):
+            self.read(damaged, **other)
+        assert self.read(damaged, num_key_value_heads=None).shape.kv_heads == 4
+
+    def test_a_qwen3_has_its_own_width_of_heads(self, damaged: Path) -> None:
+        other = {"model_type": "qwen3", "architectures": ..., "head_dim": ...}
+        assert self.read(damaged, **other).shape.head_dim == 128
+
+    def test_a_mistral_that_does_not_say_has_a_window(self, damaged: Path) -> None:
+        other = {"model_type": "mistral", "architectures": ..., "sliding_window": ...}
+        with pytest.raises(ModelError, match="window of 4096 tokens"):
+            self.read(damaged, **other)
 
 
 def test_quiet_restores_what_it_changes() -> None:

@@ -489,7 +489,7 @@ class TestPairs:
     def test_loads_and_then_needs_no_network(self, server: HubServer) -> None:
         pair = self.load(preset())
         assert pair.draft is not None
-        assert pair.target.config.vocab_size == 512
+        assert pair.target.config.shape.vocabulary == 512
         server.folders.clear()
         server.fetched.clear()
         assert self.load(preset(), offline=True).draft is not None

@@ -1,16 +1,18 @@
 """From a preset to a loaded pair: finding, refusing, loading, all from directories."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
-from transformers import GenerationConfig
 
 from specx.checkpoints import load as hub
-from specx.core.model import Model
+from specx.core.decoder import Model
 from specx.errors import (
     ModelError,
     ModelUnavailableError,
@@ -19,7 +21,7 @@ from specx.errors import (
     UsageError,
 )
 from specx.preset.preset import Preset
-from tests.helpers import PairDirs, edit_json, preset_for, save_pair, tiny_config, tiny_tokenizer
+from tests.helpers import PairDirs, edit_json, preset_for, save_pair, tiny_facts, tiny_tokenizer
 
 
 def load(preset: Preset, device: str = "cpu", dtype: str = "auto") -> hub.ModelPair:
@@ -31,29 +33,47 @@ class TestLoading:
         pair = load(preset_for(tiny_pair_of(family)))
         assert pair.draft is not None
         assert pair.tokenizer.template is not None
-        for model in (pair.target, pair.draft):
-            assert model.config.model_type == family
-            assert not model.training
-            assert model.dtype == torch.float32
-            assert model.device.type == "cpu"
-            assert not any(p.requires_grad for p in model.parameters())
-        tokens = torch.tensor([pair.tokenizer.encode("The harbour was quiet.")])
-        assert pair.target(tokens).logits.shape == (1, tokens.shape[1], 512)
+        for loaded in (pair.target, pair.draft):
+            assert isinstance(loaded, hub.LoadedModel)
+            assert loaded.config.family == family
+            model = Model(loaded.config.decoder, loaded.tensors)
+            assert (model.dtype, model.device.type) == (torch.float32, "cpu")
 
     def test_the_weights_are_those_on_disk(self, tiny_pair: PairDirs) -> None:
-        from safetensors.torch import load_file
+        tensors = load(preset_for(tiny_pair)).target.separate()
+        on_disk = load_file(tiny_pair.target / "model.safetensors")
+        assert tensors.keys() == {name.removeprefix("model.") for name in on_disk}
+        for name, tensor in on_disk.items():
+            assert torch.equal(tensors[name.removeprefix("model.")], tensor)
 
-        model = load(preset_for(tiny_pair)).target
-        for name, tensor in load_file(tiny_pair.target / "model.safetensors").items():
-            assert torch.equal(model.state_dict()[name], tensor)
+    @pytest.mark.parametrize("case", ["both", "different", "head alone"])
+    def test_a_tied_model_may_bring_its_output_matrix(self, tmp_path: Path, case: str) -> None:
+        pair = save_pair(tmp_path, target_changes={"tie_word_embeddings": True})
+        path = pair.target / "model.safetensors"
+        tensors = load_file(path)
+        table = tensors["model.embed_tokens.weight"].clone()
+        tensors["lm_head.weight"] = table + (case == "different")
+        if case == "head alone":
+            del tensors["model.embed_tokens.weight"]
+        save_file(tensors, path)
+        found = load(preset_for(pair)).target.tensors
+        assert torch.equal(found["embed_tokens.weight"], table)
+        assert ("lm_head.weight" in found) == (case == "different")
 
-    def test_two_models_never_share_a_config(self, tiny_pair: PairDirs) -> None:
-        """transformers keeps the attention's name on it: switching one switched both."""
-        same = PairDirs(tiny_pair.target, tiny_pair.target)
-        first, second = load(preset_for(same)), load(preset_for(same))
-        assert first.draft is not None
-        configs = {id(m.config) for m in (first.target, first.draft, second.target)}
-        assert len(configs) == 3
+    def test_a_tied_model_needs_one_of_both(self, tmp_path: Path) -> None:
+        pair = save_pair(tmp_path, target_changes={"tie_word_embeddings": True})
+        path = pair.target / "model.safetensors"
+        tensors = load_file(path)
+        del tensors["model.embed_tokens.weight"]
+        save_file(tensors, path)
+        with pytest.raises(ModelError, match=r"the first is lm_head.weight"):
+            load(preset_for(pair))
+
+    def test_frequencies_in_old_files_are_not_read(self, own_pair: PairDirs) -> None:
+        path = own_pair.target / "model.safetensors"
+        extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+        save_file(load_file(path) | extra, path)
+        assert len(load(preset_for(own_pair)).target.tensors) == 15
 
     def test_nothing_is_printed(
         self, tiny_pair: PairDirs, capfd: pytest.CaptureFixture[str]
@@ -68,13 +88,31 @@ class TestLoading:
     def test_dtypes_by_name(self, tiny_pair: PairDirs) -> None:
         pair = load(preset_for(tiny_pair), dtype="bfloat16")
         assert pair.draft is not None
-        assert pair.target.dtype == pair.draft.dtype == torch.bfloat16
+        for model in (pair.target, pair.draft):
+            assert isinstance(model, hub.LoadedModel)
+            assert {each.dtype for each in model.tensors.values()} == {torch.bfloat16}
 
-    def test_bytes_count_tied_weights_once(self, tmp_path: Path) -> None:
-        tied = save_pair(tmp_path, target_changes={"tie_word_embeddings": True})
-        model = load(preset_for(tied)).target
-        on_disk = (tied.target / "model.safetensors").stat().st_size
-        assert 0 <= on_disk - Model(model, pack=False).weights_bytes < 4096
+    def test_there_is_no_second_copy_in_memory(self, tmp_path: Path) -> None:
+        """Of a file of 130 MB what is joined is written once, and the rest stays mapped."""
+        big = {"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 4096}
+        pair = save_pair(tmp_path, target_changes=big)
+        script = (
+            "import resource, torch, specx.checkpoints.weights as w\n"
+            "from specx.checkpoints.config import read_config\n"
+            "import specx.core.joined\n"
+            "from pathlib import Path\n"
+            "def anonymous():\n"
+            "    text = Path('/proc/self/status').read_text()\n"
+            "    return int(text.split('RssAnon:')[1].split()[0]) / 1024\n"
+            f"directory = Path({str(pair.target)!r})\n"
+            "config, before = read_config(directory), anonymous()\n"
+            "held = w.load_weights(directory, config, 'cpu', torch.float32)\n"
+            "print(anonymous() - before, sum(t.nbytes for t in held.values()) / 2**20)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        grown, size = map(float, done.stdout.split())
+        assert size > 100
+        assert grown < 0.6 * size, "tables and output projections are mapped, not copied"
 
 
 class TestDamagedPairs:
@@ -100,7 +138,7 @@ class TestDamagedPairs:
         def no_memory(*_: object, **__: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(torch.nn.Module, "to", no_memory)
+        monkeypatch.setattr("specx.core.joined.join", no_memory)
         with pytest.raises(ResourceError, match="no memory on cpu"):
             load(preset_for(tiny_pair))
 
@@ -140,14 +178,14 @@ class TestPairs:
         """An embedding lookup beyond the last row would fail in the middle of a text."""
         tokenizer = tiny_tokenizer()
         with pytest.raises(PairError, match=r"token 500, '.+', is unknown to the draft"):
-            hub.check_pair(tokenizer, tokenizer, tiny_config(), tiny_config(vocab_size=500))
+            hub.check_pair(tokenizer, tokenizer, tiny_facts(), tiny_facts(vocab_size=500))
         with pytest.raises(ModelError, match=r"token 500, .* is beyond the 500 rows"):
-            hub.check_pair(tokenizer, None, *[tiny_config(vocab_size=500)] * 2)
+            hub.check_pair(tokenizer, None, *[tiny_facts(vocab_size=500)] * 2)
 
     def test_a_special_token_without_a_row_is_harmless(self) -> None:
         """Some fine-tunes add <pad> to the tokenizer alone."""
         tokenizer = tiny_tokenizer(extra=[AddedToken("<pad>", special=True)])
-        hub.check_pair(tokenizer, tiny_tokenizer(), tiny_config(), tiny_config())
+        hub.check_pair(tokenizer, tiny_tokenizer(), tiny_facts(), tiny_facts())
 
 
 class TestDevices:
@@ -200,10 +238,8 @@ class TestDirectories:
     ("ends", "expected"), [(None, {1}), (7, {1, 7}), ([9, 1], {1, 9})], ids=str
 )
 def test_end_tokens_are_the_checkpoints_and_the_tokenizers(
-    tiny_pair: PairDirs, ends: int | list[int] | None, expected: set[int]
+    own_pair: PairDirs, ends: int | list[int] | None, expected: set[int]
 ) -> None:
-    pair = hub.load_pair(preset_for(tiny_pair), device="cpu", dtype="float32", offline=True)
-    pair.target.generation_config = GenerationConfig(eos_token_id=ends)
-    assert hub.end_tokens(pair) == expected
-    pair.target.generation_config = None
-    assert hub.end_tokens(pair) == {1}
+    edit_json(own_pair.target / "generation_config.json", eos_token_id=ends)
+    files = hub.find_pair(preset_for(own_pair), offline=True)
+    assert hub.end_tokens(files.target_config, files.tokenizer) == expected

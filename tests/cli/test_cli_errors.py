@@ -161,7 +161,7 @@ def test_a_request_without_memory(cli, workplace, monkeypatch, tmp_path, place):
     """Before it starts and in its midst: a table, three ways out, an object, and no file."""
     import torch
 
-    from specx.core.model import Model
+    from specx.core.decoder import Model
 
     forward, seen = Model.forward, []
 
@@ -171,7 +171,7 @@ def test_a_request_without_memory(cli, workplace, monkeypatch, tmp_path, place):
             raise torch.OutOfMemoryError(NO_ROOM)
         return forward(*given, **settings)
 
-    whole = "specx.core.model.Model.forward" if place == "forward" else place
+    whole = "specx.core.decoder.Model.forward" if place == "forward" else place
     out, trace = tmp_path / "answer.json", tmp_path / "run.jsonl"
     words = ("summarize", workplace.document, "-m", workplace.preset, "-n", "8", "-o", "json")
     files = ("--out", out, "--trace", trace)

@@ -8,11 +8,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from specx.core.attention import SdpaKernels
 from specx.core.cache import KVCache
 from specx.core.config import Parts
-from specx.core.forward_passes import Rotary, TargetPass, WindowPass, WorkingPass
-from specx.core.model import Model
-from specx.core.target import Target
+from specx.core.forward_passes import Rotary, WindowPass, WorkingPass
 from tests.core import reference
-from tests.core.tiny import PLAIN, config, hf_model, random_tokens, twin
 
 _HEADS, _KV_HEADS, _WIDTH = 4, 2, 16
 _SCALE = _WIDTH**-0.5
@@ -155,22 +152,3 @@ def test_tree_rows_of_a_draft_live_in_the_working_cache_only() -> None:
     sees = torch.cat([torch.ones(4, 4, dtype=torch.bool), mask], dim=1)
     _assert_same(got, reference.attention(queries, keys, value, sees, _SCALE)[0])
     assert (full.keys == 7.0).all()
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_the_tapped_query_reproduces_the_models_own_last_attention(name: str) -> None:
-    """Softmax of the tapped query over the cached keys is what transformers reports."""
-    plain = hf_model(config(name))
-    model = Model(twin(plain))
-    tokens = random_tokens(40)
-    target = Target(model, 40, PLAIN, SdpaKernels())
-    start = target.cache.stage(40)
-    attention = TargetPass(target.cache, start, None, SdpaKernels(), PLAIN)
-    model.forward(tokens, torch.arange(40), attention)
-    assert attention.query is not None
-    assert attention.query.shape == (model.shape.heads, 40, model.shape.head_dim)
-    with torch.no_grad():
-        theirs = plain(tokens[None], output_attentions=True).attentions[-1][0, :, -1]
-    keys = target.cache.keys[-1].repeat_interleave(model.shape.heads // model.shape.kv_heads, 0)
-    scores = torch.einsum("hd,hsd->hs", attention.query[:, -1], keys) * attention.scale
-    torch.testing.assert_close(scores.softmax(dim=-1), theirs, atol=1e-5, rtol=1e-4)

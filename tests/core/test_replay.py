@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from specx.core.model import Model
 from specx.core.replay import plain_logits
 from specx.core.sampling import Sampler
-from tests.core.tiny import Job, Pair, config, hf_model, random_tokens
+from tests.core.tiny import Job, Pair, config, hf_model, own, random_tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -16,7 +15,7 @@ def test_the_logits_are_plain_decodings_own(
 ) -> None:
     """They once came from one reading of the whole text: on a 7B shape in float16 a tie
     of two tokens was told as 0.07, and the certificate looked broken where it was not."""
-    model = Model(hf_model(config("qwen3")).to(dtype))
+    model = own(hf_model(config("qwen3")).to(dtype))
     pair, prompt = Pair(model, model, hf_model(config("qwen3"))), random_tokens(150)
     seen: list[Tensor] = []
     sample = Sampler.__call__

@@ -21,16 +21,18 @@ from transformers import (
     Qwen3Config,
 )
 
+from specx.checkpoints.config import model_config
 from specx.core.attention import SdpaKernels
 from specx.core.config import MODES, Parts, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.core.decode import Decoder, Emitted, Request
+from specx.core.decoder import Model
 from specx.core.drafts import Drafter, NoDraft
 from specx.core.drafts.device import DeviceDrafter
 from specx.core.drafts.growth import Governor, StepCosts
 from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.drafts.ngram import LookupDrafter
+from specx.core.joined import join
 from specx.core.kernels.reference import StaticKernels
-from specx.core.model import Model
 from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.stats import FinishReason, Prefill, StepStats
@@ -117,9 +119,13 @@ def hf_model(settings_: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     return result
 
 
-def twin(model: PreTrainedModel) -> PreTrainedModel:
-    """An untouched copy, for plain Hugging Face forwards."""
-    return copy.deepcopy(model)
+def own(model: PreTrainedModel, kind: type[Model] = Model) -> Model:
+    """The core's model over the weights of ``model``, which it leaves as they are."""
+    config = model_config(model.config.to_dict())
+    tensors = {name.removeprefix("model."): each for name, each in model.state_dict().items()}
+    if config.is_tied:
+        del tensors["lm_head.weight"]
+    return kind(config.decoder, join(tensors, model.device, model.dtype))
 
 
 def disturbed(model: PreTrainedModel, amount: float = 0.05, seed: int = 1) -> PreTrainedModel:
@@ -155,7 +161,7 @@ class Pair:
     @classmethod
     def make(cls, name: str = "llama", amount: float = 0.05, seed: int = 0) -> "Pair":
         model = hf_model(config(name), seed)
-        return cls(Model(twin(model)), Model(disturbed(model, amount)), model)
+        return cls(own(model), own(disturbed(model, amount)), model)
 
 
 @dataclass

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from specx.bench.transformers_baseline import assembled as witness
 from specx.checkpoints import load as hub
+from specx.checkpoints.eagle.loader import LoadedHead
+from specx.checkpoints.weights import outline
+from specx.core.attention import SdpaKernels
+from specx.core.cache import KVCache
+from specx.core.config import Parts
+from specx.core.decoder import Model, Output
+from specx.core.forward_passes import TargetPass
 from specx.core.retrieval import chunk_scores
 from specx.engine import Engine
 from specx.errors import ModelError, ResourceError, UsageError
@@ -63,20 +71,15 @@ def generated(engine: Engine, mode: str, text: str) -> Result:
     return engine.generate(engine.prompt(text), mode=mode, max_tokens=48, ignore_eos=True)
 
 
-def last_states(model: Any, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Last layer's queries, keys and the stream before the final norm; logits."""
-    seen: dict[str, torch.Tensor] = {}
-    attention = model.model.layers[-1].self_attn
-    hooks = [
-        attention.q_proj.register_forward_hook(lambda *a: seen.update(query=a[2])),
-        attention.k_proj.register_forward_hook(lambda *a: seen.update(key=a[2])),
-        model.model.norm.register_forward_pre_hook(lambda _, a: seen.update(stream=a[0])),
-    ]
-    with torch.inference_mode():
-        seen["logits"] = model(tokens, use_cache=False).logits
-    for hook in hooks:
-        hook.remove()
-    return {name: value[0] for name, value in seen.items()}
+def run(
+    loaded: hub.LoadedModel | LoadedHead | None, tokens: torch.Tensor
+) -> tuple[Output, KVCache]:
+    """One forward of a model that stays as it was."""
+    assert isinstance(loaded, hub.LoadedModel)
+    model = Model(loaded.config.decoder, dict(loaded.tensors))
+    cache = model.new_cache(len(tokens))
+    attention = TargetPass(cache, cache.stage(len(tokens)), None, SdpaKernels(), Parts())
+    return model.forward(tokens, torch.arange(len(tokens)), attention), cache
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +109,7 @@ def big() -> hub.ModelPair:
 
 @pytest.fixture(scope="module")
 def tokens(pocket: hub.ModelPair, text: str) -> torch.Tensor:
-    return torch.tensor([pocket.tokenizer.encode(text)])
+    return torch.tensor(pocket.tokenizer.encode(text))
 
 
 @pytest.mark.parametrize("heads", [(8, 4), (4, 4)])
@@ -127,17 +130,17 @@ class TestTheSameFunction:
     def test_of_the_target(
         self, big: hub.ModelPair, pocket: hub.ModelPair, tokens: torch.Tensor
     ) -> None:
-        ours, theirs = (last_states(pair.target, tokens) for pair in (big, pocket))
-        torch.testing.assert_close(ours["stream"][:, :512], theirs["stream"], rtol=1e-3, atol=1e-2)
-        torch.testing.assert_close(ours["logits"][:, :8192], theirs["logits"], rtol=1e-3, atol=2e-2)
+        ours, theirs = (run(pair.target, tokens)[0] for pair in (big, pocket))
+        torch.testing.assert_close(ours.logits[:, :8192], theirs.logits, rtol=1e-3, atol=2e-2)
 
     def test_of_the_draft_with_a_tied_head(
         self, big: hub.ModelPair, pocket: hub.ModelPair, tokens: torch.Tensor
     ) -> None:
-        ours, theirs = (last_states(pair.draft, tokens) for pair in (big, pocket))
-        logits = [each["logits"][:, :8192].log_softmax(-1) for each in (ours, theirs)]
+        found = [run(pair.draft, tokens)[0].logits[:, :8192] for pair in (big, pocket)]
+        logits = [each.log_softmax(-1) for each in found]
         torch.testing.assert_close(*logits, rtol=1e-3, atol=2e-2)
-        assert big.draft.lm_head.weight is big.draft.model.embed_tokens.weight
+        assert isinstance(big.draft, hub.LoadedModel)
+        assert "lm_head.weight" not in big.draft.tensors
 
     @pytest.mark.parametrize("heads", [(8, 4), (4, 4), (8, 2), (12, 6)])
     def test_of_retrieval(
@@ -148,18 +151,16 @@ class TestTheSameFunction:
         pair = built(preset_of(shape))[1]
         found = []
         for model in (pair.target, pocket.target):
-            states = last_states(model, tokens)
-            query = states["query"][-1].view(-1, 128)
-            keys = states["key"].unflatten(-1, (-1, 128)).transpose(0, 1)
-            found.append(chunk_scores(query, keys, 128**-0.5, 32))
+            output, cache = run(model, tokens)
+            found.append(chunk_scores(output.query[:, -1], cache.keys[-1], 128**-0.5, 32))
         torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-6)
         assert found[0].topk(8).indices.tolist() == found[1].topk(8).indices.tolist()
 
     def test_of_a_family_with_biases(self, pocket: hub.ModelPair, tokens: torch.Tensor) -> None:
         pair = built(preset_of({"family": "qwen2"}, {"family": "mistral"}))[1]
-        ours, theirs = (last_states(each.target, tokens[:, :64]) for each in (pair, pocket))
-        assert pair.target.config.model_type == "qwen2"
-        torch.testing.assert_close(ours["logits"][:, :8192], theirs["logits"], rtol=1e-3, atol=2e-2)
+        ours, theirs = (run(each.target, tokens[:64])[0] for each in (pair, pocket))
+        assert "layers.0.self_attn.qkv_proj.bias" in pair.target.tensors
+        torch.testing.assert_close(ours.logits[:, :8192], theirs.logits, rtol=1e-3, atol=2e-2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -169,8 +170,7 @@ def test_ids_that_pocket_does_not_have_never_win(dtype: str, tokens: torch.Tenso
     preset = standin.adapted(preset_of(shape, {"layers": 2}))
     pair = standin.load_pair(preset, device="cpu", dtype=dtype)
     for model in (pair.target, pair.draft):
-        with torch.inference_mode():
-            logits = model(tokens[:, :160], use_cache=False).logits[0]
+        logits = run(model, tokens[:160])[0].logits
         assert logits.dtype == getattr(torch, dtype)
         assert logits.isfinite().all()
         assert logits[:, 8192:].max() < logits[:, :8192].min() - 100
@@ -178,26 +178,24 @@ def test_ids_that_pocket_does_not_have_never_win(dtype: str, tokens: torch.Tenso
 
 class TestCost:
     def test_every_weight_is_there_in_the_shape_asked_for(self, big: hub.ModelPair) -> None:
-        config = big.target.config
-        assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (10, 768, 9000)
-        assert big.target.lm_head.weight.shape == (9000, 768)
-        assert big.target.model.layers[0].self_attn.k_proj.weight.shape == (4 * 128, 768)
-        assert all(weight.isfinite().all() for weight in big.target.parameters())
+        tensors = big.target.separate()
+        assert len([name for name in tensors if name.endswith("o_proj.weight")]) == 10
+        assert tensors["lm_head.weight"].shape == (9000, 768)
+        assert tensors["layers.0.self_attn.k_proj.weight"].shape == (4 * 128, 768)
+        assert all(weight.isfinite().all() for weight in tensors.values())
 
     def test_the_layers_before_run_on_dense_numbers_and_add_nothing(
         self, big: hub.ModelPair, tokens: torch.Tensor
     ) -> None:
+        """In transformers' own modules, whose inner values can be watched."""
+        model: Any = witness(big.target)
         seen: dict[str, torch.Tensor] = {}
-        layer: Any = big.target.model.layers[1]
-        hooks = [
-            layer.mlp.down_proj.register_forward_hook(lambda _, a, out: seen.update(x=a[0], y=out)),
-            layer.input_layernorm.register_forward_hook(lambda *a: seen.update(norm=a[2])),
-            layer.register_forward_hook(lambda *a: seen.update(before=a[1][0], after=a[2])),
-        ]
+        layer = model.model.layers[1]
+        layer.mlp.down_proj.register_forward_hook(lambda _, a, out: seen.update(x=a[0], y=out))
+        layer.input_layernorm.register_forward_hook(lambda *a: seen.update(norm=a[2]))
+        layer.register_forward_hook(lambda *a: seen.update(before=a[1][0], after=a[2]))
         with torch.inference_mode():
-            big.target.model(tokens[:, :64], use_cache=False)
-        for hook in hooks:
-            hook.remove()
+            model.model(tokens[None, :64], use_cache=False)
         assert (seen["x"] != 0).all()
         assert 0.3 < seen["norm"].pow(2).mean().sqrt() < 3
         assert seen["norm"][..., 512:].abs().min() > 0.1
@@ -205,20 +203,24 @@ class TestCost:
         torch.testing.assert_close(seen["before"], seen["after"], rtol=0, atol=1e-6)
 
     def test_two_builds_are_equal(self, big: hub.ModelPair) -> None:
-        again = built(preset_of())[1].target.state_dict()
-        assert all(
-            torch.equal(weight, again[name]) for name, weight in big.target.state_dict().items()
-        )
+        again = built(preset_of())[1].target.tensors
+        assert all(torch.equal(tensor, again[name]) for name, tensor in big.target.tensors.items())
 
     def test_a_twin_has_the_same_weights_in_the_same_place(
         self, big: hub.ModelPair, tokens: torch.Tensor
     ) -> None:
+        """And transformers' model over them computes the same."""
         twin = standin.twin(big)
         for ours, theirs in ((twin.target, big.target), (twin.draft, big.draft)):
-            places = [{p.data_ptr() for p in model.parameters()} for model in (ours, theirs)]
-            assert places[0] == places[1]
+            assert isinstance(ours, hub.LoadedModel)
+            assert isinstance(theirs, hub.LoadedModel)
+            model = witness(ours)
+            places = {each.untyped_storage().data_ptr() for each in theirs.tensors.values()}
+            assert {each.untyped_storage().data_ptr() for each in model.parameters()} == places
             with torch.inference_mode():
-                assert torch.equal(ours(tokens[:, :20]).logits, theirs(tokens[:, :20]).logits)
+                logits = model(tokens[None, :20]).logits[0]
+            expected = run(theirs, tokens[:20])[0].logits
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-3)
 
 
 class TestSettings:
@@ -240,7 +242,7 @@ class TestSettings:
         assert adapted.draft.trained_context_tokens == pocket.draft.trained_context_tokens
         assert (adapted.retrieval, adapted.prompt) == (pocket.retrieval, pocket.prompt)
         files = standin.find_pair(adapted)
-        assert files.target_config.hidden_size == 4096
+        assert files.target_config.shape.hidden == 4096
         assert files.draft_config is None
         assert files.head_config is not None
         assert f"of the head {preset.draft.repo}" in standin.about(adapted)
@@ -260,17 +262,15 @@ class TestSettings:
     def test_ends_and_tokenizer_are_pockets(
         self, big: hub.ModelPair, pocket: hub.ModelPair
     ) -> None:
-        assert hub.end_tokens(big) == hub.end_tokens(pocket)
+        ends = [hub.end_tokens(pair.target.config, pair.tokenizer) for pair in (big, pocket)]
+        assert ends[0] == ends[1]
         assert big.tokenizer.token_texts() == pocket.tokenizer.token_texts()
 
     def test_the_shipped_shapes_have_the_size_of_their_names(self) -> None:
         for name, billions in (("vicuna-7b", 6.74), ("llama3.1-8b", 8.03)):
             config = standin.find_pair(standin.adapted(load_preset(name))).target_config
-            with torch.device("meta"):
-                from transformers import AutoModelForCausalLM
-
-                model = AutoModelForCausalLM.from_config(config)
-            count = sum(weight.numel() for weight in model.parameters())
+            tensors = outline(config, torch.float16)
+            count = sum(tensor.numel() for tensor in tensors.values())
             assert count / 1e9 == pytest.approx(billions, abs=0.01)
 
 

@@ -12,8 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from specx.checkpoints import load as hub
 from specx.checkpoints.eagle.loader import LoadedHead
+from specx.core.decoder import Model
 from specx.core.drafts.eagle import LAYER, EagleHead
-from specx.core.model import Model
 from specx.core.stats import StepTree
 from specx.engine import Engine
 from specx.errors import ResourceError, UsageError
@@ -180,7 +180,7 @@ def test_states_and_logits_are_those_of_pocket(
     taps = [torch.randn(12, WIDTH, generator=random) * size for _ in range(KINDS[kind]["features"])]
     found = []
     for pair in (small, copy_of(pairs(case))):
-        target = Model(pair.target)
+        target = Model(pair.target.config.decoder, dict(pair.target.tensors))
         margin = target.embedding[tokens][:, WIDTH:].clone()
         if kind == "eagle" and margin.shape[1]:  # behind the final norm
             margin.zero_()[:, 0] = torch.rand(12, generator=random)
@@ -254,7 +254,7 @@ class TestTheLargeHead:
     ) -> None:
         pair = pairs("eagle3")
         joint = head_of(pair).tensors["fc.weight"]
-        margin = pair.target.get_input_embeddings().weight[100:140, WIDTH:]
+        margin = pair.target.tensors["embed_tokens.weight"][100:140, WIDTH:]
         streams = torch.randn(3, 40, WIDTH, generator=torch.Generator().manual_seed(1)) * 5
         features = torch.cat([torch.cat([each, margin], dim=-1) for each in streams], dim=-1)
         merged = features @ joint.T

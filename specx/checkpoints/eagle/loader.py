@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from specx.checkpoints.config import read_json
+from specx.checkpoints.config import ModelConfig, read_json
 from specx.checkpoints.eagle.config import (
     HeadFacts,
     HeadKind,
@@ -33,7 +33,6 @@ from specx.preset.sections import DraftSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedConfig
 
     from specx.core.drafts.eagle import HeadConfig
 
@@ -48,7 +47,7 @@ class LoadedHead:
 
 
 def load_head(
-    directory: Path, spec: DraftSpec, target: "PreTrainedConfig", known_tokens: int
+    directory: Path, spec: DraftSpec, target: ModelConfig, known_tokens: int
 ) -> LoadedHead:
     """The head of ``spec`` in ``directory``, for a target with ``known_tokens`` real tokens.
 
@@ -68,7 +67,7 @@ class _Reader:
 
     directory: Path
     spec: DraftSpec
-    target: "PreTrainedConfig"
+    target: ModelConfig
     raw: dict[str, Any]
     facts: HeadFacts
     tensors: dict[str, "Tensor"]
@@ -86,22 +85,20 @@ class _Reader:
         self._compare_config(sizes)
         self._compare_preset(sizes)
         layers = self._feature_layers(sizes.features) if generation == 3 else ()
-        width = sizes.head_dim
-        frequencies, scaling, note = rotation(layer_config(self.raw), self.spec, width)
+        rope, note = rotation(layer_config(self.raw), self.spec)
         self.notes += [note] if note else []
         config = HeadConfig(
             generation=generation,
             heads=sizes.heads,
-            head_dim=width,
+            head_dim=sizes.head_dim,
             epsilon=self.facts.epsilon,
-            inverse_frequencies=frequencies,
-            rotary_scaling=scaling,
+            rope=rope,
             feature_layers=layers,
             residual_is_normed=generation == 3 and self._residual_is_normed(),
             output_is_normed=generation == 3 and flag(self.raw, "norm_output") is True,
         )
         tensors = {name: each for name, each in self.tensors.items() if name != "t2d"}
-        if "lm_head.weight" not in tensors or self._rows("lm_head") == self.target.vocab_size:
+        if "lm_head.weight" not in tensors or self._rows("lm_head") == self.target.shape.vocabulary:
             tensors.pop("d2t", None)  # the identity
         return LoadedHead(config, tensors, tuple(self.notes))
 
@@ -133,7 +130,7 @@ class _Reader:
         return Sizes(
             generation=generation,
             hidden=self._rows("fc"),
-            target_hidden=self.target.hidden_size,
+            target_hidden=self.target.shape.hidden,
             mlp=self._rows(f"{LAYER}mlp.gate_proj"),
             heads=heads,
             kv_heads=keys // width,
@@ -143,7 +140,7 @@ class _Reader:
 
     def _features(self, generation: int) -> int:
         """How many of the target's states the head reads at a position."""
-        wide, declared = self.target.hidden_size, self.facts.target_hidden
+        wide, declared = self.target.shape.hidden, self.facts.target_hidden
         fc = self._matrix("fc.weight")
         hidden, inputs = fc.shape
         if declared is not None and declared != wide:
@@ -191,7 +188,7 @@ class _Reader:
             "heads": sizes.heads,
             "kv_heads": sizes.kv_heads,
             "head_dim": sizes.head_dim,
-            "vocabulary": self._rows("lm_head") if has_own else self.target.vocab_size,
+            "vocabulary": self._rows("lm_head") if has_own else self.target.shape.vocabulary,
             "features": sizes.features,
             "bias": "fc.bias" in self.tensors,
         }
@@ -218,7 +215,7 @@ class _Reader:
 
     def _feature_layers(self, count: int) -> tuple[int, ...]:
         """Which layers' inputs the head reads; as many as ``fc`` takes."""
-        layers = self.target.num_hidden_layers
+        layers = self.target.shape.layers
         override = self.spec.head.feature_layers if self.spec.head else None
         chosen, note = feature_layers(self.raw, layers, override)
         if len(chosen) != count:

@@ -7,15 +7,15 @@ does not know layers or rotation.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specx.checkpoints.config import ModelConfig
 from specx.errors import ModelError, PairError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedConfig
 
 
 def check_embedding(
-    directory: Path, tensors: "dict[str, Tensor]", target: "PreTrainedConfig", known_tokens: int
+    directory: Path, tensors: "dict[str, Tensor]", target: ModelConfig, known_tokens: int
 ) -> None:
     """The head's own embedding must know every token; without one the target's must fit.
 
@@ -23,13 +23,13 @@ def check_embedding(
     """
     hidden = tensors["fc.weight"].shape[0]
     own = tensors.get("embed_tokens.weight")
-    if own is None and hidden != target.hidden_size:
+    if own is None and hidden != target.shape.hidden:
         raise ModelError(
             f"{directory} is incomplete",
             reason=f"embed_tokens.weight is missing, and the target's has width "
-            f"{target.hidden_size}, not {hidden}",
+            f"{target.shape.hidden}, not {hidden}",
         )
-    if own is not None and own.shape[0] < min(known_tokens, target.vocab_size):
+    if own is not None and own.shape[0] < min(known_tokens, target.shape.vocabulary):
         raise PairError(
             f"{directory} does not know all tokens of the target",
             reason=f"embed_tokens.weight has {own.shape[0]} rows for {known_tokens} tokens",
@@ -37,16 +37,16 @@ def check_embedding(
 
 
 def check_output(
-    directory: Path, tensors: "dict[str, Tensor]", raw: dict[str, Any], target: "PreTrainedConfig"
+    directory: Path, tensors: "dict[str, Tensor]", raw: dict[str, Any], target: ModelConfig
 ) -> None:
     """``target id = id + d2t[id]`` must rise within the target's vocabulary, and ``t2d`` mark the
     same ids; a head without an output matrix uses the target's.
 
     Raises ``PairError`` and ``ModelError``.
     """
-    rows, matrix, table = target.vocab_size, tensors.get("lm_head.weight"), tensors.get("d2t")
+    rows, matrix, table = target.shape.vocabulary, tensors.get("lm_head.weight"), tensors.get("d2t")
     if matrix is None:
-        fits = tensors["fc.weight"].shape[0] == target.hidden_size
+        fits = tensors["fc.weight"].shape[0] == target.shape.hidden
         is_smaller = table is not None and (table.shape != (rows,) or bool(table.any()))
         if not fits or is_smaller or raw.get("draft_vocab_size") not in (None, rows):
             raise ModelError(f"{directory} is incomplete", reason="lm_head.weight is missing")

@@ -1,6 +1,6 @@
 """An EAGLE head: one decoder layer that guesses from the target's own hidden states.
 
-In: pairs of a feature (the target's, or a state of the head) and the token behind it. Out: states
+In: pairs of a feature (the target's, or a state of the head) and the token after it. Out: states
 that serve as the next features, and logits over the target's vocabulary. It does not know files,
 caches, trees, or which rows it is shown.
 
@@ -13,16 +13,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from specx.core.architecture import DecoderConfig, Rope, Shape
 from specx.core.cache import KVCache
-from specx.core.layers import Norms, fastest_products, row_operations
-from specx.core.linear import pack_linears
-from specx.core.model import AttentionPass, Model, Shape
+from specx.core.decoder import AttentionPass, Footprint, Layer, Model, Weights, new_cache
+from specx.core.joined import join
+from specx.core.operations import row_operations
+from specx.core.rope import inverse_frequencies
 
-#: Where the layer's tensors stand, in the names that ``EagleHead`` is given.
+#: Where the layer's tensors are, in the names that ``EagleHead`` is given.
 LAYER = "layers.0."
+_NORMS = (
+    f"{LAYER}hidden_norm.weight",
+    f"{LAYER}input_layernorm.weight",
+    "norm.weight",
+    "input_norm.weight",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,7 @@ class HeadConfig:
     """What the shapes of a head's tensors do not say.
 
     ``feature_layers``: the target's layers whose inputs are its features, as indices of Hugging
-    Face's ``hidden_states``; () is the state behind the target's final norm. The last flags are
+    Face's ``hidden_states``; () is the state after the target's final norm. The last flags are
     those of published variants of EAGLE-3.
     """
 
@@ -38,8 +46,7 @@ class HeadConfig:
     heads: int
     head_dim: int
     epsilon: float
-    inverse_frequencies: Tensor  # [head_dim / 2] float32
-    rotary_scaling: float = 1.0  # of cosines and sines (YaRN)
+    rope: Rope
     feature_layers: tuple[int, ...] = ()
     residual_is_normed: bool = False  # norm_before_residual
     output_is_normed: bool = False  # norm_output
@@ -57,52 +64,39 @@ class EagleHead:
 
     def __init__(self, config: HeadConfig, tensors: Mapping[str, Tensor], target: Model) -> None:
         self.config, self.device, self.dtype = config, target.device, target.dtype
-        self.inverse_frequencies = config.inverse_frequencies.to(self.device)
-        self._weights = {
-            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
-            for name, tensor in tensors.items()
+        found = join(dict(tensors), self.device, self.dtype)
+        self.shape = _shape(config, tensors, target)
+        weights = Weights(found)
+        self._norms = {
+            name.removesuffix(".weight"): weights.take(name)
+            for name in [*found]
+            if name in _NORMS or name.startswith("fc_norm.")
         }
-        self.weights_bytes = sum(each.nbytes for each in self._weights.values())
-        products = {
-            "fc": self._linear("fc"),
-            "qkv": self._linear(*(f"{LAYER}self_attn.{name}_proj" for name in "qkv")),
-            "out": self._linear(f"{LAYER}self_attn.o_proj"),
-            "gate_up": self._linear(f"{LAYER}mlp.gate_proj", f"{LAYER}mlp.up_proj"),
-            "down": self._linear(f"{LAYER}mlp.down_proj"),
-        }
-        self._matrices = nn.ModuleDict(products)
-        pack_linears(self._matrices)
-        self.decoder: nn.Module = self._matrices
-        self._has_own_head = "lm_head.weight" in tensors
-        self.head: nn.Module = target.head
-        if self._has_own_head:
-            own = nn.ModuleDict({"head": self._linear("lm_head")})
-            pack_linears(own)
-            self.head = own["head"]
-        keys = tensors[f"{LAYER}self_attn.k_proj.weight"].shape[0] // config.head_dim
-        self._sizes = [config.heads, keys, keys]
-        table = self._weights.get("embed_tokens.weight")
+        self._target, self._rows_out = target, target.shape.vocabulary
+        table = weights.take_if_there("embed_tokens.weight")
         self._embedding = target.embedding if table is None else table
-        self._ids = _target_ids(self._weights.get("d2t"))
-        self._target = target
+        self._ids = _target_ids(weights.take_if_there("d2t"))
+        self._fc = weights.linear("fc")
+        scale = config.head_dim**-0.5
+        facts = DecoderConfig(self.shape, config.epsilon, config.rope, score_scale=scale)
+        self._layer = Layer(0, facts, weights)
+        self._head = weights.linear("lm_head") if "lm_head.weight" in found else None
+        weights.check_empty()
+        self.weights_bytes = weights.bytes
+        self.footprint = self._footprint()
+        frequencies = inverse_frequencies(config.rope, config.head_dim)
+        self.inverse_frequencies = frequencies.to(self.device)
+        self._rows = row_operations(self._embedding)
         target.tap(config.feature_layers)
-        self._rows_out = target.shape.vocabulary
-        mlp, hidden = tensors[f"{LAYER}mlp.gate_proj.weight"].shape
-        known = min(self._rows_out, self._embedding.shape[0])
-        self.shape = Shape(1, config.heads, keys, config.head_dim, known, hidden, mlp)
-        self._rows = row_operations(self._weights[f"{LAYER}post_attention_layernorm.weight"])
-        self._products = fastest_products(self.device)
+
+    @property
+    def fuse_bytes(self) -> int:
+        """Bytes that ``fuse`` reads: once a draft and not once a level."""
+        return self._fc.nbytes if self.config.generation == 3 else 0
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache of ``capacity`` rows in this head's shape, dtype and place."""
-        return KVCache(
-            1,
-            self.shape.kv_heads,
-            capacity,
-            self.shape.head_dim,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        return new_cache(self, capacity)
 
     @torch.inference_mode()
     def fuse(self, features: Tensor) -> Tensor:
@@ -112,13 +106,13 @@ class EagleHead:
         """
         if self.config.generation == 1:
             return features
-        if self._has("fc_norm.0"):
+        if "fc_norm.0" in self._norms:
             parts = features.chunk(len(self.config.feature_layers), dim=-1)
             normed = [self._norm(part.contiguous(), f"fc_norm.{i}") for i, part in enumerate(parts)]
             features = torch.cat(normed, dim=-1)
-        if self._has("input_norm"):
+        if "input_norm" in self._norms:
             features = self._norm(features, "input_norm")
-        return self._times("fc", features)
+        return self._fc(features)
 
     @torch.inference_mode()
     def hidden(
@@ -130,25 +124,13 @@ class EagleHead:
     ) -> Tensor:
         """States [n, hidden] of the pairs (``features`` [n, hidden], ``tokens`` [n] int64).
 
-        ``positions`` [n] int64 are those of the features. There is one ``form`` of the layer.
+        ``positions`` [n] int64 are those of the features.
         """
         assert features is not None, "a head reads features"
         stream, inputs = self._begin(F.embedding(tokens, self._embedding), features)
-        qkv = self._times("qkv", inputs)
-        cos, sin = self._rows.rotary_tables(
-            positions, self.inverse_frequencies, self.config.rotary_scaling, self.dtype
-        )
-        heads, keys, _ = self._sizes
-        self._rows.rotate(qkv, cos, sin, heads, keys, self._query_and_key_norms())
-        width = self.config.head_dim
-        by_head = qkv.view(qkv.shape[0], -1, width).transpose(0, 1)
-        query, key, value = by_head.split_with_sizes(self._sizes)
-        attended = attention_pass.attend(0, query, key, value, width**-0.5)
-        attended = attended.transpose(0, 1).reshape(qkv.shape[0], -1)
-        stream = stream + self._times("out", attended)
-        inner = self._norm(stream, f"{LAYER}post_attention_layernorm")
-        inner = self._rows.swiglu(self._times("gate_up", inner))
-        stream = stream + self._times("down", inner)
+        factor = self.config.rope.table_factor
+        tables = self._rows.rotary_tables(positions, self.inverse_frequencies, factor, self.dtype)
+        self._layer.run(stream, inputs, tables, attention_pass)
         return self._norm(stream, "norm") if self.config.output_is_normed else stream
 
     @torch.inference_mode()
@@ -157,57 +139,48 @@ class EagleHead:
 
         −inf where the head's own, smaller vocabulary has no token.
         """
-        if self._has("norm") and not self.config.output_is_normed:
+        if "norm" in self._norms and not self.config.output_is_normed:
             hidden = self._norm(hidden, "norm")
-        if not self._has_own_head:
+        if self._head is None:
             return self._target.logits(hidden)
-        logits = self._product(self.head, hidden)
+        logits = self._head(hidden)
         if self._ids is None:
             return logits
         spread = logits.new_full((logits.shape[0], self._rows_out), float("-inf"))
         return spread.index_copy_(1, self._ids, logits)
 
     def _begin(self, embedded: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The residual stream [n, hidden], and what queries, keys and values are made of."""
+        """The residual stream [n, hidden], which the layer writes to, and what queries, keys and
+        values are made of."""
         if self.config.generation == 1:
-            stream = self._times("fc", torch.cat([embedded, features], dim=-1))
+            stream = self._fc(torch.cat([embedded, features], dim=-1))
             return stream, stream
         normed = self._norm(features, f"{LAYER}hidden_norm")
         inputs = torch.cat([self._norm(embedded, f"{LAYER}input_layernorm"), normed], dim=-1)
-        return normed if self.config.residual_is_normed else features, inputs
-
-    def _query_and_key_norms(self) -> Norms | None:
-        prefix = f"{LAYER}self_attn."
-        if not self._has(f"{prefix}q_norm"):
-            return None
-        norms = (self._weights[f"{prefix}{name}_norm.weight"] for name in "qk")
-        return (*norms, self.config.epsilon)  # type: ignore[return-value]
-
-    def _has(self, name: str) -> bool:
-        return f"{name}.weight" in self._weights
+        return normed if self.config.residual_is_normed else features.clone(), inputs
 
     def _norm(self, rows: Tensor, name: str) -> Tensor:
-        return self._rows.rms_norm(rows, self._weights[f"{name}.weight"], self.config.epsilon)
+        return self._rows.rms_norm(rows, self._norms[name], self.config.epsilon)
 
-    def _times(self, name: str, rows: Tensor) -> Tensor:
-        return self._product(self._matrices[name], rows)
+    def _footprint(self) -> Footprint:
+        """A forward reads the target's output matrix where the head has none."""
+        matrices = (self._fc, *self._layer.matrices)
+        theirs = self._target.footprint.head_parameters
+        head = theirs if self._head is None else self._head.size
+        return Footprint(
+            forward_bytes=sum(each.nbytes for each in matrices) + head * self.dtype.itemsize,
+            layer_parameters=sum(each.size for each in matrices),
+            head_parameters=head,
+        )
 
-    def _product(self, linear: nn.Module, rows: Tensor) -> Tensor:
-        if type(linear) is nn.Linear:
-            return self._products.linear(rows, linear.weight, linear.bias)
-        output: Tensor = linear(rows)  # packed
-        return output
 
-    def _linear(self, *names: str) -> nn.Module:
-        """One product for the matrices ``names`` side by side; the parts are freed."""
-        weight = torch.cat([self._weights.pop(f"{name}.weight") for name in names])
-        biases = [self._weights.pop(f"{name}.bias", None) for name in names]
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        if biases[0] is not None:
-            bias = torch.cat([each for each in biases if each is not None])
-            linear.bias = nn.Parameter(bias, requires_grad=False)
-        return linear
+def _shape(config: HeadConfig, tensors: Mapping[str, Tensor], target: Model) -> Shape:
+    """``vocabulary``: the tokens that it can read."""
+    keys = len(tensors[f"{LAYER}self_attn.k_proj.weight"]) // config.head_dim
+    hidden, mlp = tensors[f"{LAYER}mlp.down_proj.weight"].shape
+    known = len(tensors.get("embed_tokens.weight", target.embedding))
+    vocabulary = min(target.shape.vocabulary, known)
+    return Shape(1, config.heads, keys, config.head_dim, vocabulary, hidden, mlp)
 
 
 def _target_ids(offsets: Tensor | None) -> Tensor | None:

@@ -25,10 +25,10 @@ from torch import Tensor
 from specx.core.attention import Kernels
 from specx.core.cache import KVCache
 from specx.core.config import Parts, RetrievalConfig, TreeConfig
+from specx.core.decoder import DraftModel
 from specx.core.drafts.copies import Copies
 from specx.core.drafts.growth import WIDTH, FixedGrowth, Growth, MeasuredGrowth, StepCosts
 from specx.core.forward_passes import Rotary, WindowPass, WorkingPass
-from specx.core.model import DraftModel
 from specx.core.retrieval import Selection, recent_selection
 from specx.core.sampling import Sampler
 from specx.core.tree import TokenTree, TreeBuilder

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from specx.core.attention import Kernels, Partial, SdpaKernels, masked, merge
 from specx.core.config import Parts
+from specx.core.decoder import Model
 from specx.core.kernels import is_available
 from specx.core.kernels.reference import StaticKernels
-from specx.core.model import Model
 
 _WIDEST_HEAD = 256
 _HALF = (torch.float16, torch.bfloat16)

@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedConfig
 
+from specx.checkpoints.config import ModelConfig
 from specx.checkpoints.eagle.loader import LoadedHead, load_head
 from specx.preset.sections import DraftSpec
-from tests.helpers import VOCABULARY, tiny_config
+from tests.helpers import VOCABULARY, tiny_facts
 
 IDS = "eagle_aux_hidden_state_layer_ids"
 LAYERS = 8  # of the target
@@ -194,16 +194,16 @@ class HeadFiles:
         index = self.directory / "model.safetensors.index.json"
         index.write_text(json.dumps({"weight_map": placed}), encoding="utf-8")
 
-    def load(self, target: PreTrainedConfig | None = None, **spec: Any) -> LoadedHead:
+    def load(self, target: ModelConfig | None = None, **spec: Any) -> LoadedHead:
         """As a preset with these fields of ``draft`` would load it."""
         fields = {"kind": self.layout.kind, "repo": str(self.directory)} | spec
         target = target_config() if target is None else target
         return load_head(self.directory, DraftSpec(**fields), target, VOCABULARY)
 
 
-def target_config(**changes: Any) -> PreTrainedConfig:
+def target_config(**changes: Any) -> ModelConfig:
     """A target that every layout fits."""
-    return tiny_config(**({"num_hidden_layers": LAYERS} | changes))
+    return tiny_facts(**({"num_hidden_layers": LAYERS} | changes))
 
 
 def write_head(directory: Path, name: str, seed: int = 0) -> HeadFiles:

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import specx
+from specx.core.decoder import Model
 from specx.core.drafts.eagle import EagleHead
-from specx.core.model import Model
 from specx.errors import ModelError, PairError, SpecxError
-from tests.checkpoints.eagle.files import IDS, LAYOUTS, HeadFiles, target_config, write_head
-from tests.helpers import PairDirs, preset_for, save_pair, tiny_model
+from tests.checkpoints.eagle.files import IDS, LAYERS, LAYOUTS, HeadFiles, target_config, write_head
+from tests.core.tiny import own
+from tests.helpers import PairDirs, preset_for, save_pair, tiny_config, tiny_model
 
 Change = Callable[[HeadFiles], object]
 ATTENTION = "layers.0.self_attn."
@@ -270,7 +271,7 @@ class Echo:
 
 @pytest.fixture(scope="module")
 def target() -> Model:
-    return Model(tiny_model(target_config()))
+    return own(tiny_model(tiny_config(num_hidden_layers=LAYERS)))
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from specx.core.architecture import Rope
 from specx.core.drafts.eagle import LAYER, EagleHead, HeadConfig
-from specx.core.model import Model
-
-from .tiny import Pair, config, disturbed, hf_model, twin
+from tests.core.tiny import Pair, config, disturbed, hf_model, own
 
 HEADS, KEY_HEADS, WIDTH, MLP, OWN_WORDS = 4, 2, 8, 24, 60
 LAYERS = (2, 4, 5)  # of a target with eight layers
@@ -81,13 +80,12 @@ def make_tensors(form: str, hidden: int, vocabulary: int, seed: int = 0) -> dict
 def make_config(form: str) -> HeadConfig:
     """The configuration of a random head."""
     generation, has = FORMS[form]
-    frequencies = 10000.0 ** -(torch.arange(0, WIDTH, 2) / WIDTH)
     return HeadConfig(
         generation=generation,
         heads=HEADS,
         head_dim=WIDTH,
         epsilon=1e-5,
-        inverse_frequencies=frequencies,
+        rope=Rope(base=10000.0),
         feature_layers=LAYERS if generation == 3 else (),
         residual_is_normed="residual_is_normed" in has,
         output_is_normed="output_is_normed" in has,
@@ -97,7 +95,7 @@ def make_config(form: str) -> HeadConfig:
 def make_pair(form: str = "eagle3", family: str = "llama", seed: int = 0) -> Pair:
     """A target of eight layers with a head, and an untouched twin of the target."""
     model = hf_model(config(family, num_hidden_layers=8), seed)
-    target = Model(twin(model))
+    target = own(model)
     tensors = make_tensors(form, model.config.hidden_size, model.config.vocab_size, seed)
     return Pair(target, EagleHead(make_config(form), tensors, target), model)
 

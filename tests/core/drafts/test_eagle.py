@@ -10,13 +10,12 @@ from torch import Tensor
 
 from specx.core.attention import SdpaKernels
 from specx.core.config import MODES, SamplingConfig, TreeConfig
+from specx.core.decoder import AttentionPass
 from specx.core.drafts.eagle import EagleHead
 from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.forward_passes import WorkingPass
-from specx.core.model import AttentionPass
 from specx.core.sampling import Sampler
-
-from .heads import (
+from tests.core.drafts.heads import (
     FORMS,
     LAYERS,
     make_config,
@@ -26,7 +25,7 @@ from .heads import (
     naive_states,
     true_features,
 )
-from .tiny import RETRIEVAL, TRAINED_TOKENS, TREE, Job, Pair, random_tokens
+from tests.core.tiny import RETRIEVAL, TRAINED_TOKENS, TREE, Job, Pair, random_tokens
 
 SPEC, SPECX = (replace(MODES[name], drafter="eagle") for name in ("spec", "specx"))
 _CLOSE = {"rtol": 1e-3, "atol": 1e-3}

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from specx.core.architecture import DecoderConfig
 from specx.core.attention import SdpaKernels
 from specx.core.config import Parts, RetrievalConfig, SamplingConfig, TreeConfig
+from specx.core.decoder import AttentionPass, Model
 from specx.core.drafts.growth import StepCosts
 from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.forward_passes import Rotary, WorkingPass
-from specx.core.model import AttentionPass, Model
 from specx.core.retrieval import Selection, recent_selection
 from specx.core.sampling import Sampler
 from tests.core import reference
@@ -28,8 +29,8 @@ from tests.core.tiny import (
     disturbed,
     hf_logits,
     hf_model,
+    own,
     random_tokens,
-    twin,
 )
 
 FULL = Parts(draft_cache="full", draft_prefill="full")
@@ -53,8 +54,8 @@ class Call:
 class SpyModel(Model):
     """Remembers its forwards over a working cache."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
+    def __init__(self, config: DecoderConfig, tensors: dict[str, Tensor]) -> None:
+        super().__init__(config, tensors)
         self.calls: list[Call] = []
 
     def hidden(
@@ -131,7 +132,7 @@ def _assert_same(got: Tensor, expected: Tensor) -> None:
 def test_with_a_full_cache_the_draft_computes_what_hugging_face_computes(name: str) -> None:
     """Un-rotated keys, re-rotated on use, scaled where YaRN scales: prompt, tree and next tree."""
     plain = hf_model(config(name))
-    model = SpyModel(twin(plain))
+    model = own(plain, SpyModel)
     drafter = _drafter(model, trained_tokens=32)
     text = random_tokens(75).tolist()
     for chunk in torch.tensor(text).split(40):
@@ -151,7 +152,7 @@ def test_with_a_full_cache_the_draft_computes_what_hugging_face_computes(name: s
 @pytest.mark.parametrize("parts", [FULL, WINDOW, SPECX], ids=["full", "window", "retrieval"])
 def test_a_node_at_depth_d_stands_d_behind_the_root(parts: Parts) -> None:
     """The root is the last committed row; one position more, and every guess is off by one."""
-    model = SpyModel(hf_model(config()))
+    model = own(hf_model(config()), SpyModel)
     drafter = _drafter(model, parts)
     drafter.prefill(random_tokens(90), _NOTHING)
     for new in ([4], [8, 15], [16]):
@@ -176,7 +177,7 @@ def test_a_draft_is_a_valid_tree_within_its_bounds(
     depth: int, nodes: int, threshold: float
 ) -> None:
     tree_config = TreeConfig(nodes=nodes, depth=depth, threshold=threshold, size="fixed")
-    drafter = _drafter(Model(hf_model(config())), tree=tree_config)
+    drafter = _drafter(own(hf_model(config())), tree=tree_config)
     drafter.prefill(random_tokens(20), _NOTHING)
     drafter.extend([3], _NOTHING)
     tree = drafter.draft()
@@ -191,7 +192,7 @@ def test_a_draft_is_a_valid_tree_within_its_bounds(
 def test_the_first_level_is_the_drafts_own_ranking() -> None:
     plain = hf_model(config())
     config_ = TreeConfig(nodes=5, depth=1, size="fixed")
-    drafter = _drafter(Model(twin(plain)), tree=config_)
+    drafter = _drafter(own(plain), tree=config_)
     prompt = random_tokens(30)
     drafter.prefill(prompt, _NOTHING)
     drafter.extend([3], _NOTHING)
@@ -204,7 +205,7 @@ def test_measured_costs_cut_the_tree() -> None:
     for seconds in ({1: 1.0, 64: 1.0}, {1: 1.0, 2: 50.0}):
         costs = StepCosts(seconds, level_s=0.001)
         config_ = TreeConfig(nodes=20, depth=3, size="measured")
-        drafter = _drafter(Model(hf_model(config())), tree=config_, costs=lambda c=costs: c)
+        drafter = _drafter(own(hf_model(config())), tree=config_, costs=lambda c=costs: c)
         drafter.prefill(random_tokens(20), _NOTHING)
         drafter.extend([3], _NOTHING)
         sizes.append(drafter.draft().size)
@@ -214,7 +215,7 @@ def test_measured_costs_cut_the_tree() -> None:
 def test_a_refocused_draft_sees_the_chosen_rows_and_nothing_else() -> None:
     """Rows of the prompt, of the generated text, and all of them, one choice after the other."""
     plain = _one_layer()
-    model = SpyModel(twin(plain))
+    model = own(plain, SpyModel)
     drafter = _drafter(model, SPECX)
     text = random_tokens(90).tolist()
     drafter.prefill(torch.tensor(text), _NOTHING)
@@ -231,7 +232,7 @@ def test_a_refocused_draft_sees_the_chosen_rows_and_nothing_else() -> None:
 def test_rows_that_the_draft_has_not_read_follow_by_themselves() -> None:
     """The target is ahead of the draft by the last step's tokens, and a selection may name them."""
     plain = _one_layer()
-    model = SpyModel(twin(plain))
+    model = own(plain, SpyModel)
     drafter = _drafter(model, SPECX)
     text = random_tokens(40).tolist()
     drafter.prefill(torch.tensor(text), _NOTHING)
@@ -245,7 +246,7 @@ def test_rows_that_the_draft_has_not_read_follow_by_themselves() -> None:
 def test_drafting_leaves_nothing_of_a_tree_behind() -> None:
     """Many trees, each discarded, then a text: the same keys as reading the text at once."""
     plain = hf_model(config())
-    model = SpyModel(twin(plain))
+    model = own(plain, SpyModel)
     drafter = _drafter(model)
     text = random_tokens(50).tolist()
     drafter.prefill(torch.tensor(text[:20]), _NOTHING)
@@ -257,7 +258,7 @@ def test_drafting_leaves_nothing_of_a_tree_behind() -> None:
 
 def test_generated_text_is_kept_without_rotation_like_the_prompt() -> None:
     """A later selection may take generated rows: they must be re-indexed just the same."""
-    model = Model(_one_layer())
+    model = own(_one_layer())
     text = random_tokens(60).tolist()
     at_once, by_steps = _drafter(model, SPECX), _drafter(model, SPECX)
     at_once.prefill(torch.tensor(text), _NOTHING)
@@ -277,7 +278,7 @@ def test_generated_text_is_kept_without_rotation_like_the_prompt() -> None:
 
 def test_a_recent_window_holds_sink_and_recent_rows() -> None:
     plain = _one_layer()
-    model = SpyModel(twin(plain))
+    model = own(plain, SpyModel)
     drafter = _drafter(model, WINDOW)
     text = random_tokens(200).tolist()
     drafter.prefill(torch.tensor(text), _NOTHING)
@@ -292,7 +293,7 @@ def test_a_recent_window_holds_sink_and_recent_rows() -> None:
 def test_a_long_backlog_is_read_before_the_next_draft(parts: Parts) -> None:
     """Tokens may come without a draft in between, hundreds of them."""
     plain = _one_layer()
-    model = SpyModel(twin(plain))
+    model = own(plain, SpyModel)
     drafter = _drafter(model, parts)
     text = random_tokens(60).tolist()
     drafter.prefill(torch.tensor(text), _NOTHING)
@@ -313,7 +314,7 @@ def test_the_noise_of_a_guess_is_the_one_that_the_target_will_draw() -> None:
     """Common random numbers: a draft as good as its target guesses even what was drawn by chance.
     Without the shared noise it would be right in a few of a hundred guesses here."""
     plain = hf_model(config())
-    pair = Pair(Model(twin(plain)), Model(twin(plain)), plain)
+    pair = Pair(own(plain), own(plain), plain)
     sampling = SamplingConfig(temperature=1.5, seed=4)
     tree = TreeConfig(nodes=300, depth=3, threshold=0.0, size="fixed")
     job = Job(pair, random_tokens(50), FULL, max_tokens=41, sampling=sampling, tree=tree)
@@ -397,7 +398,7 @@ def test_a_draft_with_a_longer_vocabulary_guesses_only_what_the_target_knows() -
     guess from there has no embedding in the target."""
     target = hf_model(config())
     draft = hf_model(config(vocab_size=128, hidden_size=16), seed=1)
-    pair = Pair(Model(twin(target)), Model(draft), target)
+    pair = Pair(own(target), own(draft), target)
     prompt = random_tokens(60)
     plain = Job(pair, prompt).run()
     assert Job(pair, prompt, FULL).run().tokens == plain.tokens
@@ -413,7 +414,7 @@ def test_a_smaller_draft_of_another_shape_fits(pair: Pair) -> None:
         num_key_value_heads=1,
         head_dim=12,
     )
-    other = Pair(pair.target, Model(disturbed(hf_model(small))), pair.reference)
+    other = Pair(pair.target, own(disturbed(hf_model(small))), pair.reference)
     prompt = random_tokens(100)
     for parts in (FULL, WINDOW, SPECX):
         assert Job(other, prompt, parts).run().tokens == Job(pair, prompt).run().tokens
@@ -424,7 +425,7 @@ def test_a_prompt_is_read_alike_in_any_chunks(chunks: list[int]) -> None:
     """Blocks of 20 rows, each with the 20 before it, go through a layer one by one or together."""
     tokens, read = random_tokens(300), []
     for pieces in ([20] * 15, chunks):
-        drafter = _drafter(Model(hf_model(config("llama-yarn"))), SPECX, trained_tokens=40)
+        drafter = _drafter(own(hf_model(config("llama-yarn"))), SPECX, trained_tokens=40)
         for piece in tokens.split(pieces):
             drafter.prefill(piece, _NOTHING)
         assert drafter._full.length == 300

@@ -1,0 +1,97 @@
+"""The rotation that a config.json describes, in the spellings of transformers 4 and 5.
+
+In: the raw JSON object. Out: a ``Rope``, or a ``ModelError`` that says what cannot be used. It
+does not know tensors: ``core.rope`` makes the frequencies.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from specx.core.architecture import Rope, RopeKind
+from specx.errors import ModelError
+
+KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
+DEFAULT_BASE = 10000.0
+_LARGEST = 1e15
+_LONGEST = 1 << 26
+
+
+def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What ``config`` says of its rotation. The older field wins where both are filled in, as in
+    transformers. Raises ``ModelError``."""
+    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    found = config.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise ModelError(f"{name} is {str(found)[:40]}, no object")
+    if any(isinstance(each, Mapping) for each in found.values()):
+        reason = f"it is {str(found)[:60]}, not one layer's"
+        raise ModelError(f"{name} cannot be used", reason=reason)
+    return found
+
+
+def rope_kind(parameters: Mapping[str, Any]) -> Any:
+    """The kind of rotation, as it is written."""
+    return parameters.get("rope_type", parameters.get("type", "default"))
+
+
+def read_rope(
+    kind: RopeKind, base: float, parameters: Mapping[str, Any], positions: object
+) -> Rope:
+    """The rotation with the numbers of ``parameters``; ``positions`` are the model's, which stand
+    in for those of its training where these are not given.
+
+    Raises ``ModelError`` for a number that is missing or is none.
+    """
+    if kind == "default":
+        return Rope(base=base)
+    if kind == "linear":
+        return Rope(kind, base, _number(parameters, "factor"))
+    original = int(_number(parameters, "original_max_position_embeddings", positions))
+    if not 1 <= original <= _LONGEST:
+        raise _damaged("original_max_position_embeddings", original)
+    if kind == "llama3":
+        low, high = (_number(parameters, f"{name}_freq_factor") for name in ("low", "high"))
+        if low >= high:
+            raise _damaged("low_freq_factor", low)
+        return Rope(kind, base, _number(parameters, "factor"), original, low, high)
+    if "factor" in parameters and parameters["factor"] is None:  # the two lengths say it
+        factor = _number({"max_position_embeddings": positions}, "max_position_embeddings")
+        factor /= original
+    else:
+        factor = _number(parameters, "factor")
+    return Rope(
+        kind,
+        base,
+        factor,
+        original,
+        beta_fast=_number(parameters, "beta_fast", 32),
+        beta_slow=_number(parameters, "beta_slow", 1),
+        rounds_range=parameters.get("truncate", True) is not False,
+        table_factor=_table_factor(parameters, factor),
+    )
+
+
+def _table_factor(parameters: Mapping[str, Any], factor: float) -> float:
+    """Of cosines and sines, by YaRN: it grows with the logarithm of ``factor``."""
+
+    def growth(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    usual = growth(1.0)
+    if parameters.get("mscale") and parameters.get("mscale_all_dim"):
+        scale, all_dim = (_number(parameters, name) for name in ("mscale", "mscale_all_dim"))
+        usual = growth(scale) / growth(all_dim)
+    return _number(parameters, "attention_factor", usual)
+
+
+def _number(parameters: Mapping[str, Any], name: str, otherwise: object = None) -> float:
+    value = parameters.get(name)
+    value = otherwise if value is None else value
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _LARGEST:
+        raise _damaged(name, value)
+    return float(value)
+
+
+def _damaged(name: str, value: object) -> ModelError:
+    return ModelError("its rotation is damaged", reason=f"{name} is {str(value)[:40]}")
