@@ -5,7 +5,7 @@ screen.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,19 +15,19 @@ from specx.checkpoints import load as hub
 from specx.checkpoints.eagle.loader import LoadedHead
 from specx.core.attention import Kernels
 from specx.core.config import MODES, Parts, SamplingConfig, parts_for
-from specx.core.decode import Decoder, Request
+from specx.core.decode import Decoding, Request, plain_logits
 from specx.core.drafts import Drafter, NoDraft
 from specx.core.drafts.eagle import EagleHead
-from specx.core.drafts.growth import Governor, StepCosts
-from specx.core.drafts.model import DraftSettings, ModelDrafter
+from specx.core.drafts.growth import Governor
+from specx.core.drafts.model import DraftSettings, drafter_in
 from specx.core.drafts.ngram import LookupDrafter
+from specx.core.graphs import padded_rows
 from specx.core.kernels import is_available
 from specx.core.kernels.choice import choose_kernels
 from specx.core.model import Model
-from specx.core.replay import plain_logits
 from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
-from specx.core.target import MEASURED_ROWS, Target, static_rows
+from specx.core.target import CostTable, Target
 from specx.core.workspace import Workspaces
 from specx.errors import ContextError, ResourceError, UsageError
 from specx.memory import reset_peak
@@ -86,7 +86,7 @@ class Engine:
             self.draft = EagleHead(pair.draft.config, pair.draft.tensors, self.target)
         elif pair.draft is not None:
             self.draft = Model(pair.draft)
-        self._costs: dict[tuple[Parts, int], StepCosts] = {}
+        self._costs = CostTable()
         self._workspaces = Workspaces(self.target)
         #: Which attention kernels run, and what could not ("" = nothing).
         kernels, self.kernels_note = choose_kernels(self.target, parts_for("plain"))
@@ -137,18 +137,24 @@ class Engine:
             max_tokens=max_tokens,
             end_tokens=frozenset() if ignore_eos else self._end_tokens,
             sampler=Sampler(sampling),
-            parts=chosen,
             prefill_chunk_tokens=self.preset.prefill_chunk_tokens,
         )
         kernels, lost = choose_kernels(self.target, chosen)
+        explain = partial(self._no_memory, chosen, len(prompt.tokens), max_tokens)
+        reset_peak(self.target.device)
+        decoding = with_room(
+            partial(self._decoding, request, chosen, kernels, mode == "auto", records_trees),
+            self._make_room,
+            explain,
+        )
         return Stream(
-            self._decoder(request, kernels, mode, records_trees),
+            decoding,
             TextStream(self.tokenizer, stop),
             mode=mode,
             ignore_eos=ignore_eos,
             load_s=self.load_s,
             weights_bytes=self.weights_bytes,
-            no_memory=partial(self._no_memory, chosen, len(prompt.tokens), max_tokens),
+            no_memory=explain,
             warnings=(lost,) if lost and lost != self.kernels_note else (),
         )
 
@@ -227,7 +233,13 @@ class Engine:
         explain = partial(self._no_memory, parts_for("plain"), len(prompt), len(before))
         tokens = torch.tensor([*prompt, *before], device=self.device)
         chunk_tokens = self.preset.prefill_chunk_tokens
-        replay = partial(plain_logits, self.target, tokens, len(prompt), chunk_tokens)
+
+        def replay() -> torch.Tensor:
+            parts = parts_for("plain")
+            kernels, _ = choose_kernels(self.target, parts)
+            target = Target(self.target, len(tokens) + 1, parts, kernels)
+            return plain_logits(target, tokens, len(prompt), chunk_tokens)
+
         logits = with_room(replay, self._make_room, explain)
         position = torch.tensor([len(before)], device=self.device)
         seen = torch.zeros_like(logits, dtype=torch.bool)
@@ -267,72 +279,41 @@ class Engine:
             overrides.setdefault("drafter", self.preset.draft.kind)
         return parts_for(mode, overrides)
 
-    def _decoder(
-        self, request: Request, kernels: Kernels, mode: str, records_trees: bool
-    ) -> Decoder:
-        parts, preset = request.parts, self.preset
-        reset_peak(self.target.device)
-        explain = partial(self._no_memory, parts, len(request.prompt), request.max_tokens)
-        target, drafter, costs, on_end = with_room(
-            partial(self._state, request, kernels), self._make_room, explain
-        )
+    def _decoding(
+        self, request: Request, parts: Parts, kernels: Kernels, governs: bool, records_trees: bool
+    ) -> Decoding:
+        """Allocates what the request needs, or takes it over from an earlier one."""
+        preset, tree = self.preset, self.preset.tree
+        # Two steps may be under way when the output ends.
+        rows = len(request.prompt) + request.max_tokens
+        rows += padded_rows(tree.nodes + 1) + 2 * (tree.depth + 1)
+        workspace = self._workspaces.take(max(rows, preset.retrieval.budget_tokens))
+        target = Target(self.target, workspace.capacity, parts, kernels, workspace)
+        if parts.has_draft_model:
+            drafter: Drafter = drafter_in(
+                workspace, self._draft_settings(parts, kernels), request.sampler
+            )
+        else:
+            drafter = NoDraft() if parts.drafter == "none" else LookupDrafter(tree)
         drafts, retrieves = parts.drafter != "none", parts.draft_cache == "retrieval"
-        needs_costs = drafts and (mode == "auto" or preset.tree.size == "measured")
-        return Decoder(
+        needs_costs = drafts and (governs or tree.size == "measured")
+        return Decoding(
+            request,
             target,
             drafter,
-            request,
             retriever=Retriever(preset.retrieval) if parts.has_draft_model and retrieves else None,
-            governor=Governor(costs) if drafts and mode == "auto" else None,
-            tune=costs if needs_costs else None,
-            on_end=on_end,
+            governor=Governor() if drafts and governs else None,
+            costs=self._costs if needs_costs else None,
+            workspaces=self._workspaces,
             records_trees=records_trees,
         )
 
-    def _state(
-        self, request: Request, kernels: Kernels
-    ) -> tuple[Target, Drafter, "LazyCosts", Callable[[], None] | None]:
-        """Target and drafter of a request, its step costs, and what to call at its end."""
-        parts, tree = request.parts, self.preset.tree
-        capacity = len(request.prompt) + request.max_tokens
-        if not kernels.is_static:
-            # Room behind the output for one tree, and for the widths that are timed.
-            rows = capacity + max(tree.nodes + 1, *MEASURED_ROWS)
-            target = Target(self.target, rows, parts, kernels)
-            costs = LazyCosts(self._costs, parts, target)
-            return target, self._drafter(request, capacity, kernels, costs), costs, None
-        # Two steps may be under way when the output ends.
-        rows = capacity + static_rows(tree.nodes + 1) + 2 * (tree.depth + 1)
-        workspace = self._workspaces.take(max(rows, self.preset.retrieval.budget_tokens))
-        target = Target(self.target, workspace.capacity, parts, kernels, workspace.buffers)
-        costs = LazyCosts(self._costs, parts, target)
-        if parts.has_draft_model:
-            settings = self._draft_settings(parts, workspace.capacity, kernels)
-            drafter: Drafter = workspace.drafter(settings, request.sampler, costs)
-        else:
-            drafter = self._drafter(request, capacity, kernels, costs)
-        return target, drafter, costs, partial(self._workspaces.give_back, workspace)
-
-    def _drafter(
-        self, request: Request, capacity: int, kernels: Kernels, costs: "LazyCosts"
-    ) -> Drafter:
-        parts = request.parts
-        if parts.drafter == "none":
-            return NoDraft()
-        if parts.drafter == "lookup":
-            # A tree that the host makes goes to its place on the device later.
-            device = torch.device("cpu") if kernels.is_static else self.target.device
-            return LookupDrafter(self.preset.tree, device, costs)
-        settings = self._draft_settings(parts, capacity, kernels)
-        return ModelDrafter(settings, request.sampler, costs)
-
-    def _draft_settings(self, parts: Parts, capacity: int, kernels: Kernels) -> DraftSettings:
+    def _draft_settings(self, parts: Parts, kernels: Kernels) -> DraftSettings:
         preset = self.preset
         if self.draft is None:
             raise UsageError(f"preset {preset.name} has no draft model", hints=["--mode plain"])
         return DraftSettings(
             model=self.draft,
-            capacity=capacity,
             vocabulary=self.target.shape.vocabulary,
             trained_tokens=preset.draft.trained_context_tokens,
             parts=parts,
@@ -374,22 +355,3 @@ class Engine:
         """Bytes of the weights of target and draft."""
         models = [self.target] if self.draft is None else [self.target, self.draft]
         return sum(model.weights_bytes for model in models)
-
-
-class LazyCosts:
-    """Step costs at the present context length: measured once per engine, parts and power of two.
-
-    By parts, because another draft cache or attention makes other levels and other rows.
-    """
-
-    def __init__(
-        self, known: dict[tuple[Parts, int], StepCosts], parts: Parts, target: Target
-    ) -> None:
-        self._known, self._parts, self._target = known, parts, target
-
-    def __call__(self) -> StepCosts:
-        """The costs; the first call at a length times a few forwards."""
-        key = self._parts, self._target.cache.length.bit_length()
-        if key not in self._known:
-            self._known[key] = self._target.measure()
-        return self._known[key]

@@ -13,8 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor, empty, empty_like, int64, uint8
 
-from specx.core.drafts.copies import FADING, LONGEST, MATCH_BITS, PLACE_BITS, SHORTEST, CopyState
-from specx.core.drafts.growth import WIDTH
+from specx.core.kernels.types import (
+    FADING,
+    LONGEST,
+    MATCH_BITS,
+    PLACE_BITS,
+    SHORTEST,
+    WIDTH,
+    CopyState,
+)
 
 _BLOCK = 1024  # places of the text that a program compares
 _MATCH_WARPS = 4
@@ -136,7 +143,7 @@ def _join_kernel(
 
 
 def find(state: CopyState, text: Tensor, length: Tensor, chunk_tokens: int) -> None:
-    """See ``Copies.find``; ``text`` contiguous, fewer than 2³¹ tokens."""
+    """What ``Copies.find`` does, in two launches; ``text`` contiguous, fewer than 2³¹ tokens."""
     depth, blocks = state.chain.shape[0], triton.cdiv(text.shape[0], _BLOCK)
     ranks = empty(blocks, dtype=int64, device=text.device)
     _match_kernel[(blocks,)](
@@ -160,7 +167,7 @@ def joined(
     frontier: Tensor | None,
     parents: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """See ``Copies.joined_in_beam``."""
+    """What ``Copies.joined`` does, in one launch."""
     rows, count = tokens.shape
     chances, tokens = chances.contiguous(), tokens.contiguous()
     new_chances, new_tokens = empty_like(chances), empty_like(tokens)
