@@ -254,12 +254,12 @@ class Decoding:
         if self._seen is not None:
             self._seen.add(first)
         self.target.begin(prompt, first, features[-1:])
-        self._tune()
         chunks = None
         if self.retriever is not None and self.retriever.is_needed(prompt.shape[0]):
             selection = self.target.select(self.retriever, None)
             self.drafter.refocus(selection)
             chunks = _chunk_numbers(selection.chunks)
+        self._tune()  # after the prompt's last query was used: measuring overwrites it
         return Emitted(*self._commit(first.tolist()), retrieved_chunks=chunks)
 
     def _tune(self) -> None:
