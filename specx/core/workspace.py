@@ -182,7 +182,10 @@ class Workspaces:
         return Workspace(self._target, capacity)
 
     def give_back(self, workspace: Workspace) -> None:
-        """Keep the larger of two."""
+        """Keep the larger of two, where there are recordings to keep; elsewhere its memory is worth
+        more to others than a new one costs."""
+        if self._target.device.type != "cuda":
+            return
         if self._free is None or self._free.capacity < workspace.capacity:
             self._free = workspace
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from specx.core.config import MODES, Parts, SamplingConfig, TreeConfig
 from specx.core.drafts.copies import Copies
 from specx.core.drafts.growth import Governor, StepCosts
-from specx.core.stats import StepStats
 from specx.core.graphs import RECORDED_ROWS, padded_rows
+from specx.core.stats import StepStats
 from tests.core.tiny import RETRIEVAL, Job, Pair, Run, random_tokens
 
 PARTS = {

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from specx.core.replay import plain_logits
 from torch import Tensor
 
 from specx.core.model import Model
-from specx.core.replay import plain_logits
 from specx.core.sampling import Sampler
 from tests.core.tiny import Job, Pair, config, hf_model, random_tokens
 
