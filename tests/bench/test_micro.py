@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from specx.core.drafts.device import DeviceDrafter
 
 import specx
 from specx.bench import micro, rig
@@ -17,7 +18,6 @@ from specx.bench import roofline as floor
 from specx.bench.micro import Limits, Measured, Piece, measure, micro_object
 from specx.bench.render import micro as views
 from specx.bench.rig import Rig
-from specx.core.drafts.device import DeviceDrafter
 from specx.core.kernels.reference import StaticKernels
 from specx.errors import ContextError
 from specx.preset.preset import load_preset

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from specx.core.attention import SdpaKernels
-from specx.core.forward_passes import TargetPass
+from specx.core.forward_passes import ChunkPass
 from specx.core.layers import FusedLayer, FusedNorm, FusedRotary, Layers
 from specx.core.model import Model
-from tests.core.tiny import FAMILIES, PLAIN, config, hf_logits, hf_model, random_tokens, twin
+from tests.core.tiny import FAMILIES, config, hf_logits, hf_model, random_tokens, twin
 
 CASES: dict[str, PreTrainedConfig] = {
     **{name: config(name) for name in FAMILIES},
@@ -47,7 +47,7 @@ def _fused(model: PreTrainedModel) -> tuple[Model, Layers]:
 
 def _logits(model: Model, tokens: Tensor) -> Tensor:
     cache = model.new_cache(len(tokens))
-    attention = TargetPass(cache, cache.stage(len(tokens)), None, SdpaKernels(), PLAIN)
+    attention = ChunkPass(cache, cache.stage(len(tokens)), SdpaKernels(), "fused")
     return model.forward(tokens, torch.arange(len(tokens)), attention).logits
 
 
@@ -202,7 +202,7 @@ def test_real_shapes_on_a_gpu(name: str, count: int, dtype: torch.dtype) -> None
     own = plain.to(dtype)(tokens[None]).logits[0].float()  # what rounding alone does
     model, _ = _fused(plain)
     cache = model.new_cache(count)
-    attention = TargetPass(cache, cache.stage(count), None, SdpaKernels(), PLAIN)
+    attention = ChunkPass(cache, cache.stage(count), SdpaKernels(), "fused")
     got = model.forward(tokens, torch.arange(count, device="cuda"), attention).logits.float()
     floor = (own - expected).abs().max()
     assert (got - expected).abs().max() <= 2 * floor + 1e-3

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from specx.core.attention import SdpaKernels
 from specx.core.config import Parts
-from specx.core.forward_passes import TargetPass
+from specx.core.forward_passes import ChunkPass
 from specx.core.linear import PackedLinear
 from specx.core.model import Model
 from specx.core.target import Target
@@ -74,8 +74,9 @@ def test_after_the_tree_only_the_kept_path_remains(name: str) -> None:
     target.verify(target.place(tree))
     deepest = int(tree.depths.argmax())
     path = torch.tensor(reference.ancestors(tree.parents.tolist(), deepest))
-    target.cache.compact(path, target.cache.length)
+    target.cache.compact(path, target.progress.length)
     target.settle(len(path))
+    target.progress.read(target.cache.length)
     logits, _ = target.verify(target.place(TokenTree.root_only(torch.tensor([5]))))
     text = prompt.tolist() + tree.tokens[path].tolist() + [5]
     _assert_same(logits, hf_logits(plain, text)[-1:])
@@ -118,7 +119,7 @@ def test_logits_are_computed_for_the_rows_asked_for_only() -> None:
     outputs = []
     for first in (0, 9, 11):
         target = Target(model, 12, PLAIN, SdpaKernels())
-        attention = TargetPass(target.cache, target.cache.stage(12), None, SdpaKernels(), PLAIN)
+        attention = ChunkPass(target.cache, target.cache.stage(12), SdpaKernels(), "fused")
         outputs.append(model.forward(tokens, torch.arange(12), attention, logits_from=first))
     assert [output.logits.shape[0] for output in outputs] == [12, 3, 1]
     assert all(output.features.shape[0] == 12 for output in outputs)
@@ -132,7 +133,7 @@ def test_the_head_gives_a_row_the_same_bits_whatever_rows_stand_beside_it() -> N
     wide = config(hidden_size=256, vocab_size=1031, num_hidden_layers=1)
     model, tokens = Model(hf_model(wide)), random_tokens(33)
     target = Target(model, 33, PLAIN, SdpaKernels())
-    attention = TargetPass(target.cache, target.cache.stage(33), None, SdpaKernels(), PLAIN)
+    attention = ChunkPass(target.cache, target.cache.stage(33), SdpaKernels(), "fused")
     every = model.forward(tokens, torch.arange(33), attention).logits
     for first in (20, 25, 29, 30, 31, 32):
         some = model.forward(tokens, torch.arange(33), attention, logits_from=first).logits
@@ -177,7 +178,7 @@ def test_measuring_the_costs_leaves_the_cache_as_it_was() -> None:
     prompt = random_tokens(30)
     target = _prefilled(Model(twin(plain)), prompt, PLAIN)
     costs = target.measure()
-    assert (target.cache.length, target.cache.staged) == (30, 0)
+    assert target.cache.length == 30
     assert costs.verify_s(1) > 0.0
     logits, _ = target.verify(TokenTree.root_only(torch.tensor([5])))
     _assert_same(logits, hf_logits(plain, [*prompt.tolist(), 5])[-1:])

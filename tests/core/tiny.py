@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from specx.core.attention import SdpaKernels
+from specx.core.cache import KVCache
 from specx.core.config import MODES, Parts, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.core.decode import Decoding, Emitted, Request
 from specx.core.drafts import Drafter, NoDraft
@@ -30,7 +31,7 @@ from specx.core.drafts.model import DraftSettings, drafter_in
 from specx.core.drafts.ngram import LookupDrafter
 from specx.core.kernels.reference import StaticKernels
 from specx.core.model import Model
-from specx.core.retrieval import Retriever
+from specx.core.retrieval import Retriever, Selection
 from specx.core.sampling import Sampler
 from specx.core.stats import FinishReason, Prefill, StepStats
 from specx.core.target import CostTable, Target
@@ -278,6 +279,45 @@ class Job:
         if self.parts.drafter == "lookup":
             return LookupDrafter(self.tree)
         return drafter_in(workspace, self.settings(), request.sampler)
+
+
+class Fed:
+    """A drafter fed as the decode loop feeds it: text and features through the workspace."""
+
+    def __init__(self, settings: DraftSettings, target: Model, costs: StepCosts | None = None):
+        self.workspace = Workspace(target, 600)
+        self.drafter = drafter_in(self.workspace, settings, Sampler(GREEDY))
+        self._costs, self._prompt, self._produced = costs, torch.zeros(0, dtype=torch.int64), 0
+
+    @property
+    def full(self) -> KVCache:
+        """Keys of the whole context."""
+        return self.workspace.draft_cache(self.drafter.settings.model, 0)
+
+    def prefill(self, tokens: Tensor, features: Tensor | None = None) -> None:
+        """More of the prompt."""
+        self._prompt = torch.cat([self._prompt, tokens])
+        self.drafter.prefill(tokens, torch.empty(0) if features is None else features)
+
+    def extend(self, tokens: list[int], features: Tensor | None = None) -> None:
+        """Output tokens; the first ones begin the output."""
+        progress, rest = self.workspace.progress, torch.tensor(tokens)
+        for index in range(0 if features is None else len(tokens)):
+            row = (self._produced + index) % len(self.workspace.features)
+            self.workspace.features[row] = features[index]  # type: ignore[index]
+        if self._produced == 0:
+            progress.begin(self._prompt, rest[:1])
+            self.drafter.begin(self._costs)
+            rest = rest[1:]
+        progress.advance(rest, torch.tensor(len(rest)))
+        self.drafter.extend(tokens)
+        self._produced += len(tokens)
+
+    def refocus(self, rows: Tensor) -> None:
+        """Keep these rows."""
+        nothing = torch.zeros(1)
+        count = torch.tensor(len(rows))
+        self.drafter.refocus(Selection(rows, count, nothing.long(), nothing))
 
 
 def interleave(*decodings: Decoding) -> list[Run]:

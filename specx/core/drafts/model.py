@@ -13,10 +13,11 @@ are tokens, and the newest row is again the root's: a guess at depth d has posit
 c committed rows, for a head as for a language model. Further down a tree the feature of a node is
 the head's own state at its parent.
 
-What changes from step to step is read from device scalars: how many tokens the output has, how many
-of them the draft has read, how many rows the working cache holds. Where shapes are fixed, a draft is
-one recording of as many levels as were planned, and the host keeps upper bounds of these numbers;
-elsewhere each level is decided and read when it is known, and no more rows than are worth it.
+What changes from step to step is read from device scalars: how many tokens the output has, how
+many of them the draft has read, how many rows the working cache holds. Where shapes are fixed, a
+draft is one recording of as many levels as were planned, and the host keeps upper bounds of these
+numbers; elsewhere each level is decided when the last one is known, and only rows that are worth it
+are read.
 """
 
 import time
@@ -62,7 +63,7 @@ class ModelDrafter:
     def __init__(self, settings: DraftSettings, workspace: Workspace) -> None:
         """``workspace``: the target's, whose progress and features are read here."""
         model, tree, retrieval = settings.model, settings.tree, settings.retrieval
-        self._settings, self._model, self._parts = settings, model, settings.parts
+        self.settings, self._model, self._parts = settings, model, settings.parts
         self._kernels, device = settings.kernels, model.device
         self._launcher = workspace.launcher(settings.kernels, settings.parts.launch)
         self._progress, self._ring = workspace.progress, workspace.features
@@ -89,8 +90,8 @@ class ModelDrafter:
 
     def _allocate(self, workspace: Workspace) -> None:
         """Caches, and how long their rows may be."""
-        model, parts, tree = self._model, self._parts, self._settings.tree
-        budget, trained = self._settings.retrieval.budget_tokens, self._settings.trained_tokens
+        model, parts, tree = self._model, self._parts, self.settings.tree
+        budget, trained = self.settings.retrieval.budget_tokens, self.settings.trained_tokens
         capacity = workspace.capacity
         # A step may be launched beyond the end of the output, reads are padded, and a selection
         # has its full size however short the context is.
@@ -102,7 +103,7 @@ class ModelDrafter:
         # A budget as long as the draft was trained must not crowd out the selection itself.
         self._most_rows = max(rows, budget + 2 * self._unread_rows)
         # A window slides by a chunk; where only bounds are known, by a step's tokens more.
-        sliding = self._settings.retrieval.chunk_tokens
+        sliding = self.settings.retrieval.chunk_tokens
         self._slid_rows = budget + sliding + self._unread_rows * self._launcher.is_fixed
         self._full = workspace.draft_cache(model, capacity + spare)
         self._working = model.new_cache(rows + tree.depth * WIDTH + spare)
@@ -181,7 +182,7 @@ class ModelDrafter:
         if self._launcher.is_fixed:  # recordings find them in their own place
             rows, count = self._chosen.copy_(rows), self._chosen_count.copy_(count)
         self._launcher.run(partial(self._fill, rows, count), "fill", self._key)
-        self._bound_held(self._settings.retrieval.budget_tokens)
+        self._bound_held(self.settings.retrieval.budget_tokens)
 
     @torch.inference_mode()
     def draft(self) -> TokenTree:
@@ -304,7 +305,7 @@ class ModelDrafter:
         has_slid = cache == "window" and self._most_held >= self._slid_rows
         if cache != "full" and (is_unfilled or is_crowded or has_slid):
             self._launcher.run(self._fill_with_recent, "recent", self._key)
-            self._bound_held(self._settings.retrieval.budget_tokens)
+            self._bound_held(self.settings.retrieval.budget_tokens)
 
     def _fill(self, rows: Tensor, count: Tensor) -> None:
         """Fill the working cache with the first ``count`` [] of ``rows`` [m] of the full one."""
@@ -320,7 +321,7 @@ class ModelDrafter:
 
     def _fill_with_recent(self) -> None:
         """Fill it with the sink and the most recent chunks of what the draft has read."""
-        recent = select_recent(self._settings.retrieval, self._full.capacity, self._full_length)
+        recent = select_recent(self.settings.retrieval, self._full.capacity, self._full_length)
         self._fill(recent.rows, recent.count)
 
     def _bound_held(self, bound: int) -> None:
@@ -334,12 +335,12 @@ class ModelDrafter:
         states = self._add_root()
         for level in range(1, levels):
             states = self._add_level(level, states)
-        tree = self._settings.tree
+        tree = self.settings.tree
         return self._tree(rows, levels, tree.threshold if tree.size == "fixed" else None)
 
     def _grow_stepwise(self) -> TokenTree:
         """As many levels, rows of each, and guesses as are worth it."""
-        growth, beam, tree = self._stepwise, self._beam, self._settings.tree
+        growth, beam, tree = self._stepwise, self._beam, self.settings.tree
         growth.start()
         start = time.perf_counter()
         states, widths = self._add_root(), list[int]()
