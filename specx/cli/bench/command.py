@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Context
 
 from specx.cli.bench.exports import Exports, as_text
-from specx.cli.bench.micro import run_micro
 from specx.cli.bench.paper import check_paper, presets_of, with_paper
 from specx.cli.bench.progress import BenchProgress
 from specx.cli.bench.view import render
@@ -125,9 +124,6 @@ class BenchRequest:
         str | None, option("--from", metavar="FILE", help="Show a saved .json; run nothing.")
     ] = None
     profile: Annotated[bool, option("--profile", help="Also where a step's time goes.")] = False
-    micro: Annotated[
-        bool, option("--micro", help="Time each piece of a step alone, against its floor.")
-    ] = False
     plot: Annotated[bool, option("--plot", help="Also a plot in the terminal.")] = False
     energy: Annotated[bool, option("--energy", help="Joules per token (NVIDIA GPUs).")] = False
     export: Annotated[
@@ -157,9 +153,6 @@ def bench(context: Context, request: BenchRequest) -> int:
     from specx.bench.conditions import BENCH_METRICS, parse_condition
 
     screen = Screen(color=request.color, quiet=request.quiet, verbose=request.verbose)
-    if request.micro:
-        _settle_libraries(screen, offline=request.offline)
-        return run_micro(context, request, screen)
     conditions = [parse_condition(text, BENCH_METRICS) for text in request.fail_if]
     exports = Exports(request.export, force=request.force, inputs=request.data)
     if request.plot:

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from specx.core.drafts.eagle import LAYER, EagleHead, HeadConfig
 from specx.core.model import Model
-
-from .tiny import Pair, config, disturbed, hf_model, twin
+from tests.core.tiny import Pair, config, disturbed, hf_model, twin
 
 HEADS, KEY_HEADS, WIDTH, MLP, OWN_WORDS = 4, 2, 8, 24, 60
 LAYERS = (2, 4, 5)  # of a target with eight layers

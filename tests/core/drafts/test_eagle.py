@@ -14,8 +14,7 @@ from specx.core.drafts.eagle import EagleHead
 from specx.core.drafts.model import DraftSettings
 from specx.core.forward_passes import ReadPass, TreePass
 from specx.core.model import AttentionPass
-
-from .heads import (
+from tests.core.drafts.heads import (
     FORMS,
     LAYERS,
     make_config,
@@ -25,7 +24,7 @@ from .heads import (
     naive_states,
     true_features,
 )
-from .tiny import RETRIEVAL, TRAINED_TOKENS, TREE, Fed, Job, Pair, random_tokens
+from tests.core.tiny import RETRIEVAL, TRAINED_TOKENS, TREE, Fed, Job, Pair, random_tokens
 
 SPEC, SPECX = (replace(MODES[name], drafter="eagle") for name in ("spec", "specx"))
 _CLOSE = {"rtol": 1e-3, "atol": 1e-3}
