@@ -158,14 +158,13 @@ class Bench:
                     drafter.extend(settled.tokens)
 
     def _draft(self) -> None:
-        """One more token of output, and a draft after it."""
+        """A draft, and one more token of output for the next one."""
         assert self._drafter is not None
-        progress = self.target.progress
+        tree, progress = self._drafter.draft(), self.target.progress
+        self._drafter.observe(0.0, tree.reaches, tree.depths)
         progress.advance(progress.root, torch.ones_like(progress.length))
         self.target.settle(1)
         self._drafter.extend([0])
-        tree = self._drafter.draft()
-        self._drafter.observe(0.0, tree.reaches, tree.depths)
 
     def _forward(self, rows: int) -> Callable[[], object]:
         tree = _random_tree(rows, self._device)
