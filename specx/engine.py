@@ -184,17 +184,12 @@ class Engine:
             budget = ends.get(result.finish_reason, count)
         if budget == 0:
             return Verification(0, True)
+        sampling, ignore_eos = result.sampling, result.ignore_eos
         again = self.generate(
-            prompt,
-            mode="plain",
-            max_tokens=budget,
-            sampling=result.sampling,
-            ignore_eos=result.ignore_eos,
+            prompt, mode="plain", max_tokens=budget, sampling=sampling, ignore_eos=ignore_eos
         )
-        difference = self.difference(
-            prompt, again.tokens, result.tokens[:count], sampling=result.sampling
-        )
-        return Verification(count, difference is None, difference)
+        found = self.difference(prompt, again.tokens, result.tokens[:count], sampling=sampling)
+        return Verification(count, found is None, found)
 
     def difference(
         self,
@@ -212,8 +207,7 @@ class Engine:
         for index in range(max(len(tokens), len(plain))):
             expected, got = (each[index] if index < len(each) else None for each in (plain, tokens))
             if expected != got:
-                before = plain[:index]
-                margin = self._margin(prompt.tokens, before, expected, got, Sampler(sampling))
+                margin = self._margin(prompt.tokens, plain[:index], (expected, got), sampling)
                 return Difference(index, expected, got, margin)
         return None
 
@@ -221,30 +215,29 @@ class Engine:
         self,
         prompt: Sequence[int],
         before: Sequence[int],
-        expected: int | None,
-        got: int | None,
-        sampler: Sampler,
+        pair: tuple[int | None, int | None],
+        sampling: SamplingConfig,
     ) -> float | None:
+        """How much better the target scores the first of ``pair`` after ``before`` than the other;
+        None stands for the end of the text. None for a token that it does not know."""
         end = min(self._end_tokens, default=None)
-        expected, got = (end if token is None else token for token in (expected, got))
+        expected, got = (end if token is None else token for token in pair)
         known = range(self.target.shape.vocabulary)
         if expected not in known or got not in known:
             return None
-        explain = partial(self._no_memory, parts_for("plain"), len(prompt), len(before))
-        tokens = torch.tensor([*prompt, *before], device=self.device)
-        chunk_tokens = self.preset.prefill_chunk_tokens
+        parts, tokens = parts_for("plain"), torch.tensor([*prompt, *before], device=self.device)
 
         def replay() -> torch.Tensor:
-            parts = parts_for("plain")
             kernels, _ = choose_kernels(self.target, parts)
             target = Target(self.target, len(tokens) + 1, parts, kernels)
-            return plain_logits(target, tokens, len(prompt), chunk_tokens)
+            return plain_logits(target, tokens, len(prompt), self.preset.prefill_chunk_tokens)
 
+        explain = partial(self._no_memory, parts, len(prompt), len(before))
         logits = with_room(replay, self._make_room, explain)
         position = torch.tensor([len(before)], device=self.device)
         seen = torch.zeros_like(logits, dtype=torch.bool)
         seen[0, tokens] = True
-        scores = sampler.scores(logits, position, seen)[0]
+        scores = Sampler(sampling).scores(logits, position, seen)[0]
         return float(scores[expected] - scores[got])
 
     def _check(self, prompt: Prompt, mode: str, max_tokens: int) -> None:
@@ -289,12 +282,10 @@ class Engine:
         rows += padded_rows(tree.nodes + 1) + 2 * (tree.depth + 1)
         workspace = self._workspaces.take(max(rows, preset.retrieval.budget_tokens))
         target = Target(self.target, workspace.capacity, parts, kernels, workspace)
+        drafter: Drafter = NoDraft() if parts.drafter == "none" else LookupDrafter(tree)
         if parts.has_draft_model:
-            drafter: Drafter = drafter_in(
-                workspace, self._draft_settings(parts, kernels), request.sampler
-            )
-        else:
-            drafter = NoDraft() if parts.drafter == "none" else LookupDrafter(tree)
+            settings = self._draft_settings(parts, kernels)
+            drafter = drafter_in(workspace, settings, request.sampler)
         drafts, retrieves = parts.drafter != "none", parts.draft_cache == "retrieval"
         needs_costs = drafts and (governs or tree.size == "measured")
         return Decoding(

@@ -10,14 +10,7 @@ from dataclasses import dataclass, replace
 
 from specx.core.config import SamplingConfig
 from specx.core.decode import Decoding, Emitted
-from specx.core.stats import (
-    FinishReason,
-    GenerationStats,
-    Memory,
-    Prefill,
-    StepStats,
-    StepTree,
-)
+from specx.core.stats import FinishReason, GenerationStats, Memory, Prefill, StepStats, StepTree
 from specx.errors import ResourceError
 from specx.memory import peak_bytes
 from specx.needs import is_out_of_memory
@@ -101,13 +94,19 @@ class Stream:
         self._tokens: list[int] = []
         self._pieces: list[str] = []
         self._result: Result | None = None
-        self._events = self._run()
+        self._events = self._decode()
 
     def __iter__(self) -> Iterator[Prefill | TextChunk]:
         return self
 
     def __next__(self) -> Prefill | TextChunk:
-        return next(self._events)
+        try:
+            return next(self._events)
+        except (RuntimeError, MemoryError) as error:
+            self._decoding = None
+            if not is_out_of_memory(error):
+                raise
+            raise self._no_memory(error) from error
 
     def cancel(self) -> None:
         """End after the current step; safe from a signal handler or another thread."""
@@ -121,15 +120,6 @@ class Stream:
         if self._result is None:
             raise RuntimeError("the stream has not ended yet: iterate over it first")
         return self._result
-
-    def _run(self) -> Iterator[Prefill | TextChunk]:
-        try:
-            yield from self._decode()
-        except (RuntimeError, MemoryError) as error:
-            self._decoding = None
-            if not is_out_of_memory(error):
-                raise
-            raise self._no_memory(error) from error
 
     def _decode(self) -> Iterator[Prefill | TextChunk]:
         began = time.perf_counter()
@@ -167,15 +157,8 @@ class Stream:
         stats.prefill_draft_s = self._running.prefill_draft_s
         stats.tune_s = self._running.tune_s
         stats.total_s = stats.ttft_s + stats.decode_s
-        return TextChunk(
-            text,
-            tuple(new_tokens),
-            event.step,
-            stats,
-            accepted_text,
-            event.retrieved_chunks,
-            event.tree,
-        )
+        chunks, tree = event.retrieved_chunks, event.tree
+        return TextChunk(text, tuple(new_tokens), event.step, stats, accepted_text, chunks, tree)
 
     def _finish(self, last: TextChunk, reason: FinishReason) -> None:
         decoding, request = self._running, self._running.request
