@@ -76,7 +76,7 @@ class Engine:
     def __init__(self, preset: Preset, pair: hub.ModelPair, load_s: float = 0.0) -> None:
         self.preset, self.load_s = preset, load_s
         self.tokenizer = pair.tokenizer
-        #: What the user should know about the files; told once, when they were loaded.
+        #: What the user should know about the files, in sentences.
         self.notes = pair.notes
         self._prompter = Prompter(pair.tokenizer, preset.prompt)
         self._end_tokens = hub.end_tokens(pair)
@@ -218,8 +218,8 @@ class Engine:
         pair: tuple[int | None, int | None],
         sampling: SamplingConfig,
     ) -> float | None:
-        """How much better the target scores the first of ``pair`` after ``before`` than the other;
-        None stands for the end of the text. None for a token that it does not know."""
+        """How much better the target scores the first token of ``pair`` after ``before`` than the
+        second (None: the end of the text); None where it does not know one of them."""
         end = min(self._end_tokens, default=None)
         expected, got = (end if token is None else token for token in pair)
         known = range(self.target.shape.vocabulary)
@@ -300,17 +300,12 @@ class Engine:
         )
 
     def _draft_settings(self, parts: Parts, kernels: Kernels) -> DraftSettings:
-        preset = self.preset
+        preset, vocabulary = self.preset, self.target.shape.vocabulary
         if self.draft is None:
             raise UsageError(f"preset {preset.name} has no draft model", hints=["--mode plain"])
+        trained_tokens, tree = preset.draft.trained_context_tokens, preset.tree
         return DraftSettings(
-            model=self.draft,
-            vocabulary=self.target.shape.vocabulary,
-            trained_tokens=preset.draft.trained_context_tokens,
-            parts=parts,
-            tree=preset.tree,
-            retrieval=preset.retrieval,
-            kernels=kernels,
+            self.draft, vocabulary, trained_tokens, parts, tree, preset.retrieval, kernels
         )
 
     def _make_room(self, error: BaseException) -> None:

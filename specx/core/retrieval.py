@@ -49,7 +49,7 @@ def chunk_scores(query: Tensor, keys: Tensor, scale: float, chunk_tokens: int) -
 
 
 class Retriever:
-    """Says when the draft's cache is to be refreshed, and with what."""
+    """Says when the draft's cache is to be refreshed."""
 
     def __init__(self, config: RetrievalConfig) -> None:
         self.config = config
@@ -62,14 +62,12 @@ class Retriever:
         """Whether ``rows`` of context exceed what the draft may keep."""
         return rows > self.config.budget_tokens
 
-    def select(self, scores: Tensor, length: Tensor) -> Selection:
-        """Sink, recent and best-scored chunks of the first ``length`` [] int64 rows, without the
-        host. ``scores`` [c] float32 of all chunks of these rows; further ones are ignored."""
-        return select(self.config, scores, length)
-
 
 def select(config: RetrievalConfig, scores: Tensor, length: Tensor) -> Selection:
-    """``Retriever.select``."""
+    """Sink, recent and best-scored chunks of the first ``length`` [] int64 rows, without the host.
+
+    ``scores`` [c] float32 of all chunks of these rows; further ones are ignored.
+    """
     numbers = torch.arange(scores.shape[0], device=scores.device)
     chunks = (length + config.chunk_tokens - 1) // config.chunk_tokens
     forced = (numbers < config.sink_chunks) | (numbers >= chunks - config.recent_chunks)

@@ -19,7 +19,7 @@ from specx.core.drafts.growth import StepCosts
 from specx.core.forward_passes import ChunkPass, TreePass
 from specx.core.graphs import RECORDED_ROWS
 from specx.core.model import Model
-from specx.core.retrieval import Retriever, Selection
+from specx.core.retrieval import Retriever, Selection, select
 from specx.core.tree import Path, TokenTree
 from specx.core.workspace import FEATURE_ROWS, Slot, Workspace
 
@@ -170,7 +170,7 @@ class Target:
         keys, length = self.cache.keys[-1], self.progress.length
         chunk_tokens = retriever.config.chunk_tokens
         scores = self._kernels.chunk_scores(query, keys, length, self._scale, chunk_tokens)
-        return retriever.select(scores, length)
+        return select(retriever.config, scores, length)
 
 
 class CostTable:

@@ -7,7 +7,6 @@ A short request after a long one finds old keys after its own, which no row ever
 """
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +17,6 @@ from specx.core.config import Launch, Parts
 from specx.core.graphs import Graphs, Launcher
 from specx.core.model import DraftModel, Model
 from specx.core.tree import TokenTree
-
-T = TypeVar("T")
 
 #: Features that wait for a drafter, of the newest output tokens: a ring of so many rows.
 FEATURE_ROWS = 256
@@ -119,8 +116,8 @@ class Workspace:
         self.capacity = -(-capacity // _ROUND_ROWS) * _ROUND_ROWS
         self.cache = target.new_cache(self.capacity)
         self.progress = Progress(self.capacity, target.device)
-        #: What is kept for later requests by what a request needs: see ``kept``.
-        self._kept: dict[Parts, object] = {}
+        #: Drafters that later requests with the same parts take over.
+        self.kept: dict[Parts, object] = {}
         self._draft_cache: KVCache | None = None
         self._graphs = Graphs(target.device)
         self._launchers: dict[tuple[str, Launch], Launcher] = {}
@@ -150,15 +147,6 @@ class Workspace:
         if self._draft_cache is None or self._draft_cache.capacity < capacity:
             self._draft_cache = model.new_cache(capacity)
         return self._draft_cache
-
-    def kept(self, parts: Parts, kind: type[T]) -> T | None:
-        """What an earlier request with the same parts left with ``keep``, if it is of ``kind``."""
-        found = self._kept.get(parts)
-        return found if isinstance(found, kind) else None
-
-    def keep(self, parts: Parts, something: object) -> None:
-        """For later requests with the same parts."""
-        self._kept[parts] = something
 
     def _rows_of_features(self, rows: int) -> Tensor:
         target = self._target

@@ -23,7 +23,7 @@ def _query_keys(
 
 def _select(config: RetrievalConfig, query: Tensor, keys: Tensor) -> Selection:
     scores = chunk_scores(query, keys, _SCALE, config.chunk_tokens)
-    return Retriever(config).select(scores, torch.tensor(keys.shape[1]))
+    return select(config, scores, torch.tensor(keys.shape[1]))
 
 
 def _rows(selection: Selection) -> list[int]:

@@ -1,4 +1,4 @@
-"""Guesses copied from the text: what followed the last tokens when they stood there before.
+"""Guesses copied from the text: what followed the last tokens where they occurred before.
 
 In: the text so far, at a place that recordings may read, and which parts of it the target attends
 to. Out: a chain of tokens, joined to a draft's best guesses with the chance that copying proved to
@@ -6,11 +6,11 @@ have lately. It does not know models, trees or caches. Nothing is read by the ho
 is static, so a CUDA graph can hold it.
 
 The idea is prompt lookup decoding (Saxena, 2023). Here it is no drafter of its own: where the
-draft model stands on the chain and thinks of another token first, the chain's next token joins its
+draft model has followed the chain and thinks of another token first, the chain's next token joins its
 guesses. So both share one tree and one budget of nodes. What counts is how often the copy was
 right when the draft thought otherwise: a good draft is hardly disturbed, a lost one is led.
 
-A phrase often stands in a text more than once. The target knows which of the places it is copying
+A phrase often occurs in a text more than once. The target knows which of the places it is copying
 from: its last layer attends there. Retrieval asks it for that anyway, chunk by chunk, every few
 steps, so the chunk's attention decides between matches of the same length, at no further read of
 the keys.
@@ -54,7 +54,7 @@ class Copies:
 
     @property
     def chain(self) -> Tensor:
-        """The chain [depth] int64; −1 behind its end, and all of it where nothing matches. The
+        """The chain [depth] int64; −1 after its end, and all of it where nothing matches. The
         same memory for every text."""
         return self._state.chain
 
@@ -81,7 +81,7 @@ class Copies:
     def find(self, text: Tensor, length: Tensor) -> None:
         """Judge the last chain by what the text [capacity] int64 became, then look for the next.
 
-        ``length`` [] int64: tokens of the text. Of all places where its last tokens stood before,
+        ``length`` [] int64: tokens of the text. Of all places where its last tokens occurred before,
         the ones with the longest match are taken, of those the ones in chunks that the target
         attends to most (in bfloat16: nearly equal is equal), of those the latest.
         """

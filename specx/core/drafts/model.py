@@ -413,9 +413,8 @@ class ModelDrafter:
 def drafter_in(workspace: Workspace, settings: DraftSettings, sampler: Sampler) -> ModelDrafter:
     """The drafter of these parts in ``workspace``, at the start of a request: an earlier request's
     or a new one."""
-    drafter = workspace.kept(settings.parts, ModelDrafter)
-    if drafter is None:
-        drafter = ModelDrafter(settings, workspace)
-        workspace.keep(settings.parts, drafter)
+    drafter = workspace.kept.get(settings.parts)
+    if not isinstance(drafter, ModelDrafter):
+        drafter = workspace.kept[settings.parts] = ModelDrafter(settings, workspace)
     drafter.start(sampler)
     return drafter

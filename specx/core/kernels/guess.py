@@ -6,7 +6,7 @@ three launches a level and three for the tree. They do not know models; lengths 
 numbers, everything else stays on the device.
 
 Guesses are compared by integer keys: the upper half orders float32 values, the lower half prefers
-lower positions, so that one maximum finds the value, where it stands, and breaks ties by age.
+lower positions, so that one maximum finds the value and its position, and breaks ties by age.
 """
 
 from typing import Any

@@ -67,11 +67,11 @@ class Levels:
 class CopyState:
     """One request's chain of D tokens and how well chains did, at places that never change."""
 
-    chain: Tensor  # [D] int64; −1 behind its end, and all of it where nothing matches
+    chain: Tensor  # [D] int64; −1 after its end, and all of it where nothing matches
     attention: Tensor  # [chunks] float32 ≥ 0: how much the target attends to each chunk
-    # Levels at which the draft stood on the chain and thought of another token first.
+    # Levels at which the draft had followed the chain and thought of another token first.
     doubted: Tensor  # [D] bool
-    start: Tensor  # [] int64: where in the text the chain would stand
+    start: Tensor  # [] int64: where in the text the chain would begin
     kind: Tensor  # [] int64: length of its match, less ``SHORTEST``
     prior: Tensor  # [2, kinds] float32: hits and tries before anything was tried
     counts: Tensor  # [2, kinds] float32: hits and tries, fading
