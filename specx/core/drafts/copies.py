@@ -6,8 +6,8 @@ have lately. It does not know models, trees or caches. Nothing is read by the ho
 is static, so a CUDA graph can hold it.
 
 The idea is prompt lookup decoding (Saxena, 2023). Here it is no drafter of its own: where the
-draft model has followed the chain and thinks of another token first, the chain's next token joins its
-guesses. So both share one tree and one budget of nodes. What counts is how often the copy was
+draft model has followed the chain and thinks of another token first, the chain's next token joins
+its guesses. So both share one tree and one budget of nodes. What counts is how often the copy was
 right when the draft thought otherwise: a good draft is hardly disturbed, a lost one is led.
 
 A phrase often occurs in a text more than once. The target knows which of the places it is copying
@@ -81,9 +81,9 @@ class Copies:
     def find(self, text: Tensor, length: Tensor) -> None:
         """Judge the last chain by what the text [capacity] int64 became, then look for the next.
 
-        ``length`` [] int64: tokens of the text. Of all places where its last tokens occurred before,
-        the ones with the longest match are taken, of those the ones in chunks that the target
-        attends to most (in bfloat16: nearly equal is equal), of those the latest.
+        ``length`` [] int64: tokens of the text. Of all places where its last tokens occurred
+        before, the ones with the longest match are taken, of those the ones in chunks that the
+        target attends to most (in bfloat16: nearly equal is equal), of those the latest.
         """
         if self._fused is not None:
             self._fused.find(self._state, text, length, self._chunk_tokens)
