@@ -37,9 +37,6 @@ from specx.prompter import Prompter
 from specx.prompts import Prompt, TextStream
 from specx.stream import Difference, Result, Stream, Verification
 
-#: What a preset's parts say about decoding without a draft.
-_PLAIN_PARTS = ("launch",)
-
 
 def kernels_on(device: str) -> str:
     """The attention kernels that an engine on ``device`` will very likely run."""
@@ -175,9 +172,7 @@ class Engine:
         """
         if first_tokens is not None and first_tokens < 0:
             raise UsageError(f"the number of tokens to verify must be ≥ 0, not {first_tokens}")
-        count = len(result.tokens) if first_tokens is None else first_tokens
-        count = min(count, len(result.tokens))
-        budget = count
+        count = budget = len(result.tokens[:first_tokens])
         if count == len(result.tokens):
             # Where the text ended by itself, plain decoding has to end there too.
             ends = {"eos": count + 1, "length": max(count, result.max_tokens)}
@@ -265,8 +260,8 @@ class Engine:
     def _parts(self, mode: str, changes: Mapping[str, str]) -> Parts:
         # Checked as a preset's parts are.
         self.preset.with_overrides({f"parts.{name}": value for name, value in changes.items()})
-        own = self.preset.parts.items()
-        kept = {name: value for name, value in own if mode != "plain" or name in _PLAIN_PARTS}
+        own = self.preset.parts.items()  # of which plain decoding has only the launch
+        kept = {name: value for name, value in own if mode != "plain" or name == "launch"}
         overrides: dict[str, Any] = {**kept, **changes}
         if mode != "plain":
             overrides.setdefault("drafter", self.preset.draft.kind)
