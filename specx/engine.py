@@ -5,7 +5,7 @@ screen.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,28 +15,25 @@ from specx.checkpoints import load as hub
 from specx.checkpoints.eagle.loader import LoadedHead
 from specx.core.attention import Kernels
 from specx.core.config import MODES, Parts, SamplingConfig, parts_for
-from specx.core.decode import Decoder, Request
+from specx.core.decode import Decoding, Request, plain_logits
 from specx.core.decoder import Model
 from specx.core.drafts import Drafter, NoDraft
 from specx.core.drafts.eagle import EagleHead
-from specx.core.drafts.growth import Governor, StepCosts
-from specx.core.drafts.model import DraftSettings, ModelDrafter
+from specx.core.drafts.growth import Governor
+from specx.core.drafts.model import DraftSettings, drafter_in
 from specx.core.drafts.ngram import LookupDrafter
+from specx.core.graphs import padded_rows
 from specx.core.kernels import is_available
 from specx.core.kernels.choice import choose_kernels
-from specx.core.replay import plain_logits
 from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
-from specx.core.target import MEASURED_ROWS, Target, static_rows
+from specx.core.target import CostTable, Target
 from specx.core.workspace import Workspaces
 from specx.errors import ContextError, ResourceError, UsageError
 from specx.memory import Shortage, needs_of, release, reset_peak, room_on, with_room
 from specx.preset.preset import Preset, load_preset
 from specx.prompts import Prompt, Prompter, TextStream
 from specx.stream import Difference, Result, Stream, Verification
-
-#: What a preset's parts say about decoding without a draft.
-_PLAIN_PARTS = ("launch",)
 
 
 def kernels_on(device: str) -> str:
@@ -74,7 +71,7 @@ class Engine:
     def __init__(self, preset: Preset, pair: hub.ModelPair, load_s: float = 0.0) -> None:
         self.preset, self.load_s = preset, load_s
         self.tokenizer = pair.tokenizer
-        #: What the user should know about the files; told once, when they were loaded.
+        #: What the user should know about the files, in sentences.
         self.notes = pair.notes
         self._prompter = Prompter(pair.tokenizer, preset.prompt)
         self._end_tokens = hub.end_tokens(pair.target.config, pair.tokenizer)
@@ -84,7 +81,7 @@ class Engine:
             self.draft = EagleHead(pair.draft.config, pair.draft.tensors, self.target)
         elif pair.draft is not None:
             self.draft = Model(pair.draft.config.decoder, pair.draft.tensors)
-        self._costs: dict[tuple[Parts, int], StepCosts] = {}
+        self._costs = CostTable()
         self._workspaces = Workspaces(self.target)
         #: Which attention kernels run, and what could not ("" = nothing).
         kernels, self.kernels_note = choose_kernels(self.target, parts_for("plain"))
@@ -135,18 +132,24 @@ class Engine:
             max_tokens=max_tokens,
             end_tokens=frozenset() if ignore_eos else self._end_tokens,
             sampler=Sampler(sampling),
-            parts=chosen,
             prefill_chunk_tokens=self.preset.prefill_chunk_tokens,
         )
         kernels, lost = choose_kernels(self.target, chosen)
+        explain = partial(self._no_memory, chosen, len(prompt.tokens), max_tokens)
+        reset_peak(self.target.device)
+        decoding = with_room(
+            partial(self._decoding, request, chosen, kernels, mode == "auto", records_trees),
+            self._make_room,
+            explain,
+        )
         return Stream(
-            self._decoder(request, kernels, mode, records_trees),
+            decoding,
             TextStream(self.tokenizer, stop, prompt.context),
             mode=mode,
             ignore_eos=ignore_eos,
             load_s=self.load_s,
             weights_bytes=self.weights_bytes,
-            no_memory=partial(self._no_memory, chosen, len(prompt.tokens), max_tokens),
+            no_memory=explain,
             warnings=(lost,) if lost and lost != self.kernels_note else (),
         )
 
@@ -167,26 +170,19 @@ class Engine:
         """
         if first_tokens is not None and first_tokens < 0:
             raise UsageError(f"the number of tokens to verify must be ≥ 0, not {first_tokens}")
-        count = len(result.tokens) if first_tokens is None else first_tokens
-        count = min(count, len(result.tokens))
-        budget = count
+        count = budget = len(result.tokens[:first_tokens])
         if count == len(result.tokens):
             # Where the text ended by itself, plain decoding has to end there too.
             ends = {"eos": count + 1, "length": max(count, result.max_tokens)}
             budget = ends.get(result.finish_reason, count)
         if budget == 0:
             return Verification(0, True)
+        sampling, ignore_eos = result.sampling, result.ignore_eos
         again = self.generate(
-            prompt,
-            mode="plain",
-            max_tokens=budget,
-            sampling=result.sampling,
-            ignore_eos=result.ignore_eos,
+            prompt, mode="plain", max_tokens=budget, sampling=sampling, ignore_eos=ignore_eos
         )
-        difference = self.difference(
-            prompt, again.tokens, result.tokens[:count], sampling=result.sampling
-        )
-        return Verification(count, difference is None, difference)
+        found = self.difference(prompt, again.tokens, result.tokens[:count], sampling=sampling)
+        return Verification(count, found is None, found)
 
     def difference(
         self,
@@ -204,8 +200,7 @@ class Engine:
         for index in range(max(len(tokens), len(plain))):
             expected, got = (each[index] if index < len(each) else None for each in (plain, tokens))
             if expected != got:
-                before = plain[:index]
-                margin = self._margin(prompt.tokens, before, expected, got, Sampler(sampling))
+                margin = self._margin(prompt.tokens, plain[:index], (expected, got), sampling)
                 return Difference(index, expected, got, margin)
         return None
 
@@ -213,24 +208,29 @@ class Engine:
         self,
         prompt: Sequence[int],
         before: Sequence[int],
-        expected: int | None,
-        got: int | None,
-        sampler: Sampler,
+        pair: tuple[int | None, int | None],
+        sampling: SamplingConfig,
     ) -> float | None:
+        """How much better the target scores the first token of ``pair`` after ``before`` than the
+        second (None: the end of the text); None where it does not know one of them."""
         end = min(self._end_tokens, default=None)
-        expected, got = (end if token is None else token for token in (expected, got))
+        expected, got = (end if token is None else token for token in pair)
         known = range(self.target.shape.vocabulary)
         if expected not in known or got not in known:
             return None
-        explain = partial(self._no_memory, parts_for("plain"), len(prompt), len(before))
-        tokens = torch.tensor([*prompt, *before], device=self.device)
-        chunk_tokens = self.preset.prefill_chunk_tokens
-        replay = partial(plain_logits, self.target, tokens, len(prompt), chunk_tokens)
+        parts, tokens = parts_for("plain"), torch.tensor([*prompt, *before], device=self.device)
+
+        def replay() -> torch.Tensor:
+            kernels, _ = choose_kernels(self.target, parts)
+            target = Target(self.target, len(tokens) + 1, parts, kernels)
+            return plain_logits(target, tokens, len(prompt), self.preset.prefill_chunk_tokens)
+
+        explain = partial(self._no_memory, parts, len(prompt), len(before))
         logits = with_room(replay, self._make_room, explain)
         position = torch.tensor([len(before)], device=self.device)
         seen = torch.zeros_like(logits, dtype=torch.bool)
         seen[0, tokens] = True
-        scores = sampler.scores(logits, position, seen)[0]
+        scores = Sampler(sampling).scores(logits, position, seen)[0]
         return float(scores[expected] - scores[got])
 
     def _check(self, prompt: Prompt, mode: str, max_tokens: int) -> None:
@@ -258,85 +258,47 @@ class Engine:
     def _parts(self, mode: str, changes: Mapping[str, str]) -> Parts:
         # Checked as a preset's parts are.
         self.preset.with_overrides({f"parts.{name}": value for name, value in changes.items()})
-        own = self.preset.parts.items()
-        kept = {name: value for name, value in own if mode != "plain" or name in _PLAIN_PARTS}
+        own = self.preset.parts.items()  # of which plain decoding has only the launch
+        kept = {name: value for name, value in own if mode != "plain" or name == "launch"}
         overrides: dict[str, Any] = {**kept, **changes}
         if mode != "plain":
             overrides.setdefault("drafter", self.preset.draft.kind)
         return parts_for(mode, overrides)
 
-    def _decoder(
-        self, request: Request, kernels: Kernels, mode: str, records_trees: bool
-    ) -> Decoder:
-        parts, preset = request.parts, self.preset
-        reset_peak(self.target.device)
-        explain = partial(self._no_memory, parts, len(request.prompt), request.max_tokens)
-        target, drafter, costs, on_end = with_room(
-            partial(self._state, request, kernels), self._make_room, explain
-        )
+    def _decoding(
+        self, request: Request, parts: Parts, kernels: Kernels, governs: bool, records_trees: bool
+    ) -> Decoding:
+        """Allocates what the request needs, or takes it over from an earlier one."""
+        preset, tree = self.preset, self.preset.tree
+        # Two steps may be under way when the output ends.
+        rows = len(request.prompt) + request.max_tokens
+        rows += padded_rows(tree.nodes + 1) + 2 * (tree.depth + 1)
+        workspace = self._workspaces.take(max(rows, preset.retrieval.budget_tokens))
+        target = Target(self.target, workspace.capacity, parts, kernels, workspace)
+        drafter: Drafter = NoDraft() if parts.drafter == "none" else LookupDrafter(tree)
+        if parts.has_draft_model:
+            settings = self._draft_settings(parts, kernels)
+            drafter = drafter_in(workspace, settings, request.sampler)
         drafts, retrieves = parts.drafter != "none", parts.draft_cache == "retrieval"
-        needs_costs = drafts and (mode == "auto" or preset.tree.size == "measured")
-        return Decoder(
+        needs_costs = drafts and (governs or tree.size == "measured")
+        return Decoding(
+            request,
             target,
             drafter,
-            request,
             retriever=Retriever(preset.retrieval) if parts.has_draft_model and retrieves else None,
-            governor=Governor(costs) if drafts and mode == "auto" else None,
-            tune=costs if needs_costs else None,
-            on_end=on_end,
+            governor=Governor() if drafts and governs else None,
+            costs=self._costs if needs_costs else None,
+            workspaces=self._workspaces,
             records_trees=records_trees,
         )
 
-    def _state(
-        self, request: Request, kernels: Kernels
-    ) -> tuple[Target, Drafter, "LazyCosts", Callable[[], None] | None]:
-        """Target and drafter of a request, its step costs, and what to call at its end."""
-        parts, tree = request.parts, self.preset.tree
-        capacity = len(request.prompt) + request.max_tokens
-        if not kernels.is_static:
-            # Room behind the output for one tree, and for the widths that are timed.
-            rows = capacity + max(tree.nodes + 1, *MEASURED_ROWS)
-            target = Target(self.target, rows, parts, kernels)
-            costs = LazyCosts(self._costs, parts, target)
-            return target, self._drafter(request, capacity, kernels, costs), costs, None
-        # Two steps may be under way when the output ends.
-        rows = capacity + static_rows(tree.nodes + 1) + 2 * (tree.depth + 1)
-        workspace = self._workspaces.take(max(rows, self.preset.retrieval.budget_tokens))
-        target = Target(self.target, workspace.capacity, parts, kernels, workspace.buffers)
-        costs = LazyCosts(self._costs, parts, target)
-        if parts.has_draft_model:
-            settings = self._draft_settings(parts, workspace.capacity, kernels)
-            drafter: Drafter = workspace.drafter(settings, request.sampler, costs)
-        else:
-            drafter = self._drafter(request, capacity, kernels, costs)
-        return target, drafter, costs, partial(self._workspaces.give_back, workspace)
-
-    def _drafter(
-        self, request: Request, capacity: int, kernels: Kernels, costs: "LazyCosts"
-    ) -> Drafter:
-        parts = request.parts
-        if parts.drafter == "none":
-            return NoDraft()
-        if parts.drafter == "lookup":
-            # A tree that the host makes goes to its place on the device later.
-            device = torch.device("cpu") if kernels.is_static else self.target.device
-            return LookupDrafter(self.preset.tree, device, costs)
-        settings = self._draft_settings(parts, capacity, kernels)
-        return ModelDrafter(settings, request.sampler, costs)
-
-    def _draft_settings(self, parts: Parts, capacity: int, kernels: Kernels) -> DraftSettings:
-        preset = self.preset
+    def _draft_settings(self, parts: Parts, kernels: Kernels) -> DraftSettings:
+        preset, vocabulary = self.preset, self.target.shape.vocabulary
         if self.draft is None:
             raise UsageError(f"preset {preset.name} has no draft model", hints=["--mode plain"])
+        trained_tokens, tree = preset.draft.trained_context_tokens, preset.tree
         return DraftSettings(
-            model=self.draft,
-            capacity=capacity,
-            vocabulary=self.target.shape.vocabulary,
-            trained_tokens=preset.draft.trained_context_tokens,
-            parts=parts,
-            tree=preset.tree,
-            retrieval=preset.retrieval,
-            kernels=kernels,
+            self.draft, vocabulary, trained_tokens, parts, tree, preset.retrieval, kernels
         )
 
     def _make_room(self, error: BaseException) -> None:
@@ -372,22 +334,3 @@ class Engine:
         """Bytes of the weights of target and draft."""
         models = [self.target] if self.draft is None else [self.target, self.draft]
         return sum(model.weights_bytes for model in models)
-
-
-class LazyCosts:
-    """Step costs at the present context length: measured once per engine, parts and power of two.
-
-    By parts, because another draft cache or attention makes other levels and other rows.
-    """
-
-    def __init__(
-        self, known: dict[tuple[Parts, int], StepCosts], parts: Parts, target: Target
-    ) -> None:
-        self._known, self._parts, self._target = known, parts, target
-
-    def __call__(self) -> StepCosts:
-        """The costs; the first call at a length times a few forwards."""
-        key = self._parts, self._target.cache.length.bit_length()
-        if key not in self._known:
-            self._known[key] = self._target.measure()
-        return self._known[key]

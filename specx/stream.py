@@ -1,7 +1,7 @@
 """One running request: events out of the decode loop, with text, totals and a result at the end.
 
-In: a decoder and a text stream. Out: ``Prefill`` and ``TextChunk`` events, then a ``Result``. It
-does not know how prompts were made or where text goes.
+In: a running request and a text stream. Out: ``Prefill`` and ``TextChunk`` events, then a
+``Result``. It does not know how prompts were made or where text goes.
 """
 
 import time
@@ -9,15 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from specx.core.config import SamplingConfig
-from specx.core.decode import Decoder, Emitted
-from specx.core.stats import (
-    FinishReason,
-    GenerationStats,
-    Memory,
-    Prefill,
-    StepStats,
-    StepTree,
-)
+from specx.core.decode import Decoding, Emitted
+from specx.core.stats import FinishReason, GenerationStats, Memory, Prefill, StepStats, StepTree
 from specx.errors import ResourceError
 from specx.memory import is_out_of_memory, peak_bytes
 from specx.prompts import TextStream
@@ -82,7 +75,7 @@ class Stream:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoding: Decoding,
         text: TextStream,
         *,
         mode: str,
@@ -93,26 +86,32 @@ class Stream:
         warnings: Sequence[str] = (),
     ) -> None:
         """``no_memory`` frees what it can and says what was lacking."""
-        self._decoder: Decoder | None = decoder  # until the end: its caches are large
+        self._decoding: Decoding | None = decoding  # until the end: its caches are large
         self._no_memory, self._warnings, self._text = no_memory, tuple(warnings), text
         self._mode, self._ignore_eos, self._weights_bytes = mode, ignore_eos, weights_bytes
-        self._stats = GenerationStats(prompt_tokens=len(decoder.request.prompt), load_s=load_s)
+        self._stats = GenerationStats(prompt_tokens=len(decoding.request.prompt), load_s=load_s)
         self._tokens: list[int] = []
         self._pieces: list[str] = []
         self._result: Result | None = None
-        self._events = self._run()
+        self._events = self._decode()
 
     def __iter__(self) -> Iterator[Prefill | TextChunk]:
         return self
 
     def __next__(self) -> Prefill | TextChunk:
-        return next(self._events)
+        try:
+            return next(self._events)
+        except (RuntimeError, MemoryError) as error:
+            self._decoding = None
+            if not is_out_of_memory(error):
+                raise
+            raise self._no_memory(error) from error
 
     def cancel(self) -> None:
         """End after the current step; safe from a signal handler or another thread."""
-        decoder = self._decoder
-        if decoder is not None:
-            decoder.cancel()
+        decoding = self._decoding  # another thread may end it meanwhile
+        if decoding is not None:
+            decoding.cancel()
 
     @property
     def result(self) -> Result:
@@ -120,15 +119,6 @@ class Stream:
         if self._result is None:
             raise RuntimeError("the stream has not ended yet: iterate over it first")
         return self._result
-
-    def _run(self) -> Iterator[Prefill | TextChunk]:
-        try:
-            yield from self._decode()
-        except (RuntimeError, MemoryError) as error:
-            self._decoder = None
-            if not is_out_of_memory(error):
-                raise
-            raise self._no_memory(error) from error
 
     def _decode(self) -> Iterator[Prefill | TextChunk]:
         began = time.perf_counter()
@@ -166,25 +156,18 @@ class Stream:
         stats.prefill_draft_s = self._running.prefill_draft_s
         stats.tune_s = self._running.tune_s
         stats.total_s = stats.ttft_s + stats.decode_s
-        return TextChunk(
-            text,
-            tuple(new_tokens),
-            event.step,
-            stats,
-            accepted_text,
-            event.retrieved_chunks,
-            event.tree,
-        )
+        chunks, tree = event.retrieved_chunks, event.tree
+        return TextChunk(text, tuple(new_tokens), event.step, stats, accepted_text, chunks, tree)
 
     def _finish(self, last: TextChunk, reason: FinishReason) -> None:
-        decoder, request = self._running, self._running.request
-        cache = decoder.target.cache
+        decoding, request = self._running, self._running.request
+        cache = decoding.target.cache
         is_empty = not self._tokens and reason != "interrupted"
         self._stats.memory = Memory(
             weights_bytes=self._weights_bytes,
             kv_target_bytes=cache.row_bytes * cache.capacity,
-            kv_draft_bytes=decoder.drafter.cache_bytes,
-            peak_bytes=peak_bytes(decoder.target.model.device),
+            kv_draft_bytes=decoding.drafter.cache_bytes,
+            peak_bytes=peak_bytes(decoding.target.model.device),
         )
         self._result = Result(
             text="".join([*self._pieces, last.text]),
@@ -192,16 +175,16 @@ class Stream:
             finish_reason=reason,
             stats=self._stats,
             mode=self._mode,
-            mode_reason="" if decoder.governor is None else decoder.governor.reason,
+            mode_reason="" if decoding.governor is None else decoding.governor.reason,
             sampling=request.sampler.config,
             max_tokens=request.max_tokens,
             ignore_eos=self._ignore_eos,
             warnings=(*self._warnings, *((_EMPTY,) if is_empty else ())),
         )
-        decoder.end()
-        self._decoder = None
+        decoding.close()  # a stop string ends the text before it ends itself
+        self._decoding = None
 
     @property
-    def _running(self) -> Decoder:
-        assert self._decoder is not None, "the request has ended"
-        return self._decoder
+    def _running(self) -> Decoding:
+        assert self._decoding is not None, "the request has ended"
+        return self._decoding

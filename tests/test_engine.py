@@ -16,6 +16,8 @@ from specx.core.attention import SdpaKernels
 from specx.core.cache import KVCache
 from specx.core.config import MODES, Parts, SamplingConfig
 from specx.core.decoder import Model
+from specx.core.target import Target
+from specx.core.workspace import Workspaces
 from specx.engine import Engine
 from specx.errors import ContextError, ResourceError, UsageError
 from specx.prompts import Prompt
@@ -535,9 +537,9 @@ class TestMemory:
     ) -> None:
         wanted = engine.generate(prompt, mode="specx", max_tokens=8).tokens
         dropped: list[bool] = []
-        monkeypatch.setattr(engine._workspaces, "drop", lambda: dropped.append(True))
-        failing = Failing(engine._state, OUT_OF_MEMORY["cuda"])
-        monkeypatch.setattr(engine, "_state", failing)
+        monkeypatch.setattr(Workspaces, "drop", lambda _: dropped.append(True))
+        failing = Failing(Target, OUT_OF_MEMORY["cuda"])
+        monkeypatch.setattr("specx.engine.Target", failing)
         assert engine.generate(prompt, mode="specx", max_tokens=8).tokens == wanted
         assert dropped == [True]
 

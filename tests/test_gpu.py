@@ -27,8 +27,6 @@ _WAYS = {
     "without copies": ("specx", {"copies": "none"}),
     "auto": ("auto", {}),
     "without graphs": ("specx", {"launch": "eager"}),
-    "original layers": ("specx", {"layers": "original"}),
-    "compiled layers": ("specx", {"layers": "compiled"}),
     "sdpa": ("specx", {"tree_attention": "sdpa"}),
     "masked": ("spec", {"tree_attention": "masked"}),
 }

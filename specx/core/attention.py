@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 
 from specx.core.config import PrefillAttention, TreeAttention
+from specx.core.retrieval import chunk_scores
 
 # The fused CPU kernel is slower on one or two query rows than on four (measured at 16K keys).
 _MIN_CPU_ROWS = 4
 
 
 class Kernels(Protocol):
-    """Attention of one backend. ``is_static``: it takes the length of the prefix as a device
-    scalar, so that a CUDA graph recorded at one length serves every length."""
+    """Attention of one backend. A length is a 0-d int64 tensor: where it lies, and whether a CUDA
+    graph may hold what takes it, is the business of ``graphs.Launcher``."""
 
     name: str
-    is_static: bool
 
     def store(
-        self, keys: Tensor, values: Tensor, start: int | Tensor, key: Tensor, value: Tensor
+        self, keys: Tensor, values: Tensor, start: Tensor, key: Tensor, value: Tensor
     ) -> None:
         """Write ``key``, ``value`` [Hkv, n, D] to rows ``start`` … of one layer's cache
-        [Hkv, capacity, D]; ``start`` is a device scalar where the backend is static."""
+        [Hkv, capacity, D]."""
         ...
 
     def tree(
@@ -36,23 +36,23 @@ class Kernels(Protocol):
         query: Tensor,
         keys: Tensor,
         values: Tensor,
-        prefix: int | Tensor,
+        prefix: Tensor,
         mask: Tensor,
         scale: float,
     ) -> Tensor:
         """Hybrid Tree Attention [H, n, D]: all rows see the first ``prefix`` rows of one layer's
-        cache [Hkv, capacity, D], and the m staged rows behind them under ``mask`` [n, m]."""
+        cache [Hkv, capacity, D], and the m staged rows after them under ``mask`` [n, m]."""
         ...
 
     def merge(self, first: "Partial", second: "Partial") -> Tensor:
-        """See ``attention.merge``."""
+        """Attention over the union of two disjoint key sets, from their parts; [H, n, D]."""
         ...
 
     def chunk_scores(
         self, query: Tensor, keys: Tensor, length: Tensor, scale: float, chunk_tokens: int
     ) -> Tensor:
-        """``retrieval.chunk_scores`` over the first ``length`` rows of a whole cache; [chunks of
-        the cache] float32."""
+        """``retrieval.chunk_scores`` over the first ``length`` rows of a cache [Hkv, capacity, D];
+        [chunks] float32, of the whole cache where shapes are fixed."""
         ...
 
     def prefix(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> "Partial":
@@ -69,60 +69,47 @@ Partial = tuple[Tensor, Tensor]  # output [H, n, D], log-sum-exp [H, n] float32
 
 class SdpaKernels:
     """PyTorch's fused attention kernels. A group of query heads that share a key/value head is
-    folded into rows, so each key and value is read once per group. Lengths are the host's."""
-
-    is_static = False
+    folded into rows, so each key and value is read once per group."""
 
     def __init__(self, tree_kind: TreeAttention = "hybrid") -> None:
         """``tree_kind="masked"`` is the ordinary way, one mask over everything, for ablations."""
         self.name = "masked" if tree_kind == "masked" else "sdpa"
-        self._tree_kind = tree_kind
 
     def store(
-        self, keys: Tensor, values: Tensor, start: int | Tensor, key: Tensor, value: Tensor
+        self, keys: Tensor, values: Tensor, start: Tensor, key: Tensor, value: Tensor
     ) -> None:
-        """See ``Kernels``; ``start`` is an int."""
-        assert isinstance(start, int)
-        keys[:, start : start + key.shape[1]] = key
-        values[:, start : start + key.shape[1]] = value
+        rows = slice(first := int(start), first + key.shape[1])
+        keys[:, rows] = key
+        values[:, rows] = value
 
     def tree(
         self,
         query: Tensor,
         keys: Tensor,
         values: Tensor,
-        prefix: int | Tensor,
+        prefix: Tensor,
         mask: Tensor,
         scale: float,
     ) -> Tensor:
-        """See ``Kernels``; ``prefix`` is an int."""
-        assert isinstance(prefix, int)
-        end = prefix + mask.shape[1]
-        keys, values = keys[:, :end], values[:, :end]
-        return tree_attention(query, keys, values, mask, scale, self, self._tree_kind)
+        before, end = int(prefix), int(prefix) + mask.shape[1]
+        if self.name == "masked":
+            sees = torch.ones(mask.shape[0], before, dtype=torch.bool, device=mask.device)
+            sees = torch.cat([sees, mask], dim=1)
+            return masked(query, keys[:, :end], values[:, :end], sees, scale)[0]
+        own = masked(query, keys[:, before:end], values[:, before:end], mask, scale)
+        if before == 0:
+            return own[0]
+        return merge(self.prefix(query, keys[:, :before], values[:, :before], scale), own)
 
     def merge(self, first: Partial, second: Partial) -> Tensor:
-        """See ``Kernels``."""
         return merge(first, second)
 
     def chunk_scores(
         self, query: Tensor, keys: Tensor, length: Tensor, scale: float, chunk_tokens: int
     ) -> Tensor:
-        """See ``Kernels``."""
-        heads, width = query.shape
-        kv_heads, capacity, _ = keys.shape
-        rows = torch.arange(capacity, device=keys.device)
-        grouped = query.reshape(kv_heads, heads // kv_heads, width).float()
-        scores = torch.matmul(grouped, keys.float().transpose(1, 2)) * scale
-        chances = scores.masked_fill(rows >= length, float("-inf")).softmax(dim=-1).mean((0, 1))
-        chunks = -(-capacity // chunk_tokens)
-        padded = torch.nn.functional.pad(chances, (0, chunks * chunk_tokens - capacity))
-        firsts = torch.arange(chunks, device=keys.device) * chunk_tokens
-        counts = (length - firsts).clamp(1, chunk_tokens)
-        return padded.view(chunks, chunk_tokens).sum(dim=1) / counts
+        return chunk_scores(query, keys[:, : int(length)], scale, chunk_tokens)
 
     def prefix(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Partial:
-        """See ``Kernels.prefix``."""
         heads, rows, width = query.shape
         folded = query.reshape(key.shape[0], -1, width)
         count = folded.shape[1]
@@ -133,18 +120,12 @@ class SdpaKernels:
         return out.reshape(heads, rows, width), lse.reshape(heads, rows)
 
     def causal(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Partial:
-        """See ``Kernels.causal``."""
         heads, rows, width = query.shape
         group = heads // key.shape[0]
         # The group becomes the batch: [group, Hkv, n, D] against keys repeated without a copy.
         grouped = query.view(-1, group, rows, width).transpose(0, 1)
-        out, lse = _fused(
-            grouped,
-            key.expand(group, -1, -1, -1),
-            value.expand(group, -1, -1, -1),
-            scale,
-            causal=True,
-        )
+        repeated_key, repeated_value = (each.expand(group, -1, -1, -1) for each in (key, value))
+        out, lse = _fused(grouped, repeated_key, repeated_value, scale, causal=True)
         return (
             out.transpose(0, 1).reshape(heads, rows, width),
             lse.transpose(0, 1).reshape(heads, rows),
@@ -207,27 +188,3 @@ def prefill_attention(
     if prefix == 0:
         return own[0]
     return kernels.merge(kernels.prefix(query, key[:, :prefix], value[:, :prefix], scale), own)
-
-
-def tree_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    scale: float,
-    kernels: Kernels,
-    kind: TreeAttention = "hybrid",
-) -> Tensor:
-    """Attention of n tree rows over a prefix that all see and m staged rows under ``mask`` [n, m].
-
-    The staged rows are the last m of the S keys. ``kind="masked"`` is the ordinary way (one mask
-    over everything), kept for ablations.
-    """
-    prefix = key.shape[1] - mask.shape[1]
-    if kind == "masked":
-        sees = torch.ones(mask.shape[0], prefix, dtype=torch.bool, device=mask.device)
-        return masked(query, key, value, torch.cat([sees, mask], dim=1), scale)[0]
-    own = masked(query, key[:, prefix:], value[:, prefix:], mask, scale)
-    if prefix == 0:
-        return own[0]
-    return merge(kernels.prefix(query, key[:, :prefix], value[:, :prefix], scale), own)

@@ -1,7 +1,7 @@
 """Preallocated key/value storage with in-place compaction.
 
-In: keys and values of new rows. Out: views of the committed and staged rows. It does not know
-attention, models, positions or which rows are worth keeping.
+In: keys and values of new rows. Out: one buffer that attention reads. It does not know attention,
+models, positions or which rows are worth keeping.
 """
 
 import torch
@@ -13,9 +13,8 @@ from specx.core.config import kv_row_bytes
 class KVCache:
     """Keys and values [L, Hkv, capacity, D] of one request.
 
-    ``length`` rows are committed, ``staged`` rows behind them belong to a tree or chunk that is
-    not decided yet. Invariant: 0 ≤ length ≤ length + staged ≤ capacity. A forward writes the
-    same staged rows in every layer; ``stage`` reserves them once beforehand.
+    ``length`` rows are committed, as far as the host knows: a device may have committed more.
+    Invariant: 0 ≤ length ≤ capacity. Rows after the committed ones are anybody's.
     """
 
     def __init__(
@@ -33,17 +32,11 @@ class KVCache:
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.length = 0
-        self.staged = 0
 
     @property
     def capacity(self) -> int:
         """Rows allocated."""
         return self.keys.shape[2]
-
-    @property
-    def end(self) -> int:
-        """Rows in use: committed and staged."""
-        return self.length + self.staged
 
     @property
     def row_bytes(self) -> int:
@@ -52,15 +45,10 @@ class KVCache:
         return kv_row_bytes(layers, heads, width, self.keys.element_size())
 
     def stage(self, rows: int) -> int:
-        """Reserve ``rows`` more staged rows; returns the first one.
-
-        Raises ``ValueError`` when they do not fit.
-        """
-        start = self.end
-        if start + rows > self.capacity:
-            raise ValueError(f"{rows} rows after {start} exceed the cache's {self.capacity}")
-        self.staged += rows
-        return start
+        """Where the next ``rows`` rows go. Raises ``ValueError`` when they do not fit."""
+        if self.length + rows > self.capacity:
+            raise ValueError(f"{rows} rows after {self.length} exceed the cache's {self.capacity}")
+        return self.length
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [Hkv, n, D] of ``layer`` at rows start … start + n."""
@@ -68,10 +56,10 @@ class KVCache:
         self.keys[layer, :, start:stop] = keys
         self.values[layer, :, start:stop] = values
 
-    def compact(self, nodes: Tensor, start: int | Tensor) -> None:
-        """Move the rows ``start`` + ``nodes`` [m] int64 (increasing) to ``start`` and behind.
+    def compact(self, nodes: Tensor, start: Tensor) -> None:
+        """Move the rows ``start`` + ``nodes`` [m] int64 (increasing) to ``start`` … start + m.
 
-        ``start``: the first staged row, on the host or as a device scalar.
+        ``start``: the first row after the committed ones, [] int64.
         """
         source = nodes + start
         target = torch.arange(nodes.shape[0], device=nodes.device) + start
@@ -79,26 +67,8 @@ class KVCache:
             # Selecting copies before the write, so overlapping rows are safe.
             rows.index_copy_(2, target, rows.index_select(2, source))
 
-    def commit(self, rows: int) -> None:
-        """Commit the first ``rows`` staged rows as they lie; the rest is forgotten."""
-        if rows > self.staged:
-            raise ValueError(f"cannot commit {rows} of {self.staged} staged rows")
-        self.length += rows
-        self.staged = 0
-
-    def drop(self) -> None:
-        """Forget every staged row."""
-        self.staged = 0
-
     def reach(self, length: int) -> None:
-        """The first ``length`` rows are committed: they were written at places that a device
-        scalar named. Raises ``ValueError`` beyond the capacity."""
-        if length > self.capacity:
+        """The first ``length`` rows are committed. Raises ``ValueError`` beyond the capacity."""
+        if not 0 <= length <= self.capacity:
             raise ValueError(f"{length} rows exceed the cache's {self.capacity}")
-        self.length, self.staged = length, 0
-
-    def truncate(self, length: int) -> None:
-        """Shorten to ``length`` committed rows; staged rows are forgotten."""
-        if length > self.length:
-            raise ValueError(f"cannot truncate {self.length} rows to {length}")
-        self.length, self.staged = length, 0
+        self.length = length

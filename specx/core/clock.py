@@ -30,14 +30,12 @@ class HostClock:
         self._last = time.perf_counter()
 
     def mark(self, phase: str) -> None:
-        """See ``Clock``."""
         now = time.perf_counter()
         self._seconds[phase] = now - self._last
         self._last = now
 
     def seconds(self, previous: "Clock | None") -> dict[str, float]:
-        """See ``Clock``; the host is never idle."""
-        return self._seconds
+        return self._seconds  # the host is never idle
 
 
 class StreamClock:
@@ -49,18 +47,25 @@ class StreamClock:
         self._events = [self._stream.record_event(_event())]
 
     def mark(self, phase: str) -> None:
-        """See ``Clock``."""
         self._phases.append(phase)
         self._events.append(self._stream.record_event(_event()))
 
     def seconds(self, previous: "Clock | None") -> dict[str, float]:
-        """See ``Clock``."""
         self._events[-1].synchronize()
         pairs = zip(self._phases, itertools.pairwise(self._events), strict=True)
         seconds = {phase: start.elapsed_time(end) / 1000 for phase, (start, end) in pairs}
         if isinstance(previous, StreamClock):
             seconds["gap"] = max(0.0, previous._events[-1].elapsed_time(self._events[0]) / 1000)
         return seconds
+
+
+def now(device: torch.device) -> float:
+    """Seconds on the host's clock once ``device`` has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
 
 
 def start_clock(device: torch.device) -> Clock:
@@ -75,16 +80,17 @@ def _event() -> torch.cuda.Event:
 class Readout:
     """Device tensors on their way to the host: ``wait`` is the step's one synchronisation."""
 
-    def __init__(self, *tensors: torch.Tensor) -> None:
-        """Later writes to ``tensors`` on the same stream do not change what is read."""
-        self._on_host = [_to_host(tensor) for tensor in tensors]
+    def __init__(self, *tensors: torch.Tensor | None) -> None:
+        """Later writes to ``tensors`` on the same stream do not change what is read. None keeps a
+        place empty."""
+        self._on_host = [None if tensor is None else _to_host(tensor) for tensor in tensors]
         self._arrived: torch.cuda.Event | None = None
-        if tensors[0].device.type == "cuda":
+        if any(tensor is not None and tensor.device.type == "cuda" for tensor in tensors):
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
-    def wait(self) -> list[torch.Tensor]:
-        """The values, on the host."""
+    def wait(self) -> list[torch.Tensor | None]:
+        """The values on the host, in the order in which they were given."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._on_host

@@ -1,6 +1,6 @@
 """The settings of the core, as frozen dataclasses: numbers and names, nothing else.
 
-They stand in one torch-free module so that presets, ``--help`` and ``--set`` can be read and
+They are in one torch-free module so that presets, ``--help`` and ``--set`` can be read and
 checked without importing torch. Each is used by the module of the same name.
 """
 

@@ -184,6 +184,7 @@ class Model:
         """
         weights = Weights(tensors)
         self.shape, self._config = config.shape, config
+        self.score_scale = config.score_scale  # of query · key
         self.embedding = weights.take("embed_tokens.weight")  # [V, hidden]
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         layers = range(config.shape.layers)

@@ -1,8 +1,8 @@
 """What one forward does in every attention layer: where keys go and what each row sees.
 
-In: queries, keys and values of new rows, layer by layer. Out: their attention. ``TargetPass``
-serves the target; the others serve a draft whose keys are stored without rotation, two of them
-within CUDA graphs. They do not know models or trees beyond a mask.
+In: queries, keys and values of new rows, layer by layer. Out: their attention. ``ChunkPass`` serves
+the target's prompt and ``TreePass`` trees; the others serve a draft whose committed keys are stored
+without rotation. They do not know models or trees beyond a mask.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from specx.core.attention import Kernels, prefill_attention
 from specx.core.cache import KVCache
-from specx.core.config import Parts
+from specx.core.config import PrefillAttention
 
 
 class Rotary:
@@ -40,33 +40,39 @@ class Rotary:
 
 
 @dataclass(slots=True)
-class TargetPass:
-    """Rows of the target: a causal chunk (``mask`` None) or tree rows under ``mask`` [n, n].
+class ChunkPass:
+    """A causal chunk of the target's prompt, at rows ``start`` … of its cache."""
 
-    ``start``: where the rows go; a device scalar with static kernels, else they must have been
-    staged in ``cache``. ``query`` holds the last layer's queries [H, n, D] afterwards: retrieval
-    needs one row of them.
+    cache: KVCache
+    start: int
+    kernels: Kernels
+    kind: PrefillAttention
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        self.cache.write(layer, self.start, key, value)
+        end = self.start + key.shape[1]
+        keys, values = self.cache.keys[layer, :, :end], self.cache.values[layer, :, :end]
+        return prefill_attention(query, keys, values, scale, self.kernels, self.kind)
+
+
+@dataclass(slots=True)
+class TreePass:
+    """Tree rows of a model that rotates its own keys, in a cache whose rows are rotated.
+
+    They go to the rows ``first`` [] int64 … and see the first ``prefix`` [] int64 rows and, under
+    ``mask`` [n, m], the m rows after those.
     """
 
     cache: KVCache
-    start: int | Tensor
-    mask: Tensor | None
+    prefix: Tensor
+    first: Tensor
+    mask: Tensor
     kernels: Kernels
-    parts: Parts
-    query: Tensor | None = None
-    scale: float = 1.0
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """See ``AttentionPass``."""
-        kernels, keys, values = self.kernels, self.cache.keys[layer], self.cache.values[layer]
-        kernels.store(keys, values, self.start, key, value)
-        if layer == self.cache.keys.shape[0] - 1:
-            self.query, self.scale = query, scale
-        if self.mask is not None:
-            return kernels.tree(query, keys, values, self.start, self.mask, scale)
-        assert isinstance(self.start, int), "a chunk's place is known to the host"
-        end, kind = self.start + key.shape[1], self.parts.prefill_attention
-        return prefill_attention(query, keys[:, :end], values[:, :end], scale, kernels, kind)
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        self.kernels.store(keys, values, self.first, key, value)
+        return self.kernels.tree(query, keys, values, self.prefix, self.mask, scale)
 
 
 @dataclass(slots=True)
@@ -83,11 +89,10 @@ class WindowPass:
     window: int
     rotary: Rotary
     kernels: Kernels
-    parts: Parts
+    kind: PrefillAttention
     blocks: int = 1
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """See ``AttentionPass``."""
         self.full.write(layer, self.start, key, value)
         first, end = max(0, self.start - self.window), self.start + key.shape[1]
         keys, values = self.full.keys[layer, :, first:end], self.full.values[layer, :, first:end]
@@ -96,8 +101,7 @@ class WindowPass:
             keys, values = _with_window(keys, self.blocks), _with_window(values, self.blocks)
             query = _fold(query, key.shape[0], self.blocks)
         keys, query = self.rotary.rotate(keys, 0), self.rotary.rotate(query, before)
-        kind = self.parts.prefill_attention
-        out = prefill_attention(query, keys, values, scale, self.kernels, kind)
+        out = prefill_attention(query, keys, values, scale, self.kernels, self.kind)
         return out if self.blocks == 1 else _unfold(out, key.shape[0], self.blocks).view(shape)
 
 
@@ -123,62 +127,10 @@ def _unfold(out: Tensor, kv_heads: int, blocks: int) -> Tensor:
 
 
 @dataclass(slots=True)
-class WorkingPass:
-    """Draft rows over the working cache, at compact positions.
-
-    Committed rows (``mask`` None) are also stored without rotation in ``full``; tree rows
-    (``mask`` [n, staged]) live only in the working cache until the tree is done.
-    """
-
-    working: KVCache
-    start: int
-    full: KVCache
-    full_start: int
-    positions: Tensor | slice
-    mask: Tensor | None
-    rotary: Rotary
-    kernels: Kernels
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """See ``AttentionPass``."""
-        if self.mask is None:
-            self.full.write(layer, self.full_start, key, value)
-        working, end = self.working, self.start + key.shape[1]
-        # One rotation for both: the launch costs more than the arithmetic.
-        rotated = self.rotary.rotate_at(torch.cat([query, key]), self.positions)
-        query, key = rotated[: query.shape[0]], rotated[query.shape[0] :]
-        working.write(layer, self.start, key, value)
-        keys, values = working.keys[layer], working.values[layer]
-        if self.mask is None:
-            return prefill_attention(query, keys[:, :end], values[:, :end], scale, self.kernels)
-        return self.kernels.tree(query, keys, values, working.length, self.mask, scale)
-
-
-@dataclass(slots=True)
-class StagedPass:
-    """Tree rows of a draft whose keys are rotated by the model itself, for CUDA graphs.
-
-    They go to the rows ``first`` … of the working cache and see its first ``prefix`` rows and,
-    under ``mask`` [n, m], the m rows behind those.
-    """
-
-    working: KVCache
-    prefix: Tensor
-    first: Tensor
-    mask: Tensor
-    kernels: Kernels
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """See ``AttentionPass``."""
-        keys, values = self.working.keys[layer], self.working.values[layer]
-        self.kernels.store(keys, values, self.first, key, value)
-        return self.kernels.tree(query, keys, values, self.prefix, self.mask, scale)
-
-
-@dataclass(slots=True)
-class UnreadPass:
-    """Committed rows that a draft reads within a CUDA graph: without rotation into ``full`` at
-    row ``full_start``, rotated to compact positions into ``working`` behind its ``prefix`` rows.
+class ReadPass:
+    """Committed rows that a draft reads: without rotation into ``full`` at row ``full_start``
+    [] int64, rotated to compact ``positions`` [n] into ``working`` after its ``prefix`` [] int64
+    rows. ``mask`` [n, n]: causal.
     """
 
     working: KVCache
@@ -191,9 +143,9 @@ class UnreadPass:
     kernels: Kernels
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """See ``AttentionPass``."""
         full, keys, values = self.full, self.working.keys[layer], self.working.values[layer]
         self.kernels.store(full.keys[layer], full.values[layer], self.full_start, key, value)
+        # One rotation for both: the launch costs more than the arithmetic.
         rotated = self.rotary.rotate_at(torch.cat([query, key]), self.positions)
         query, key = rotated[: query.shape[0]], rotated[query.shape[0] :]
         self.kernels.store(keys, values, self.prefix, key, value)

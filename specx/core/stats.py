@@ -10,7 +10,7 @@ Words: ``accepted`` counts draft tokens kept in a step, the bonus token excluded
 from dataclasses import dataclass, field
 from typing import Literal
 
-#: Output tokens that are counted together where something is told along the output.
+#: Output tokens that are counted together where something is shown along the output.
 POSITION_TOKENS = 1024
 
 FinishReason = Literal["eos", "length", "stop", "interrupted"]
@@ -32,14 +32,14 @@ class StepStats:
     accept_s: float = 0.0  # sampling and walking the tree
     commit_s: float = 0.0  # compacting the target's cache
     retrieve_s: float = 0.0  # scoring the chunks and regathering the draft's cache
-    host_s: float = 0.0  # the stop rule and telling the drafter
+    host_s: float = 0.0  # the stop rule, and giving tokens to the drafter
     draft_context_tokens: int = 0  # rows that the draft's working cache holds
 
     @property
     def total_s(self) -> float:
         """Wall time of the step, the consumer's time between steps excluded."""
-        told_s = self.accept_s + self.commit_s + self.retrieve_s + self.host_s
-        return self.draft_s + self.verify_s + told_s
+        others_s = self.accept_s + self.commit_s + self.retrieve_s + self.host_s
+        return self.draft_s + self.verify_s + others_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class StepTree:
     """The tree of one verify step, for whoever wants to see the method work.
 
     ``path`` leads from the root (node 0) over the accepted guesses; ``bonus`` is the target's own
-    token behind its last node.
+    token after its last node.
     """
 
     tokens: tuple[int, ...]  # token ids by node; the root is the last committed token
@@ -124,7 +124,7 @@ class GenerationStats:
     @property
     def tokens_per_step_by_position(self) -> list[float]:
         """Tokens of a step along the output: the mean over the steps that began in each block of
-        ``POSITION_TOKENS`` tokens. It tells whether a draft keeps up with a long output."""
+        ``POSITION_TOKENS`` tokens. It shows whether a draft keeps up with a long output."""
         blocks: list[list[int]] = []
         position = 1  # the prefill yields the first token
         for step in self.steps:

@@ -25,8 +25,8 @@ class TokenTree:
     depths: Tensor  # [n] int64; root 0
     mask: Tensor  # [n, n] bool; row may attend column
     levels: int  # no node is deeper; known to the host without asking the device
-    reaches: Tensor | None = None  # [n] float32: the draft's chance of each node, if it tells
-    copied: Tensor | None = None  # [depth] int64: a chain copied from the text, −1 behind its end
+    reaches: Tensor | None = None  # [n] float32: the draft's chance of each node
+    copied: Tensor | None = None  # [depth] int64: a chain copied from the text, −1 after its end
 
     @classmethod
     def root_only(cls, token: Tensor) -> "TokenTree":
@@ -85,7 +85,7 @@ class TokenTree:
         alive = ~(self.mask & ~agrees).any(dim=1)
         deepest = torch.argmax(torch.where(alive, self.depths, -1))
         on_path = self.mask.index_select(0, deepest[None])[0]
-        # Each node of the path goes to the slot of its depth, all others to one slot behind.
+        # Each node of the path goes to the slot of its depth, all others to one slot more.
         longest = self.longest_path
         slots = torch.arange(longest + 1, device=sampled.device)
         slots.scatter_(0, torch.where(on_path, self.depths, longest), places)
@@ -97,7 +97,7 @@ class TokenTree:
 class Path:
     """Nodes from the root to the deepest accepted guess.
 
-    Behind the first ``count`` slots stand slots' own numbers, so that moving rows by ``nodes``
+    After the first ``count`` slots come the slots' own numbers, so that moving rows by ``nodes``
     leaves the rest where it is.
     """
 
@@ -108,70 +108,3 @@ class Path:
         """The path on the host."""
         nodes: list[int] = self.nodes[: int(self.count)].tolist()
         return nodes
-
-
-class TreeBuilder:
-    """Grows a tree on the host from scored guesses, level by level (OPT-Tree, SpecExtend §3).
-
-    Holds candidates with the draft's probability that the whole path up to them is accepted
-    (``reach``). A child is never more probable than its parent and comes after it, so any number
-    of best nodes is a tree.
-    """
-
-    def __init__(self, root: int, limit: int) -> None:
-        self._limit = limit
-        self._tokens = [root]
-        self._parents = [0]
-        self._depths = [0]
-        self._reach = [1.0]
-
-    def add(self, parent: int, token: int, probability: float) -> int:
-        """Add a guess under ``parent`` with the draft's conditional ``probability``; its id."""
-        self._tokens.append(token)
-        self._parents.append(parent)
-        self._depths.append(self._depths[parent] + 1)
-        self._reach.append(self._reach[parent] * min(probability, 1.0))
-        return len(self._tokens) - 1
-
-    def best(self) -> list[int]:
-        """Ids of the most probable guesses, at most ``limit``, best first (ties: older first)."""
-        order = sorted(range(1, len(self._tokens)), key=lambda node: (-self._reach[node], node))
-        return order[: self._limit]
-
-    def reaches(self, nodes: Sequence[int]) -> list[float]:
-        """Probability, by the draft, that each of ``nodes`` is accepted."""
-        return [self._reach[node] for node in nodes]
-
-    def expected(self) -> float:
-        """Expected tokens of a verify step with the best nodes: the bonus + their reaches."""
-        return 1.0 + sum(self.reaches(self.best()))
-
-    def frontier(self, depth: int, width: int) -> list[int]:
-        """The nodes of one depth that are among the best: the ones worth expanding."""
-        return [node for node in self.best() if self._depths[node] == depth][:width]
-
-    def token(self, node: int) -> int:
-        """Token id of ``node``."""
-        return self._tokens[node]
-
-    def parent(self, node: int) -> int:
-        """The node above ``node``; the root's is itself."""
-        return self._parents[node]
-
-    def ancestors(self, node: int) -> list[int]:
-        """Path from below the root to ``node``, ``node`` included."""
-        path = []
-        while node:
-            path.append(node)
-            node = self._parents[node]
-        return path[::-1]
-
-    def tree(self, guesses: int, device: torch.device | str = "cpu") -> TokenTree:
-        """The tree of the root and the ``guesses`` best nodes."""
-        kept = [0, *sorted(self.best()[:guesses])]
-        number = {node: index for index, node in enumerate(kept)}
-        return TokenTree.build(
-            [self._tokens[node] for node in kept],
-            [number[self._parents[node]] for node in kept],
-            device,
-        )

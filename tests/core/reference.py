@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from specx.core.tree import TokenTree
+
 
 def attention(
     query: Tensor, key: Tensor, value: Tensor, sees: Tensor, scale: float
@@ -68,3 +70,70 @@ def walk(tokens: Sequence[int], parents: Sequence[int], sampled: Sequence[int]) 
         if not matching:
             return path
         path.append(matching[0])
+
+
+class PlainTree:
+    """Grows a tree from scored guesses in lists.
+
+    Holds candidates with the draft's probability that the whole path up to them is accepted
+    (``reach``). A child is never more probable than its parent and comes after it, so any number
+    of best nodes is a tree.
+    """
+
+    def __init__(self, root: int, limit: int) -> None:
+        self._limit = limit
+        self._tokens = [root]
+        self._parents = [0]
+        self._depths = [0]
+        self._reach = [1.0]
+
+    def add(self, parent: int, token: int, probability: float) -> int:
+        """Add a guess under ``parent`` with the draft's conditional ``probability``; its id."""
+        self._tokens.append(token)
+        self._parents.append(parent)
+        self._depths.append(self._depths[parent] + 1)
+        self._reach.append(self._reach[parent] * min(probability, 1.0))
+        return len(self._tokens) - 1
+
+    def best(self) -> list[int]:
+        """Ids of the most probable guesses, at most ``limit``, best first (ties: older first)."""
+        order = sorted(range(1, len(self._tokens)), key=lambda node: (-self._reach[node], node))
+        return order[: self._limit]
+
+    def reaches(self, nodes: Sequence[int]) -> list[float]:
+        """Probability, by the draft, that each of ``nodes`` is accepted."""
+        return [self._reach[node] for node in nodes]
+
+    def expected(self) -> float:
+        """Expected tokens of a verify step with the best nodes: the bonus + their reaches."""
+        return 1.0 + sum(self.reaches(self.best()))
+
+    def frontier(self, depth: int, width: int) -> list[int]:
+        """The nodes of one depth that are among the best: the ones worth expanding."""
+        return [node for node in self.best() if self._depths[node] == depth][:width]
+
+    def token(self, node: int) -> int:
+        """Token id of ``node``."""
+        return self._tokens[node]
+
+    def parent(self, node: int) -> int:
+        """The node above ``node``; the root's is itself."""
+        return self._parents[node]
+
+    def ancestors(self, node: int) -> list[int]:
+        """Path from below the root to ``node``, ``node`` included."""
+        path = []
+        while node:
+            path.append(node)
+            node = self._parents[node]
+        return path[::-1]
+
+    def tree(self, guesses: int, device: torch.device | str = "cpu") -> TokenTree:
+        """The tree of the root and the ``guesses`` best nodes."""
+        kept = [0, *sorted(self.best()[:guesses])]
+        number = {node: index for index, node in enumerate(kept)}
+        return TokenTree.build(
+            [self._tokens[node] for node in kept],
+            [number[self._parents[node]] for node in kept],
+            device,
+        )

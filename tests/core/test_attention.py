@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specx.core.attention import SdpaKernels, masked, merge, prefill_attention, tree_attention
+from specx.core.attention import SdpaKernels, masked, merge, prefill_attention
 from tests.core import reference
 
 _KERNELS = SdpaKernels()
@@ -35,6 +35,16 @@ def _tree_mask(rows: int, staged: int) -> Tensor:
 
 def _everything(rows: int, keys: int) -> Tensor:
     return torch.ones(rows, keys, dtype=torch.bool)
+
+
+def tree_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, kind: str
+) -> Tensor:
+    """The last rows of the keys are staged, in a cache that holds nothing meant after them."""
+    spare = torch.full((key.shape[0], 3, key.shape[2]), torch.nan, dtype=key.dtype)
+    keys, values = torch.cat([key, spare], 1), torch.cat([value, spare], 1)
+    prefix = torch.tensor(key.shape[1] - mask.shape[1])
+    return SdpaKernels(kind).tree(query, keys, values, prefix, mask, scale)  # type: ignore[arg-type]
 
 
 def _assert_same(got: Tensor, expected: Tensor) -> None:
@@ -82,7 +92,7 @@ def test_a_causal_chunk_behind_a_prefix(kind: str, ratio: int, rows: int, prefix
 def test_a_tree_behind_a_prefix(kind: str, ratio: int, rows: int, prefix: int) -> None:
     query, key, value = _qkv(ratio, rows, prefix + rows)
     mask = _tree_mask(rows, rows)
-    got = tree_attention(query, key, value, mask, _SCALE, _KERNELS, kind)
+    got = tree_attention(query, key, value, mask, _SCALE, kind)
     sees = torch.cat([_everything(rows, prefix), mask], dim=1)
     _assert_same(got, reference.attention(query, key, value, sees, _SCALE)[0])
 
@@ -93,7 +103,7 @@ def test_one_level_of_a_tree_sees_the_levels_before_it(kind: str, prefix: int) -
     """A draft's level is 5 rows over 17 staged ones, so the mask is wider than tall."""
     query, key, value = _qkv(4, 5, prefix + 17)
     mask = _tree_mask(5, 17)
-    got = tree_attention(query, key, value, mask, _SCALE, _KERNELS, kind)
+    got = tree_attention(query, key, value, mask, _SCALE, kind)
     sees = torch.cat([_everything(5, prefix), mask], dim=1)
     _assert_same(got, reference.attention(query, key, value, sees, _SCALE)[0])
 
@@ -102,10 +112,7 @@ def test_one_level_of_a_tree_sees_the_levels_before_it(kind: str, prefix: int) -
 def test_the_two_ways_of_each_kind_agree(ratio: int) -> None:
     query, key, value = _qkv(ratio, 13, 313)
     mask = _tree_mask(13, 13)
-    trees = [
-        tree_attention(query, key, value, mask, _SCALE, _KERNELS, kind)
-        for kind in ("hybrid", "masked")
-    ]
+    trees = [tree_attention(query, key, value, mask, _SCALE, kind) for kind in ("hybrid", "masked")]
     chunks = [
         prefill_attention(query, key, value, _SCALE, _KERNELS, kind) for kind in ("fused", "eager")
     ]
@@ -145,7 +152,7 @@ def test_scores_in_the_hundreds_do_not_overflow() -> None:
     sees = torch.cat([_everything(3, 100), mask], dim=1)
     want = reference.attention(query, key, value, sees, _SCALE)[0]
     for kind in ("hybrid", "masked"):
-        got = tree_attention(query, key, value, mask, _SCALE, _KERNELS, kind)
+        got = tree_attention(query, key, value, mask, _SCALE, kind)
         torch.testing.assert_close(got.double(), want, atol=1e-3, rtol=1e-3)
 
 
@@ -167,7 +174,7 @@ def test_half_precision_in_is_half_precision_out(dtype: torch.dtype) -> None:
     want_tree = reference.attention(query, key, value, sees, _SCALE)[0]
     want_chunk = reference.attention(query, key, value, reference.causal(5, 65), _SCALE)[0]
     for tree in ("hybrid", "masked"):
-        got = tree_attention(query, key, value, mask, _SCALE, _KERNELS, tree)
+        got = tree_attention(query, key, value, mask, _SCALE, tree)
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), want_tree, atol=2e-2, rtol=2e-2)
     for chunk in ("fused", "eager"):
@@ -185,5 +192,5 @@ def test_products_beyond_float16_do_not_overflow(kind: str) -> None:
     mask = _tree_mask(5, 5)
     sees = torch.cat([_everything(5, 40), mask], dim=1)
     want = reference.attention(query, key, value, sees, 4e-4)[0]
-    got = tree_attention(query, key, value, mask, 4e-4, _KERNELS, kind)
+    got = tree_attention(query, key, value, mask, 4e-4, kind)
     torch.testing.assert_close(got.double(), want, atol=2e-2, rtol=2e-2)

@@ -76,18 +76,22 @@ class Oracle:
         self._known = 0
         self.focused: list[tuple[int, list[int]]] = []  # output tokens known, rows to keep
 
-    def prefill(self, tokens: Tensor, hidden: Tensor) -> None:
+    def prefill(self, tokens: Tensor, features: Tensor) -> None:
         """Nothing to read."""
 
-    def refocus(self, selection: Selection) -> None:
-        self.focused.append((self._known, selection.rows.tolist()))
+    def begin(self, costs: StepCosts | None) -> None:
+        """Nothing to plan."""
 
-    def observe(self, draft_s: float, *told: Tensor) -> tuple[float, ...]:
+    def refocus(self, selection: Selection) -> None:
+        self.focused.append((self._known, _rows(selection)))
+
+    def observe(
+        self, draft_s: float, reaches: Tensor | None, depths: Tensor | None
+    ) -> tuple[float, ...]:
         return ()
 
-    def extend(self, tokens: list[int], hidden: Tensor) -> None:
+    def extend(self, tokens: list[int]) -> None:
         assert tokens == self._output[self._known : self._known + len(tokens)]
-        assert hidden.shape[0] == len(tokens)
         self._known += len(tokens)
 
     def draft(self) -> TokenTree:
@@ -156,7 +160,7 @@ class Schedule(Governor):
     """Drafts and does not, by a list of run lengths: drafting, plain, drafting, …"""
 
     def __init__(self, *lengths: int) -> None:
-        super().__init__(lambda: StepCosts({1: 1.0}))
+        super().__init__(1.0)
         self._ways = [index % 2 == 0 for index, length in enumerate(lengths) for _ in range(length)]
 
     def observe(self, step: StepStats, drafted: bool | None = None) -> None:
@@ -180,8 +184,8 @@ def test_drafting_that_pauses_and_resumes_is_lossless(parts: str, setting: str) 
 
 @pytest.mark.parametrize("verify_s", [1e-9, 1e9])
 def test_a_real_governor_is_lossless_whatever_it_decides(verify_s: float) -> None:
-    governor = Governor(lambda: StepCosts({1: verify_s}))
-    job = Job(_pair("llama"), _PROMPT, PARTS["specx"], max_tokens=50, governor=governor)
+    governor, costs = Governor(), StepCosts({1: verify_s})
+    job = Job(_pair("llama"), _PROMPT, PARTS["specx"], 50, governor=governor, costs=costs)
     assert job.run().tokens == _plain("llama", "greedy", 50)
     assert bool(governor.reason) == (verify_s < 1)
 
@@ -243,7 +247,7 @@ def test_two_requests_in_turns_on_the_same_models_do_not_mix() -> None:
         Job(pair, random_tokens(30, seed=5), PARTS["spec"], sampling=SETTINGS["nucleus"]),
     ]
     alone = [job.run().tokens for job in jobs]
-    together = interleave(*(job.decoder() for job in jobs))
+    together = interleave(*(job.decoding() for job in jobs))
     assert [run.tokens for run in together] == alone
 
 
@@ -364,13 +368,13 @@ def test_an_end_token_first_of_all_gives_an_empty_text() -> None:
 @pytest.mark.parametrize("after", [1, 2, 5])
 @pytest.mark.parametrize("parts", ["lookup", "specx", "plain"])
 def test_cancelling_ends_after_the_step_under_way(parts: str, after: int) -> None:
-    decoder = Job(_pair("llama"), _PROMPT, (PARTS | MODES)[parts]).decoder()
+    decoding = Job(_pair("llama"), _PROMPT, (PARTS | MODES)[parts]).decoding()
     run, emitted = Run(), 0
-    for event in decoder.run():
+    for event in decoding.run():
         run.take(event)
         emitted += isinstance(event, Emitted)
         if emitted == after:
-            decoder.cancel()
+            decoding.cancel()
     assert run.finish_reason == "interrupted"
     assert emitted <= after + 1
     assert run.tokens == _plain("llama", "greedy")[: len(run.tokens)]
@@ -378,19 +382,19 @@ def test_cancelling_ends_after_the_step_under_way(parts: str, after: int) -> Non
 
 
 def test_cancelling_a_prefill_ends_before_the_next_chunk() -> None:
-    decoder = Job(_pair("llama"), _PROMPT, PARTS["specx"], prefill_chunk_tokens=50).decoder()
+    decoding = Job(_pair("llama"), _PROMPT, PARTS["specx"], prefill_chunk_tokens=50).decoding()
     run = Run()
-    for event in decoder.run():
+    for event in decoding.run():
         run.take(event)
-        decoder.cancel()
+        decoding.cancel()
     assert [event.done_tokens for event in run.prefills] == [50]
     assert (run.tokens, run.finish_reason) == ([], "interrupted")
 
 
 def test_cancelling_before_the_start_reads_nothing() -> None:
-    decoder = Job(_pair("llama"), _PROMPT).decoder()
-    decoder.cancel()
-    assert list(decoder.run()) == [Emitted([], "interrupted")]
+    decoding = Job(_pair("llama"), _PROMPT).decoding()
+    decoding.cancel()
+    assert list(decoding.run()) == [Emitted([], "interrupted")]
 
 
 # Events and numbers
@@ -410,7 +414,7 @@ def test_prefill_events_report_progress() -> None:
 @pytest.mark.parametrize("parts", [*PARTS, "plain"])
 def test_the_numbers_of_the_steps_add_up(parts: str) -> None:
     job = Job(_pair("llama"), _PROMPT, (PARTS | MODES)[parts])
-    events = list(job.decoder().run())
+    events = list(job.decoding().run())
     emitted = [event for event in events if isinstance(event, Emitted)]
     assert isinstance(events[0], Prefill)
     assert emitted[0].step is None
@@ -458,22 +462,26 @@ def test_the_chunks_are_those_that_the_last_accepted_token_attends_to() -> None:
         text = _PROMPT.tolist() + known[: committed + 1 - len(_PROMPT)]
         if chunks is None:
             continue
-        fresh = Job(job.pair, torch.tensor(text)).decoder().target
+        fresh = Job(job.pair, torch.tensor(text)).decoding().target
         fresh.read(torch.tensor(text[:committed]))
         assert tuple(fresh.select(Retriever(RETRIEVAL), None).chunks.tolist()) == chunks
         refreshes += 1
     assert refreshes >= 3
 
 
+def _rows(selection: Selection) -> list[int]:
+    return selection.rows[: int(selection.count)].tolist()
+
+
 def test_the_last_query_of_the_prefill_serves_the_first_draft() -> None:
     job = Job(_pair("llama"), _PROMPT, PARTS["specx"], max_tokens=5, tree=_ROOM)
     oracle = job.drafter = Oracle(_plain("llama", "greedy", 50), 4)
     job.run()
-    fresh = Job(job.pair, _PROMPT).decoder().target
+    fresh = Job(job.pair, _PROMPT).decoding().target
     fresh.read(_PROMPT)
     known, rows = oracle.focused[0]
     assert known == 0, "before any output"
-    assert rows == fresh.select(Retriever(RETRIEVAL), None).rows.tolist()
+    assert rows == _rows(fresh.select(Retriever(RETRIEVAL), None))
 
 
 def test_a_short_context_needs_no_retrieval() -> None:
@@ -490,28 +498,29 @@ def test_generated_text_is_retrieved_too() -> None:
 
 
 def test_the_times_of_a_request_are_kept_apart() -> None:
-    decoder = Job(_pair("llama"), _PROMPT, PARTS["specx"], tree=TREE).decoder()
-    calls: list[int] = []
-    decoder._tune = lambda: calls.append(decoder.target.cache.length)
-    for _ in decoder.run():
-        pass
-    assert calls == [len(_PROMPT)], "tuned once, when the prompt is read"
-    assert decoder.prefill_target_s > 0.0
-    assert decoder.prefill_draft_s > 0.0
-    assert decoder.tune_s > 0.0
+    """And costs are measured when the prompt is read: that takes its own time."""
+    tree = TreeConfig(nodes=12, depth=4, size="measured")
+    decoding = Job(_pair("llama"), _PROMPT, PARTS["specx"], tree=tree).decoding()
+    for event in decoding.run():
+        assert (decoding.tune_s > 0.0) == isinstance(event, Emitted)
+    assert decoding.prefill_target_s > 0.0
+    assert decoding.prefill_draft_s > 0.0
+    unmeasured = Job(_pair("llama"), _PROMPT, PARTS["specx"], tree=TREE).decoding()
+    list(unmeasured.run())
+    assert unmeasured.tune_s == 0.0
 
 
 def test_a_target_cache_ends_with_every_token_but_the_last() -> None:
     """Compaction over a whole request: the cached keys are those of one plain forward."""
     job = Job(_pair("llama"), _PROMPT, PARTS["specx"])
-    decoder = job.decoder()
+    decoding = job.decoding()
     run = Run()
-    for event in decoder.run():
+    for event in decoding.run():
         run.take(event)
-    fresh = Job(job.pair, torch.cat([_PROMPT, torch.tensor(run.tokens)])).decoder().target
+    fresh = Job(job.pair, torch.cat([_PROMPT, torch.tensor(run.tokens)])).decoding().target
     for chunk in torch.cat([_PROMPT, torch.tensor(run.tokens)]).split(64):
         fresh.read(chunk)
     length = len(_PROMPT) + len(run.tokens) - 1
-    assert decoder.target.cache.length >= length
-    ours, theirs = (target.cache.keys[:, :, :length] for target in (decoder.target, fresh))
+    assert decoding.target.cache.length >= length
+    ours, theirs = (target.cache.keys[:, :, :length] for target in (decoding.target, fresh))
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)

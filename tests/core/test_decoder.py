@@ -12,7 +12,7 @@ from specx.core.architecture import DecoderConfig, Shape
 from specx.core.attention import SdpaKernels
 from specx.core.config import Parts
 from specx.core.decoder import Model, Output
-from specx.core.forward_passes import TargetPass
+from specx.core.forward_passes import ChunkPass
 from specx.core.joined import join, separate
 from specx.core.rope import inverse_frequencies
 from specx.core.target import Target
@@ -57,7 +57,7 @@ CASES: dict[str, PreTrainedConfig] = {
 
 def _forward(model: Model, tokens: Tensor, **more: Any) -> Output:
     cache = model.new_cache(len(tokens))
-    attention = TargetPass(cache, cache.stage(len(tokens)), None, SdpaKernels(), PLAIN)
+    attention = ChunkPass(cache, 0, SdpaKernels(), "fused")
     return model.forward(tokens, torch.arange(len(tokens), device=model.device), attention, **more)
 
 
@@ -101,7 +101,7 @@ def test_logits_features_and_query_are_those_of_transformers(name: str) -> None:
 def _assert_attends(model: Model, tokens: Tensor, expected: Tensor) -> None:
     """The query over the cached keys gives the last layer's attention [H, n, n]."""
     cache, shape = model.new_cache(len(tokens)), model.shape
-    attention = TargetPass(cache, cache.stage(len(tokens)), None, SdpaKernels(), PLAIN)
+    attention = ChunkPass(cache, 0, SdpaKernels(), "fused")
     query = model.forward(tokens, torch.arange(len(tokens)), attention).query
     assert query.shape == (shape.heads, len(tokens), shape.head_dim)
     keys = cache.keys[-1].repeat_interleave(shape.heads // shape.kv_heads, 0)
@@ -253,7 +253,7 @@ def test_measuring_the_costs_leaves_the_cache_as_it_was() -> None:
     prompt = random_tokens(30)
     target = _prefilled(own(plain), prompt, PLAIN)
     costs = target.measure()
-    assert (target.cache.length, target.cache.staged) == (30, 0)
+    assert target.cache.length == 30
     assert costs.verify_s(1) > 0.0
     logits, _ = target.verify(TokenTree.root_only(torch.tensor([5])))
     _assert_same(logits, hf_logits(plain, [*prompt.tolist(), 5])[-1:])

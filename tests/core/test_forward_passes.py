@@ -1,4 +1,4 @@
-"""Rotation and the three passes: where keys go, and what a row sees at which position."""
+"""Rotation and the passes: where keys go, and what a row sees at which position."""
 
 import pytest
 import torch
@@ -7,8 +7,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from specx.core.attention import SdpaKernels
 from specx.core.cache import KVCache
-from specx.core.config import Parts
-from specx.core.forward_passes import Rotary, WindowPass, WorkingPass
+from specx.core.forward_passes import ReadPass, Rotary, TreePass, WindowPass
 from tests.core import reference
 
 _HEADS, _KV_HEADS, _WIDTH = 4, 2, 16
@@ -82,13 +81,13 @@ def test_a_windowed_prefill_is_brute_force_attention_over_blocks(
     rotated = [reference.rotate(vectors, places, _FREQUENCIES) for vectors in (query, key)]
     expected, _ = reference.attention(*rotated, value, sees, _SCALE)
     cache, rotary = _cache(total), Rotary(_FREQUENCIES, min(window, total) + max(blocks))
-    parts, outs = Parts(prefill_attention=kind), []
+    outs = []
     for block in blocks:
         start = cache.stage(block)
-        attention = WindowPass(cache, start, window, rotary, SdpaKernels(), parts)
+        attention = WindowPass(cache, start, window, rotary, SdpaKernels(), kind)
         rows = slice(start, start + block)
         outs.append(attention.attend(0, query[:, rows], key[:, rows], value[:, rows], _SCALE))
-        cache.commit(block)
+        cache.reach(start + block)
     _assert_same(torch.cat(outs, dim=1), expected)
     assert torch.equal(cache.keys[0, :, :total], key), "keys are stored without rotation"
     assert torch.equal(cache.values[0, :, :total], value)
@@ -100,15 +99,15 @@ def test_blocks_read_together_are_blocks_read_one_by_one(blocks: int, kind: str)
     """With the same window before each; and no position beyond a window and a block."""
     size = 5
     query, key, value = _qkv((blocks + 1) * size)
-    rotary, parts, outs = Rotary(_FREQUENCIES, 2 * size), Parts(prefill_attention=kind), []
+    rotary, outs = Rotary(_FREQUENCIES, 2 * size), []
     for together in (1, blocks):
         cache, parts_of = _cache((blocks + 1) * size), []
         for count in (1, *[together] * (blocks // together)):
             start = cache.stage(count * size)
-            window = WindowPass(cache, start, size, rotary, SdpaKernels(), parts, count)
+            window = WindowPass(cache, start, size, rotary, SdpaKernels(), kind, count)
             rows = slice(start, start + count * size)
             parts_of.append(window.attend(0, query[:, rows], key[:, rows], value[:, rows], _SCALE))
-            cache.commit(count * size)
+            cache.reach(start + count * size)
         outs.append(torch.cat(parts_of, dim=1))
     _assert_same(outs[1], outs[0].double())
 
@@ -118,37 +117,26 @@ def test_committed_draft_rows_see_the_working_cache_at_compact_positions() -> No
     rotary, working, full = Rotary(_FREQUENCIES, 20), _cache(20), _cache(20)
     outs = []
     for first, stop in ((0, 6), (6, 9)):
-        start, full_start = working.stage(stop - first), full.stage(stop - first)
-        attention = WorkingPass(
-            working, start, full, full_start, slice(first, stop), None, rotary, SdpaKernels()
-        )
-        rows = slice(first, stop)
+        rows, held = slice(first, stop), torch.tensor(first)
+        causal = torch.ones(stop - first, stop - first, dtype=torch.bool).tril()
+        places = torch.arange(first, stop)
+        attention = ReadPass(working, held, full, held + 2, places, causal, rotary, SdpaKernels())
         outs.append(attention.attend(0, query[:, rows], key[:, rows], value[:, rows], _SCALE))
-        working.commit(stop - first)
-        full.commit(stop - first)
     turned = [reference.rotate(vectors, range(9), _FREQUENCIES) for vectors in (query, key)]
     expected, _ = reference.attention(*turned, value, reference.causal(9, 9), _SCALE)
     _assert_same(torch.cat(outs, dim=1), expected)
     _assert_same(working.keys[0, :, :9], turned[1])
-    assert torch.equal(full.keys[0, :, :9], key), "the full cache keeps them without rotation"
+    assert torch.equal(full.keys[0, :, 2:11], key), "the full cache keeps them without rotation"
 
 
-def test_tree_rows_of_a_draft_live_in_the_working_cache_only() -> None:
+def test_tree_rows_see_the_prefix_and_their_ancestors() -> None:
+    """The second level of a tree, after two staged rows of the first."""
     query, key, value = _qkv(8)
-    rotary, working, full = Rotary(_FREQUENCIES, 20), _cache(20), _cache(20)
-    full.keys.fill_(7.0)
-    working.stage(4)
-    working.write(0, 0, rotary.rotate(key[:, :4], 0), value[:, :4])
-    working.commit(4)
-    depths, parents = [0, 1, 1, 2], [0, 0, 0, 1]
-    positions = torch.tensor(depths) + 4
-    start = working.stage(4)
-    mask = reference.mask(parents)
-    attention = WorkingPass(working, start, full, 0, positions, mask, rotary, SdpaKernels())
-    got = attention.attend(0, query[:, 4:], key[:, 4:], value[:, 4:], _SCALE)
-    places = [0, 1, 2, 3, *positions.tolist()]
-    keys = reference.rotate(key, places, _FREQUENCIES)
-    queries = reference.rotate(query[:, 4:], positions.tolist(), _FREQUENCIES)
-    sees = torch.cat([torch.ones(4, 4, dtype=torch.bool), mask], dim=1)
-    _assert_same(got, reference.attention(queries, keys, value, sees, _SCALE)[0])
-    assert (full.keys == 7.0).all()
+    cache = _cache(20)
+    cache.write(0, 0, key[:, :6], value[:, :6])
+    mask = torch.tensor([[True, False, True, False], [False, True, False, True]])
+    attention = TreePass(cache, torch.tensor(4), torch.tensor(6), mask, SdpaKernels())
+    got = attention.attend(0, query[:, 6:], key[:, 6:], value[:, 6:], _SCALE)
+    sees = torch.cat([torch.ones(2, 4, dtype=torch.bool), mask], dim=1)
+    _assert_same(got, reference.attention(query[:, 6:], key, value, sees, _SCALE)[0])
+    assert torch.equal(cache.keys[0, :, :8], key)

@@ -7,14 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specx.core.config import RetrievalConfig
-from specx.core.retrieval import (
-    Retriever,
-    best_chunks,
-    chunk_rows,
-    chunk_scores,
-    forced_chunks,
-    recent_selection,
-)
+from specx.core.retrieval import Retriever, Selection, chunk_scores, select, select_recent
 
 _WIDTH = 16
 _SCALE = _WIDTH**-0.5
@@ -26,6 +19,19 @@ def _query_keys(
     noise = torch.Generator().manual_seed(seed)
     query = torch.randn(heads, _WIDTH, generator=noise)
     return query, torch.randn(kv_heads, rows, _WIDTH, generator=noise)
+
+
+def _select(config: RetrievalConfig, query: Tensor, keys: Tensor) -> Selection:
+    scores = chunk_scores(query, keys, _SCALE, config.chunk_tokens)
+    return select(config, scores, torch.tensor(keys.shape[1]))
+
+
+def _rows(selection: Selection) -> list[int]:
+    return selection.rows[: int(selection.count)].tolist()
+
+
+def _chunks(selection: Selection) -> list[int]:
+    return [chunk for chunk in selection.chunks.tolist() if chunk >= 0]
 
 
 def _naive_scores(query: Tensor, keys: Tensor, chunk_tokens: int) -> Tensor:
@@ -111,7 +117,7 @@ def test_a_sink_with_most_of_the_mass_does_not_disturb_the_ranking() -> None:
     assert scores[1:].argsort().tolist() == (order - 1).tolist()
     config = RetrievalConfig(chunk_tokens=32, top_chunks=32, sink_chunks=1, recent_chunks=1)
     best = [chunk for chunk in order.flip(0).tolist() if chunk != chunks - 1][:32]
-    assert set(Retriever(config).select(query, keys, _SCALE).chunks.tolist()) == {
+    assert set(_chunks(_select(config, query, keys))) == {
         0,
         chunks - 1,
         *best,
@@ -123,13 +129,24 @@ def test_a_selection_tells_the_attention_that_it_was_made_by() -> None:
     query, keys = _query_keys(70, heads=4, kv_heads=2)
     config = RetrievalConfig(chunk_tokens=8, top_chunks=1, sink_chunks=1, recent_chunks=2)
     expected = chunk_scores(query, keys, _SCALE, 8)
-    selection = Retriever(config).select(query, keys, _SCALE)
-    assert selection.attention is not None
-    assert torch.equal(selection.attention, expected)
+    assert torch.equal(_select(config, query, keys).attention, expected)
     whole = torch.cat([expected, torch.full((4,), torch.nan)])
-    static = best_chunks(config, whole, torch.tensor(70)).attention
-    assert static is not None
-    assert torch.equal(static, torch.cat([expected, torch.zeros(4)]))
+    fixed = select(config, whole, torch.tensor(70))
+    assert torch.equal(fixed.attention, torch.cat([expected, torch.zeros(4)]))
+
+
+def test_a_selection_among_the_chunks_of_a_whole_cache_is_the_same() -> None:
+    """Chunks after the text's end are padding: rows of the text again, which do not count."""
+    for rows in (3, 20, 70):
+        query, keys = _query_keys(rows)
+        config = RetrievalConfig(chunk_tokens=8, top_chunks=2, sink_chunks=1, recent_chunks=2)
+        scores = chunk_scores(query, keys, _SCALE, 8)
+        whole = torch.cat([scores, torch.full((20 - len(scores),), -torch.inf)])
+        exact, fixed = (select(config, each, torch.tensor(rows)) for each in (scores, whole))
+        assert fixed.rows.shape[0] == config.budget_tokens
+        assert int(fixed.rows.max()) < rows
+        assert _rows(fixed) == _rows(exact)
+        assert _chunks(fixed) == _chunks(exact)
 
 
 @pytest.mark.parametrize("needle", [1, 7, 40, 57])
@@ -138,9 +155,9 @@ def test_a_planted_chunk_is_chosen(needle: int) -> None:
     query, keys = _query_keys(64 * 8, heads=4, kv_heads=2)
     keys[:, needle * 8 + 3] = 4.0 * query.view(2, 2, _WIDTH).mean(dim=1)
     config = RetrievalConfig(chunk_tokens=8, top_chunks=1, sink_chunks=1, recent_chunks=2)
-    selection = Retriever(config).select(query, keys, _SCALE)
-    assert tuple(selection.chunks.tolist()) == tuple(sorted({0, needle, 62, 63}))
-    assert set(range(needle * 8, needle * 8 + 8)) <= set(selection.rows.tolist())
+    selection = _select(config, query, keys)
+    assert tuple(_chunks(selection)) == tuple(sorted({0, needle, 62, 63}))
+    assert set(range(needle * 8, needle * 8 + 8)) <= set(_rows(selection))
 
 
 @settings(max_examples=150)
@@ -149,22 +166,23 @@ def test_a_selection_is_sorted_complete_and_within_budget(
     config: RetrievalConfig, rows: int, seed: int
 ) -> None:
     query, keys = _query_keys(rows, seed=seed)
-    selection = Retriever(config).select(query, keys, _SCALE)
-    chosen, size = selection.rows.tolist(), config.chunk_tokens
+    selection = _select(config, query, keys)
+    chosen, size = _rows(selection), config.chunk_tokens
     chunks = -(-rows // size)
     assert chosen == sorted(set(chosen)), "rows are increasing and unique"
-    assert list(selection.chunks.tolist()) == sorted(set(selection.chunks.tolist()))
+    assert list(_chunks(selection)) == sorted(set(_chunks(selection)))
     assert min(chosen) >= 0
     assert max(chosen) == rows - 1, "the newest row is always kept"
     assert len(chosen) <= config.budget_tokens
-    forced = forced_chunks(config, chunks)
-    assert set(forced) <= set(selection.chunks.tolist()), "sink and recent chunks are always kept"
-    assert chosen == [row for row in range(rows) if row // size in selection.chunks.tolist()]
-    assert len(selection.chunks.tolist()) == min(chunks, len(forced) + config.top_chunks)
+    recent = max(0, chunks - config.recent_chunks)
+    forced = sorted({*range(min(config.sink_chunks, chunks)), *range(recent, chunks)})
+    assert set(forced) <= set(_chunks(selection)), "sink and recent chunks are always kept"
+    assert chosen == [row for row in range(rows) if row // size in _chunks(selection)]
+    assert len(_chunks(selection)) == min(chunks, len(forced) + config.top_chunks)
     scores = _naive_scores(query, keys, size)
     free = [chunk for chunk in range(chunks) if chunk not in forced]
     best = sorted(free, key=lambda chunk: -float(scores[chunk]))[: config.top_chunks]
-    assert set(selection.chunks.tolist()) == {*forced, *best}
+    assert set(_chunks(selection)) == {*forced, *best}
 
 
 @settings(max_examples=150)
@@ -173,14 +191,15 @@ def test_the_recent_window_has_the_size_of_a_retrieval(config: RetrievalConfig, 
     """An ablation compares choices, not sizes: as many chunks and (the last may be partial, and
     both keep it) as many rows."""
     query, keys = _query_keys(rows)
-    window, chosen = recent_selection(config, rows), Retriever(config).select(query, keys, _SCALE)
-    assert len(window.chunks) == len(chosen.chunks)
-    assert len(window.rows) == len(chosen.rows) <= config.budget_tokens
-    assert window.rows.tolist() == sorted(set(window.rows.tolist()))
-    assert int(window.rows[-1]) == rows - 1
+    recent = select_recent(config, 130, torch.tensor(rows))
+    chosen, window = _select(config, query, keys), _rows(recent)
+    assert len(_chunks(recent)) == len(_chunks(chosen))
+    assert len(window) == len(_rows(chosen)) <= config.budget_tokens
+    assert window == sorted(set(window))
+    assert window[-1] == rows - 1
     sinks = min(config.sink_chunks, -(-rows // config.chunk_tokens))
-    assert tuple(window.chunks.tolist())[:sinks] == tuple(range(sinks))
-    tail = tuple(window.chunks.tolist())[sinks:]
+    assert tuple(_chunks(recent))[:sinks] == tuple(range(sinks))
+    tail = tuple(_chunks(recent))[sinks:]
     assert not tail or tail == tuple(range(tail[0], tail[-1] + 1)), "the rest is one stretch"
 
 
@@ -188,8 +207,8 @@ def test_a_text_within_the_budget_is_kept_whole() -> None:
     config = RetrievalConfig(chunk_tokens=8, top_chunks=2, sink_chunks=1, recent_chunks=2)
     query, keys = _query_keys(40)
     assert config.budget_tokens == 40
-    assert Retriever(config).select(query, keys, _SCALE).rows.tolist() == list(range(40))
-    assert recent_selection(config, 40).rows.tolist() == list(range(40))
+    assert _rows(_select(config, query, keys)) == list(range(40))
+    assert _rows(select_recent(config, 64, torch.tensor(40))) == list(range(40))
 
 
 def test_a_retrieval_is_needed_only_beyond_the_budget() -> None:
@@ -201,8 +220,3 @@ def test_a_retrieval_is_needed_only_beyond_the_budget() -> None:
 def test_refreshes_are_due_every_so_many_steps() -> None:
     retriever = Retriever(RetrievalConfig(every_steps=3))
     assert [step for step in range(10) if retriever.due(step)] == [0, 3, 6, 9]
-
-
-def test_chunk_rows_are_cut_at_the_end_of_the_text() -> None:
-    assert chunk_rows(torch.tensor([0, 2]), 4, 10).tolist() == [0, 1, 2, 3, 8, 9]
-    assert chunk_rows(torch.tensor([], dtype=torch.int64), 4, 10).tolist() == []

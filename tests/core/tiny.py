@@ -5,7 +5,7 @@ two tokens tie within a rounding error, and an exact comparison would test the r
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,20 +23,21 @@ from transformers import (
 
 from specx.checkpoints.config import model_config
 from specx.core.attention import SdpaKernels
+from specx.core.cache import KVCache
 from specx.core.config import MODES, Parts, RetrievalConfig, SamplingConfig, TreeConfig
-from specx.core.decode import Decoder, Emitted, Request
+from specx.core.decode import Decoding, Emitted, Request
 from specx.core.decoder import Model
 from specx.core.drafts import Drafter, NoDraft
-from specx.core.drafts.device import DeviceDrafter
 from specx.core.drafts.growth import Governor, StepCosts
-from specx.core.drafts.model import DraftSettings, ModelDrafter
+from specx.core.drafts.model import DraftSettings, drafter_in
 from specx.core.drafts.ngram import LookupDrafter
 from specx.core.joined import join
 from specx.core.kernels.reference import StaticKernels
-from specx.core.retrieval import Retriever
+from specx.core.retrieval import Retriever, Selection
 from specx.core.sampling import Sampler
 from specx.core.stats import FinishReason, Prefill, StepStats
-from specx.core.target import Target
+from specx.core.target import CostTable, Target
+from specx.core.workspace import Workspace
 
 VOCABULARY = 97
 TRAINED_TOKENS = 128
@@ -190,9 +191,20 @@ class Run:
             self.chunks.append(event.retrieved_chunks)
 
 
+class KnownCosts(CostTable):
+    """Costs that nobody measured."""
+
+    def __init__(self, costs: StepCosts) -> None:
+        super().__init__()
+        self._costs = costs
+
+    def of(self, target: Target) -> StepCosts:
+        return self._costs
+
+
 @dataclass
 class Job:
-    """One request and how it is decoded; ``decoder()`` makes fresh state around the models."""
+    """One request and how it is decoded; ``decoding()`` makes fresh state around the models."""
 
     pair: Pair
     prompt: Tensor
@@ -207,81 +219,117 @@ class Job:
     drafter: Drafter | None = None
     costs: StepCosts | None = None
     governor: Governor | None = None
-    is_static: bool = False  # as on a GPU: lengths on the device, steps launched ahead
+    is_fixed: bool = False  # as on a GPU: fixed shapes, no host, steps launched ahead
     records_trees: bool = False
 
-    def decoder(self, reuse: Decoder | None = None) -> Decoder:
-        """Capacities are the tightest that an engine would choose; ``reuse`` the buffers of an
-        earlier request."""
+    def decoding(self, reuse: Decoding | None = None) -> Decoding:
+        """Capacities are those that an engine would choose; ``reuse`` the workspace of an earlier
+        request."""
         request = Request(
             self.prompt,
             self.max_tokens,
             self.end_tokens,
             Sampler(self.sampling),
-            self.parts,
             self.prefill_chunk_tokens,
         )
-        capacity = len(self.prompt) + self.max_tokens
-        rows = capacity + max(self.tree.nodes + 1, 16)
-        if self.is_static:
-            rows += 64 + 2 * (self.tree.depth + 1)
-        buffers = None if reuse is None else reuse.target.buffers
-        target = Target(self.pair.target, rows, self.parts, self._kernels(), buffers)
-        if reuse is not None and isinstance(reuse.drafter, DeviceDrafter):
-            self.drafter = reuse.drafter
-            reuse.drafter.begin(request.sampler, None)
-        drafter = self.drafter or self._drafter(request, capacity, target)
+        workspace = self.workspace() if reuse is None else reuse.target.workspace
+        kernels = self.kernels()
+        target = Target(self.pair.target, workspace.capacity, self.parts, kernels, workspace)
+        drafter = self.drafter or self._drafter(request, workspace)
         uses_retrieval = self.parts.has_draft_model and self.parts.draft_cache == "retrieval"
-        retriever = Retriever(self.retrieval) if uses_retrieval else None
-        return Decoder(
+        measures = self.parts.drafter != "none" and self.tree.size == "measured"
+        costs = CostTable() if measures else None
+        return Decoding(
+            request,
             target,
             drafter,
-            request,
-            retriever=retriever,
+            retriever=Retriever(self.retrieval) if uses_retrieval else None,
             governor=self.governor,
+            costs=costs if self.costs is None else KnownCosts(self.costs),
             records_trees=self.records_trees,
         )
 
-    def _kernels(self) -> SdpaKernels:
-        if self.is_static:
+    def workspace(self) -> Workspace:
+        """Room for the request, and for two trees after its end."""
+        rows = len(self.prompt) + self.max_tokens + 2 * max(64, self.tree.nodes + 1)
+        return Workspace(self.pair.target, rows)
+
+    def kernels(self) -> SdpaKernels:
+        """Those of a CPU, or the ones that stand for a GPU's."""
+        if self.is_fixed:
             return StaticKernels()
         return SdpaKernels("masked" if self.parts.tree_attention == "masked" else "hybrid")
 
-    def run(self) -> Run:
-        """Decode to the end."""
-        run = Run()
-        for event in self.decoder().run():
-            run.take(event)
-        return run
-
-    def _drafter(self, request: Request, capacity: int, target: Target) -> Drafter:
-        if self.parts.drafter == "none":
-            return NoDraft()
-        costs: Callable[[], StepCosts] = target.measure
-        if self.costs is not None:
-            known = self.costs
-            costs = lambda: known  # noqa: E731
-        if self.parts.drafter == "lookup":
-            return LookupDrafter(self.tree, target.model.device, costs)
-        settings_ = DraftSettings(
+    def settings(self) -> DraftSettings:
+        """What a draft model drafts with."""
+        return DraftSettings(
             model=self.pair.draft,
-            capacity=capacity,
             vocabulary=self.pair.target.shape.vocabulary,
             trained_tokens=self.trained_tokens,
             parts=self.parts,
             tree=self.tree,
             retrieval=self.retrieval,
-            kernels=self._kernels(),
+            kernels=self.kernels(),
         )
-        if self.is_static:
-            return DeviceDrafter(target.buffers, settings_, request.sampler, costs)
-        return ModelDrafter(settings_, request.sampler, costs)
+
+    def run(self) -> Run:
+        """Decode to the end."""
+        run = Run()
+        for event in self.decoding().run():
+            run.take(event)
+        return run
+
+    def _drafter(self, request: Request, workspace: Workspace) -> Drafter:
+        if self.parts.drafter == "none":
+            return NoDraft()
+        if self.parts.drafter == "lookup":
+            return LookupDrafter(self.tree)
+        return drafter_in(workspace, self.settings(), request.sampler)
 
 
-def interleave(*decoders: Decoder) -> list[Run]:
+class Fed:
+    """A drafter fed as the decode loop feeds it: text and features through the workspace."""
+
+    def __init__(self, settings: DraftSettings, target: Model, costs: StepCosts | None = None):
+        self.workspace = Workspace(target, 600)
+        self.drafter = drafter_in(self.workspace, settings, Sampler(GREEDY))
+        self._costs, self._prompt, self._produced = costs, torch.zeros(0, dtype=torch.int64), 0
+
+    @property
+    def full(self) -> KVCache:
+        """Keys of the whole context."""
+        return self.workspace.draft_cache(self.drafter.settings.model, 0)
+
+    def prefill(self, tokens: Tensor, features: Tensor | None = None) -> None:
+        """More of the prompt."""
+        self._prompt = torch.cat([self._prompt, tokens])
+        self.drafter.prefill(tokens, torch.empty(0) if features is None else features)
+
+    def extend(self, tokens: list[int], features: Tensor | None = None) -> None:
+        """Output tokens; the first ones begin the output."""
+        progress, rest = self.workspace.progress, torch.tensor(tokens)
+        for index in range(0 if features is None else len(tokens)):
+            row = (self._produced + index) % len(self.workspace.features)
+            self.workspace.features[row] = features[index]  # type: ignore[index]
+        if self._produced == 0:
+            progress.begin(self._prompt, rest[:1])
+            self.drafter.begin(self._costs)
+            rest = rest[1:]
+        progress.advance(rest, torch.tensor(len(rest)))
+        self.drafter.extend(tokens)
+        self._produced += len(tokens)
+
+    def refocus(self, rows: Tensor) -> None:
+        """Keep these rows."""
+        nothing = torch.zeros(1)
+        count = torch.tensor(len(rows))
+        self.drafter.refocus(Selection(rows, count, nothing.long(), nothing))
+
+
+def interleave(*decodings: Decoding) -> list[Run]:
     """Advance several requests in turns, one event each, until all have ended."""
-    runs = [Run() for _ in decoders]
-    streams: list[Iterator[Prefill | Emitted] | None] = [decoder.run() for decoder in decoders]
+    runs = [Run() for _ in decodings]
+    streams: list[Iterator[Prefill | Emitted] | None] = [decoding.run() for decoding in decodings]
     while any(stream is not None for stream in streams):
         for index, stream in enumerate(streams):
             event = None if stream is None else next(stream, None)

@@ -13,9 +13,8 @@ from specx.checkpoints.eagle.loader import LoadedHead
 from specx.checkpoints.weights import outline
 from specx.core.attention import SdpaKernels
 from specx.core.cache import KVCache
-from specx.core.config import Parts
 from specx.core.decoder import Model, Output
-from specx.core.forward_passes import TargetPass
+from specx.core.forward_passes import ChunkPass
 from specx.core.retrieval import chunk_scores
 from specx.engine import Engine
 from specx.errors import ModelError, ResourceError, UsageError
@@ -78,7 +77,7 @@ def run(
     assert isinstance(loaded, hub.LoadedModel)
     model = Model(loaded.config.decoder, dict(loaded.tensors))
     cache = model.new_cache(len(tokens))
-    attention = TargetPass(cache, cache.stage(len(tokens)), None, SdpaKernels(), Parts())
+    attention = ChunkPass(cache, 0, SdpaKernels(), "fused")
     return model.forward(tokens, torch.arange(len(tokens)), attention), cache
 
 

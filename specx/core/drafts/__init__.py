@@ -1,14 +1,15 @@
 """Drafters: whatever guesses the target's next tokens as a tree.
 
-In: committed tokens, and the target's hidden states where a drafter wants them. Out: a
-``TokenTree`` whose root is the last committed token. A drafter serves one request; a new request
-gets a new drafter, so no state can leak between documents.
+In: committed tokens, and the target's features where a drafter wants them. Out: a ``TokenTree``
+whose root is the last committed token. A drafter serves one request at a time, and begins each one
+knowing nothing of the last, so no state can leak between documents.
 """
 
 from typing import Protocol
 
 from torch import Tensor
 
+from specx.core.drafts.growth import StepCosts
 from specx.core.retrieval import Selection
 from specx.core.tree import TokenTree
 
@@ -19,17 +20,20 @@ class Drafter(Protocol):
     @property
     def runs_ahead(self) -> bool:
         """Whether ``draft`` finds everything on the device: it may be called again before
-        ``extend`` has told the host's side what the last step brought."""
+        ``extend`` has given the host what the last step brought."""
         ...
 
-    def prefill(self, tokens: Tensor, hidden: Tensor) -> None:
-        """The next prompt tokens [n] and the target's hidden states [n, hidden] at them."""
+    def prefill(self, tokens: Tensor, features: Tensor) -> None:
+        """The next prompt tokens [n] and the target's features [n, width] at them."""
         ...
 
-    def extend(self, tokens: list[int], hidden: Tensor) -> None:
-        """Newly committed tokens; ``hidden`` [len(tokens), hidden] is the target's state that
-        produced each of them (empty where the drafter runs ahead). The last one is the next
-        tree's root."""
+    def begin(self, costs: StepCosts | None) -> None:
+        """The prompt is read and its first token drawn. ``costs`` of a step on this machine, if
+        they were measured."""
+        ...
+
+    def extend(self, tokens: list[int]) -> None:
+        """Newly committed tokens; the last one is the next tree's root."""
         ...
 
     def draft(self) -> TokenTree | None:
@@ -40,8 +44,10 @@ class Drafter(Protocol):
         """Keep only these context rows in the working cache."""
         ...
 
-    def observe(self, draft_s: float, *told: Tensor) -> tuple[float, ...]:
-        """What the last draft took, and its tree's reaches and depths [n] if it gave any.
+    def observe(
+        self, draft_s: float, reaches: Tensor | None, depths: Tensor | None
+    ) -> tuple[float, ...]:
+        """What the last settled draft took, and its tree's reaches and depths [n] if it had any.
 
         Returns the seconds of its forwards, level by level; () where there are none.
         """
@@ -49,7 +55,7 @@ class Drafter(Protocol):
 
     @property
     def context_tokens(self) -> int:
-        """Rows of context that the next draft will see."""
+        """Rows of context that the last draft saw, at most."""
         ...
 
     @property
@@ -65,18 +71,22 @@ class NoDraft:
     context_tokens = 0
     cache_bytes = 0
 
-    def prefill(self, tokens: Tensor, hidden: Tensor) -> None:
-        """See ``Drafter``; nothing to remember."""
+    def prefill(self, tokens: Tensor, features: Tensor) -> None:
+        pass
 
-    def extend(self, tokens: list[int], hidden: Tensor) -> None:
-        """See ``Drafter``; nothing to remember."""
+    def begin(self, costs: StepCosts | None) -> None:
+        pass
 
-    def draft(self) -> None:
-        """See ``Drafter``."""
+    def extend(self, tokens: list[int]) -> None:
+        pass
+
+    def draft(self) -> TokenTree | None:
+        return None
 
     def refocus(self, selection: Selection) -> None:
-        """See ``Drafter``; there is no cache."""
+        pass
 
-    def observe(self, draft_s: float, *told: Tensor) -> tuple[float, ...]:
-        """See ``Drafter``."""
+    def observe(
+        self, draft_s: float, reaches: Tensor | None, depths: Tensor | None
+    ) -> tuple[float, ...]:
         return ()

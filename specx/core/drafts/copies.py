@@ -1,4 +1,4 @@
-"""Guesses copied from the text: what followed the last tokens when they stood there before.
+"""Guesses copied from the text: what followed the last tokens where they occurred before.
 
 In: the text so far, at a place that recordings may read, and which parts of it the target attends
 to. Out: a chain of tokens, joined to a draft's best guesses with the chance that copying proved to
@@ -6,69 +6,30 @@ have lately. It does not know models, trees or caches. Nothing is read by the ho
 is static, so a CUDA graph can hold it.
 
 The idea is prompt lookup decoding (Saxena, 2023). Here it is no drafter of its own: where the
-draft model stands on the chain and thinks of another token first, the chain's next token joins its
-guesses. So both share one tree and one budget of nodes. What counts is how often the copy was
+draft model has followed the chain and thinks of another token first, the chain's next token joins
+its guesses. So both share one tree and one budget of nodes. What counts is how often the copy was
 right when the draft thought otherwise: a good draft is hardly disturbed, a lost one is led.
 
-A phrase often stands in a text more than once. The target knows which of the places it is copying
+A phrase often occurs in a text more than once. The target knows which of the places it is copying
 from: its last layer attends there. Retrieval asks it for that anyway, chunk by chunk, every few
 steps, so the chunk's attention decides between matches of the same length, at no further read of
 the keys.
 """
 
-from dataclasses import dataclass
-from importlib import import_module
-from types import ModuleType
-from typing import Self
-
 import torch
 from torch import Tensor
 
 from specx.core import kernels
-from specx.core.drafts.growth import WIDTH
-
-#: Tokens that must have stood there before; longer matches come first.
-SHORTEST, LONGEST = 2, 5
-#: A place's rank in one integer: the length of its match from bit 48 on, 16 bits of attention, its
-#: number.
-MATCH_BITS, PLACE_BITS = 48, 32
-#: Tokens of a chunk where there is only one.
-ANY_LENGTH = 1 << 30
-#: Of what earlier copies were worth, at every new one.
-FADING = 0.95
-# Hits and tries before anything was tried, by the length of the match.
-_PRIOR_HITS = (0.4, 0.6, 0.8, 1.0)
-_PRIOR_TRIES = (2.0, 2.0, 2.0, 2.0)
-
-
-@dataclass(frozen=True, slots=True)
-class CopyState:
-    """One request's chain of D tokens and how well chains did, at places that never change."""
-
-    chain: Tensor  # [D] int64; −1 behind its end, and all of it where nothing matches
-    attention: Tensor  # [chunks] float32 ≥ 0: how much the target attends to each chunk
-    # Levels at which the draft stood on the chain and thought of another token first.
-    doubted: Tensor  # [D] bool
-    start: Tensor  # [] int64: where in the text the chain would stand
-    kind: Tensor  # [] int64: length of its match, less ``SHORTEST``
-    prior: Tensor  # [2, kinds] float32: hits and tries before anything was tried
-    counts: Tensor  # [2, kinds] float32: hits and tries, fading
-    on_chain: Tensor  # [D * WIDTH] bool: rows of a beam whose path is the chain's beginning
-
-    @classmethod
-    def empty(cls, depth: int, chunks: int, device: torch.device) -> Self:
-        """No chain, nothing tried and nothing attended to."""
-        prior = torch.tensor([_PRIOR_HITS, _PRIOR_TRIES], device=device)
-        return cls(
-            chain=torch.full((depth,), -1, dtype=torch.int64, device=device),
-            attention=torch.zeros(chunks, device=device),
-            doubted=torch.zeros(depth, dtype=torch.bool, device=device),
-            start=torch.zeros((), dtype=torch.int64, device=device),
-            kind=torch.zeros((), dtype=torch.int64, device=device),
-            prior=prior,
-            counts=prior.clone(),
-            on_chain=torch.zeros(depth * WIDTH, dtype=torch.bool, device=device),
-        )
+from specx.core.kernels.types import (
+    ANY_LENGTH,
+    FADING,
+    LONGEST,
+    MATCH_BITS,
+    PLACE_BITS,
+    SHORTEST,
+    WIDTH,
+    CopyState,
+)
 
 
 class Copies:
@@ -87,13 +48,13 @@ class Copies:
         None: kernels where they can run. ``chunks`` of ``chunk_tokens`` hold the longest text."""
         self._state = CopyState.empty(depth, chunks, device)
         self._chunk_tokens = chunk_tokens
-        self._fused = _fused(device, fused)
+        self._fused = kernels.fused("copies", device, fused)
         self._offsets = torch.arange(depth, device=device)
         self._suffix = torch.arange(LONGEST, device=device)
 
     @property
     def chain(self) -> Tensor:
-        """The chain [depth] int64; −1 behind its end, and all of it where nothing matches. The
+        """The chain [depth] int64; −1 after its end, and all of it where nothing matches. The
         same memory for every text."""
         return self._state.chain
 
@@ -120,9 +81,9 @@ class Copies:
     def find(self, text: Tensor, length: Tensor) -> None:
         """Judge the last chain by what the text [capacity] int64 became, then look for the next.
 
-        ``length`` [] int64: tokens of the text. Of all places where its last tokens stood before,
-        the ones with the longest match are taken, of those the ones in chunks that the target
-        attends to most (in bfloat16: nearly equal is equal), of those the latest.
+        ``length`` [] int64: tokens of the text. Of all places where its last tokens occurred
+        before, the ones with the longest match are taken, of those the ones in chunks that the
+        target attends to most (in bfloat16: nearly equal is equal), of those the latest.
         """
         if self._fused is not None:
             self._fused.find(self._state, text, length, self._chunk_tokens)
@@ -146,27 +107,6 @@ class Copies:
         state.kind.copy_(kind.clamp(min=0))
 
     def joined(
-        self, chances: Tensor, tokens: Tensor, is_on_chain: Tensor, level: int
-    ) -> tuple[Tensor, Tensor]:
-        """The best guesses of ``level`` with the chain's token among them, [n, K] both.
-
-        ``chances`` [n, K] float32, best first, of ``tokens`` [n, K] int64; ``is_on_chain`` [n]
-        bool: rows whose path is the chain's first ``level`` tokens. There the token has at least
-        the chance that doubted copies proved to have; a row that did not think of it gives up its
-        last guess.
-        """
-        token = self.chain[level]
-        is_doubted = is_on_chain & (tokens[:, 0] != token) & (token >= 0)
-        self._state.doubted[level] = is_doubted.any()
-        is_there = tokens == token
-        is_last = torch.arange(tokens.shape[1], device=tokens.device) == tokens.shape[1] - 1
-        place = is_there | (~is_there.any(dim=1, keepdim=True) & is_last)
-        chance = self.chance.to(chances.dtype)
-        place &= is_doubted[:, None] & (is_there | (chances < chance))
-        tokens = torch.where(place, token, tokens)
-        return torch.where(place, chances.clamp(min=chance), chances), tokens
-
-    def joined_in_beam(
         self,
         chances: Tensor,
         tokens: Tensor,
@@ -174,26 +114,47 @@ class Copies:
         frontier: Tensor | None = None,
         parents: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """``joined`` for the levels of a ``Beam``, one after the other from 0 on, which finds out
-        by itself what is on the chain.
+        """The best guesses of a tree's ``level`` with the chain's token among them, [n, K] both.
 
-        Level 0 is the root's: ``chances`` and ``tokens`` [1, K]. On later ones they are [WIDTH, K],
-        under ``frontier`` [WIDTH] int64 tokens; from level 2 on ``parents`` [WIDTH] int64 are the
-        staged rows of the frontier's parents (``Beam.parents``).
+        ``chances`` [n, K] float32, best first, of ``tokens`` [n, K] int64. For the levels one after
+        the other from 0 on. Level 0 is the root's, one row; later ones have n ≤ WIDTH rows, under
+        ``frontier`` [n] int64 tokens, and from level 2 on ``parents`` [n] int64 are the staged rows
+        of the frontier's parents (``Beam.parents``).
+
+        Where a row's path is the chain's first ``level`` tokens and the draft thinks of another
+        token first, the chain's next token has at least the chance that doubted copies proved to
+        have; a row that did not think of it gives up its last guess.
         """
         if self._fused is not None:
             guesses: tuple[Tensor, Tensor] = self._fused.joined(
                 self._state, chances, tokens, level, frontier, parents
             )
             return guesses
-        is_on_chain = torch.ones(tokens.shape[0], dtype=torch.bool, device=tokens.device)
-        if frontier is not None:
-            on_chain = self._state.on_chain
-            if parents is not None:
-                is_on_chain = on_chain.index_select(0, parents)
-            is_on_chain = is_on_chain & (frontier == self.chain[level - 1]) & (frontier >= 0)
-            on_chain[(level - 1) * WIDTH : level * WIDTH] = is_on_chain
-        return self.joined(chances, tokens, is_on_chain, level)
+        token = self.chain[level]
+        is_doubted = self._on_chain(tokens.shape[0], level, frontier, parents)
+        is_doubted = is_doubted & (tokens[:, 0] != token) & (token >= 0)
+        self._state.doubted[level] = is_doubted.any()
+        is_there = tokens == token
+        is_last = torch.arange(tokens.shape[1], device=tokens.device) == tokens.shape[1] - 1
+        place = is_there | (~is_there.any(dim=1, keepdim=True) & is_last)
+        chance = self.chance
+        place &= is_doubted[:, None] & (is_there | (chances < chance))
+        tokens = torch.where(place, token, tokens)
+        return torch.where(place, chances.clamp(min=chance), chances), tokens
+
+    def _on_chain(
+        self, rows: int, level: int, frontier: Tensor | None, parents: Tensor | None
+    ) -> Tensor:
+        """Rows [n] bool whose path is the chain's beginning; kept for the next level."""
+        kept = self._state.on_chain
+        if frontier is None:
+            return torch.ones(rows, dtype=torch.bool, device=kept.device)
+        is_on_chain = (frontier == self.chain[level - 1]) & (frontier >= 0)
+        if parents is not None:
+            is_on_chain &= kept.index_select(0, parents)
+        start = (level - 1) * WIDTH
+        kept[start : start + rows] = is_on_chain
+        return is_on_chain
 
     def _matches(self, text: Tensor, length: Tensor) -> Tensor:
         """How many tokens before and at each place [capacity] equal the last ones; 0 below
@@ -222,10 +183,3 @@ class Copies:
         # Towards the prior, so that a chance is never nought or one.
         faded = torch.where(tries > 0, prior + FADING * (counts - prior) + news, counts)
         state.counts.index_copy_(1, state.kind[None], faded)
-
-
-def _fused(device: torch.device, wanted: bool | None) -> ModuleType | None:
-    """The Triton kernels, where they are wanted or, without a wish, can run."""
-    if wanted is None:
-        wanted = device.type == "cuda" and kernels.is_available()
-    return import_module("specx.core.kernels.copies") if wanted else None

@@ -1,24 +1,25 @@
 """How far a draft tree grows: by the paper's fixed rule, or by what levels and rows cost here.
 
-In: a tree under construction and measured step times. Out: which nodes to expand, and how many to
-verify. It does not know models or tokens. Whatever it decides, the text stays the same; only the
-speed depends on it.
+In: what the guesses of a tree are worth, and measured step times. Out: which nodes to expand, and
+how many to verify. It does not know models or tokens. Whatever it decides, the text stays the same;
+only the speed depends on it.
+
+Two policies, because what a step costs differs: where the device works in step with the host, each
+level is decided when the last one is known; where a whole draft is one recording, before it starts.
 """
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
-from typing import Protocol
+from math import inf
 
 from specx.core.config import TreeConfig
 from specx.core.stats import StepStats
-from specx.core.tree import TreeBuilder
 
 _MOMENTUM = 0.2  # weight of the newest draft-level time
 _WORTH_CHANGING = 1.03
 _MOST_KEPT = 0.95  # of a level's gain, by a level that was not drafted
-WIDTH = 10  # nodes expanded a level at most, as in OPT-Tree
 
 
 class StepCosts:
@@ -68,70 +69,64 @@ class StepCosts:
         return best
 
 
-class Growth(Protocol):
-    """Decides about one tree; a new object for every tree."""
+class StepwiseGrowth:
+    """Decides level by level, for a device that works in step with the host.
 
-    def frontier(self, builder: TreeBuilder, depth: int) -> list[int]:
-        """The nodes of ``depth`` to expand next; none when the tree is done."""
-        ...
-
-    def guesses(self, builder: TreeBuilder) -> int:
-        """How many of the best nodes to verify."""
-        ...
-
-
-class FixedGrowth:
-    """OPT-Tree's rule: go on while a level adds ``threshold`` expected tokens."""
+    By OPT-Tree's rule a tree grows while a level adds ``threshold`` expected tokens; with measured
+    costs, while another level raises the expected tokens per second of the step.
+    """
 
     def __init__(self, config: TreeConfig) -> None:
         self._config = config
+        self._costs: StepCosts | None = None
+        self.start()
+
+    def begin(self, costs: StepCosts | None) -> None:
+        """A new request. Without ``costs`` the fixed rule decides."""
+        self._costs = costs if self._config.size == "measured" else None
+
+    def start(self) -> None:
+        """A new tree."""
+        self.levels_s: list[float] = []  # what each level took
+        self._read = 1.0  # reach of the nodes that the last level was read under
         self._expected = 1.0
 
-    def frontier(self, builder: TreeBuilder, depth: int) -> list[int]:
-        """See ``Growth``."""
-        expected = builder.expected()
+    def width(self, reaches: list[float], frontier: list[float]) -> int:
+        """How many nodes of the newest level's ``frontier`` to read next; 0: the tree is done.
+
+        ``reaches`` of the best guesses so far, as many as may be verified, and of the frontier,
+        both decreasing. The next level is predicted to keep the share that the last one kept.
+        """
+        weakest = reaches[-1] if len(reaches) >= self._config.nodes else 0.0
+        worth = [reach for reach in frontier if reach > 0.0 and reach >= weakest]
+        expected = 1.0 + sum(reaches)
         gain, self._expected = expected - self._expected, expected
-        return builder.frontier(depth, WIDTH) if gain >= self._config.threshold else []
+        if self._costs is None:
+            return len(worth) if gain >= self._config.threshold else 0
+        share, reach = gain / self._read, sum(worth)
+        self._read = max(reach, 1e-9)
+        level_s = self._costs.level_s
+        _, now, seconds = self._costs.best_count(reaches, len(self.levels_s) * level_s)
+        return len(worth) if (now + share * reach) * seconds > now * (seconds + level_s) else 0
 
-    def guesses(self, builder: TreeBuilder) -> int:
-        """See ``Growth``."""
-        return self._config.nodes
+    def guesses(self, reaches: list[float]) -> int:
+        """How many of the best guesses to verify."""
+        if self._costs is None:
+            return len(reaches)
+        return self._costs.best_count(reaches, len(self.levels_s) * self._costs.level_s)[0]
 
-
-class MeasuredGrowth:
-    """Goes on while another level raises the expected tokens per second of the step."""
-
-    def __init__(self, costs: StepCosts) -> None:
-        self._costs = costs
-        self._levels = 0
-        self._frontier = 1.0  # reach of the nodes that the last level expanded
-        self._expected = 1.0
-
-    def frontier(self, builder: TreeBuilder, depth: int) -> list[int]:
-        """See ``Growth``. The next level is predicted to keep the share the last one kept."""
-        self._levels += 1
-        nodes = builder.frontier(depth, WIDTH)
-        reach, expected = sum(builder.reaches(nodes)), builder.expected()
-        share = (expected - self._expected) / self._frontier
-        self._expected, self._frontier = expected, max(reach, 1e-9)
-        _, now, seconds = self._best(builder)
-        later = now + share * reach
-        return nodes if later * seconds > now * (seconds + self._costs.level_s) else []
-
-    def guesses(self, builder: TreeBuilder) -> int:
-        """See ``Growth``."""
-        return self._best(builder)[0]
-
-    def _best(self, builder: TreeBuilder) -> tuple[int, float, float]:
-        reaches = builder.reaches(builder.best())
-        return self._costs.best_count(reaches, self._levels * self._costs.level_s)
+    def observe_level(self, seconds: float) -> None:
+        """Take in the time of one more level of this tree."""
+        self.levels_s.append(seconds)
+        if self._costs is not None:
+            self._costs.observe_level(seconds)
 
 
 class ForecastGrowth:
     """Chooses levels and rows of the next tree before it grows, from what the last ones were worth.
 
-    On a GPU the whole draft is one recording, so nothing can be decided in mid-tree. A running
-    mean of the expected tokens, by depth and by size, stands for what the next tree will bring.
+    A running mean of the expected tokens, by depth and by size, predicts what the next tree will
+    bring.
     """
 
     def __init__(self, config: TreeConfig, sizes: Sequence[int]) -> None:
@@ -144,17 +139,16 @@ class ForecastGrowth:
         self._plan = config.depth, self._rows[-1]
         self.begin(None)
 
-    def begin(self, costs: Callable[[], StepCosts] | None) -> None:
+    def begin(self, costs: StepCosts | None) -> None:
         """A new request. Without ``costs`` every tree has the configured depth and nodes."""
-        self._costs_of = costs if self._config.size == "measured" else None
-        self._costs: StepCosts | None = None
+        self._costs = costs if self._config.size == "measured" else None
         self._is_timed = False  # some draft of this request
 
     def plan(self) -> tuple[int, int]:
         """Levels to draft and rows to verify."""
-        if self._costs_of is None or not self._draft_s:
+        costs = self._costs
+        if costs is None or not self._draft_s:
             return self._config.depth, self._rows[-1]
-        costs = self._costs = self._costs or self._costs_of()
         choices = [
             (expected / (self._seconds(level) + costs.verify_s(rows)), level, rows)
             for level, row in enumerate(self._expected, start=1)
@@ -236,8 +230,9 @@ class Governor:
     _FEWEST = 8  # steps before a judgement
     _WINDOW = 16  # steps that a rate is taken over
 
-    def __init__(self, costs: Callable[[], StepCosts]) -> None:
-        self._costs = costs
+    def __init__(self, plain_s: float = inf) -> None:
+        #: Seconds of a plain step, as long as none was made.
+        self.plain_s = plain_s
         self._seen: dict[bool, deque[tuple[int, float]]] = {
             way: deque(maxlen=self._WINDOW) for way in (True, False)
         }
@@ -263,8 +258,7 @@ class Governor:
         self._seen[way].append(taken)
         if way != self.drafting or len(self._seen[way]) < self._FEWEST:
             return
-        # Before any plain step, the measured cost of one row stands for it.
-        known = _rate(self._seen[other]) if self._seen[other] else 1.0 / self._costs().verify_s(1)
+        known = _rate(self._seen[other]) if self._seen[other] else 1.0 / self.plain_s
         if _rate(self._seen[way]) < known:
             self.drafting = other
             self._seen[other].clear()

@@ -1,21 +1,27 @@
 """A draft model as drafter, with a short working cache over a long document.
 
-In: committed tokens, the target's features where the model reads them (an EAGLE head), and chosen
-context rows. Out: a dynamic tree (OPT-Tree as in SpecExtend §3). It does not know the target, or
-why rows were chosen.
+In: the progress of the request, the target's features where the model reads them (an EAGLE head),
+and chosen context rows. Out: a dynamic tree (OPT-Tree as in SpecExtend §3). It does not know the
+target, or why rows were chosen.
 
 Two caches: ``full`` holds keys of every committed token *without* rotation; ``working`` holds the
 rows that the draft currently sees, rotated to compact positions 0 … m − 1. So the draft meets no
 position beyond its training length however long the document is.
 
 A head's row t holds the pair (feature at t, token t + 1), so it has read one row less than there
-are tokens, and the newest row is again the root's: a guess at depth d stands at position c + d − 1
-behind c committed rows, for a head as for a language model. Further down a tree the feature of a
-node is the head's own state at its parent.
+are tokens, and the newest row is again the root's: a guess at depth d has position c + d − 1 after
+c committed rows, for a head as for a language model. Further down a tree the feature of a node is
+the head's own state at its parent.
+
+What changes from step to step is read from device scalars: how many tokens the output has, how
+many of them the draft has read, how many rows the working cache holds. Where shapes are fixed, a
+draft is one recording of as many levels as were planned, and the host keeps upper bounds of these
+numbers; elsewhere each level is decided when the last one is known, and only rows that are worth it
+are read.
 """
 
 import time
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,17 +29,18 @@ import torch
 from torch import Tensor
 
 from specx.core.attention import Kernels
-from specx.core.cache import KVCache
 from specx.core.config import Parts, RetrievalConfig, TreeConfig
 from specx.core.decoder import DraftModel
 from specx.core.drafts.copies import Copies
-from specx.core.drafts.growth import WIDTH, FixedGrowth, Growth, MeasuredGrowth, StepCosts
-from specx.core.forward_passes import Rotary, WindowPass, WorkingPass
-from specx.core.retrieval import Selection, recent_selection
+from specx.core.drafts.growth import ForecastGrowth, StepCosts, StepwiseGrowth
+from specx.core.drafts.tree_beam import Beam, best_guesses
+from specx.core.forward_passes import ReadPass, Rotary, TreePass, WindowPass
+from specx.core.graphs import RECORDED_ROWS, padded_rows
+from specx.core.kernels.types import CHILDREN, WIDTH
+from specx.core.retrieval import Selection, select_recent
 from specx.core.sampling import Sampler
-from specx.core.tree import TokenTree, TreeBuilder
-
-_CHILDREN = 10  # guesses under each expanded node, as in OPT-Tree
+from specx.core.tree import TokenTree
+from specx.core.workspace import FEATURE_ROWS, Workspace
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,6 @@ class DraftSettings:
     """What a draft model (a small language model or a head) drafts with."""
 
     model: DraftModel
-    capacity: int  # most tokens of a request
     vocabulary: int  # the target's: guesses beyond it are not made
     trained_tokens: int  # no later position is used, but for a full cache
     parts: Parts
@@ -51,94 +57,167 @@ class DraftSettings:
 
 
 class ModelDrafter:
-    """One request's draft state around a shared ``DraftModel``."""
+    """One request's draft state around a shared ``DraftModel``; ``start`` begins the next request
+    in the same buffers."""
 
-    def __init__(
-        self,
-        settings: DraftSettings,
-        sampler: Sampler,
-        costs: Callable[[], StepCosts] | None = None,
-        full: KVCache | None = None,
-        spare_rows: int = 0,
-    ) -> None:
-        """``costs`` is asked once, at the first draft; needed for ``tree.size == "measured"``.
-        ``full``: a cache to use for the whole context; ``spare_rows``: further rows in both."""
-        model, parts, tree = settings.model, settings.parts, settings.tree
-        capacity, trained_tokens = settings.capacity, settings.trained_tokens
-        retrieval = settings.retrieval
-        self._model, self._parts, self._tree = model, parts, tree
-        self._retrieval, self._kernels = retrieval, settings.kernels
-        self._vocabulary, self._sampler = settings.vocabulary, sampler
-        self._costs_of = costs
-        self._costs: StepCosts | None = None
-        budget = retrieval.budget_tokens
-        # Committed rows of the working cache: with a tree's depth behind them, no position beyond
-        # the trained length, as long as the retrieval's budget allows.
-        shortened = max(budget + 1, trained_tokens - tree.depth)
-        is_short = parts.draft_cache != "full" and shortened < capacity
-        self._rows = shortened if is_short else capacity
-        # Rows that may follow a selection before another one is needed.
-        self._slack = shortened - budget if is_short else capacity
-        staged = tree.depth * WIDTH
-        self._full = full or model.new_cache(capacity + spare_rows)
-        self._working = model.new_cache(self._rows + staged + spare_rows)
-        # Half the trained length before a block and half inside: no position beyond it.
-        self._block = self._window = max(1, trained_tokens // 2)
-        length = max(2 * self._window, self._rows + tree.depth + spare_rows)
-        if parts.draft_prefill == "full":
-            self._block = self._window = length = max(length, capacity + spare_rows)
-        self._rotary = Rotary(model.inverse_frequencies, length)
-        self._pending: list[int] = []
-        self._features: list[Tensor] = []  # of the pending tokens, for a model that reads them
-        self._last_feature: Tensor | None = None  # of the prompt, until its next token is known
-        self._text = torch.zeros(0, dtype=torch.int64)  # what copies are looked for in
+    def __init__(self, settings: DraftSettings, workspace: Workspace) -> None:
+        """``workspace``: the target's, whose progress and features are read here."""
+        model, tree, retrieval = settings.model, settings.tree, settings.retrieval
+        self.settings, self._model, self._parts = settings, model, settings.parts
+        self._kernels, device = settings.kernels, model.device
+        self._launcher = workspace.launcher(settings.kernels, settings.parts.launch)
+        self._progress, self._ring = workspace.progress, workspace.features
+        self._known = min(settings.vocabulary, model.shape.vocabulary)
+        # Rows of the full cache that the prompt's tokens have less: a head reads pairs.
+        self._missing = 1 if model.reads_features else 0
+        self._unread_rows = tree.depth + 1  # most tokens that a step commits
+        self._allocate(workspace)
+        chunks = -(-workspace.capacity // retrieval.chunk_tokens)
         self._copies: Copies | None = None
-        if parts.copies == "tree":
-            self._copies = self._new_copies(capacity, torch.device("cpu"))
-        self._on_chain: int | None = None  # the deepest node of the copied chain so far
-        self._states: list[Tensor] = []  # of the rows that this draft has read, root first
-        self._produced = 0  # output tokens so far: the noise position of the root's successor
-        self._levels_s: list[float] = []
+        if self._parts.copies == "tree":
+            self._copies = Copies(
+                tree.depth, device, chunks=chunks, chunk_tokens=retrieval.chunk_tokens
+            )
+        self._beam = Beam(tree.depth, device, min(CHILDREN, self._known))
+        sizes = sorted({*RECORDED_ROWS, padded_rows(tree.nodes + 1)})
+        self._forecast, self._stepwise = ForecastGrowth(tree, sizes), StepwiseGrowth(tree)
+        self._read = torch.zeros((), dtype=torch.int64, device=device)  # output tokens read
+        self._held = torch.zeros((), dtype=torch.int64, device=device)  # rows of the working cache
+        self._chosen = torch.zeros(retrieval.budget_tokens, dtype=torch.int64, device=device)
+        self._chosen_count = torch.zeros((), dtype=torch.int64, device=device)
+        ones = torch.ones(self._unread_rows, self._unread_rows, dtype=torch.bool, device=device)
+        self._causal, self._offsets = ones.tril(), torch.arange(self._unread_rows, device=device)
+
+    def _allocate(self, workspace: Workspace) -> None:
+        """Caches, and how long their rows may be."""
+        model, parts, tree = self._model, self._parts, self.settings.tree
+        budget, trained = self.settings.retrieval.budget_tokens, self.settings.trained_tokens
+        capacity = workspace.capacity
+        # A step may be launched beyond the end of the output, reads are padded, and a selection
+        # has its full size however short the context is.
+        spare = max(0, budget - capacity) + 4 * self._unread_rows
+        # With a tree's depth after it no position is beyond the trained length, as long as the
+        # retrieval's budget allows.
+        shortened = max(budget + 1, trained - tree.depth)
+        rows = min(capacity, shortened) if parts.draft_cache != "full" else capacity
+        # A budget as long as the draft was trained must not crowd out the selection itself.
+        self._most_rows = max(rows, budget + 2 * self._unread_rows)
+        # A window slides by a chunk; where only bounds are known, by a step's tokens more.
+        sliding = self.settings.retrieval.chunk_tokens
+        self._slid_rows = budget + sliding + self._unread_rows * self._launcher.is_fixed
+        self._full = workspace.draft_cache(model, capacity + spare)
+        self._working = model.new_cache(rows + tree.depth * WIDTH + spare)
+        # Half the trained length before a block and half inside: no position beyond it.
+        self._block = self._window = max(1, trained // 2)
+        length = max(2 * self._window, rows + tree.depth + spare)
+        if parts.draft_prefill == "full":
+            self._block = self._window = length = max(length, capacity + spare)
+        self._rotary = Rotary(model.inverse_frequencies, length)
+
+    def start(self, sampler: Sampler) -> None:
+        """Forget the last request; what was learned about trees stays."""
+        self._sampler = sampler
+        self._key = self._parts, sampler.config
+        if self._copies is not None:
+            self._copies.begin()
+        self._full.reach(0)
+        self._read.zero_()
+        self._held.zero_()
+        self._most_held = 0  # upper bound of ``_held``, on the host
+        self._prompt = self._produced = 0  # tokens, as far as the host knows
+        self._last_feature: Tensor | None = None  # of the prompt, until its next token is known
+        self._unsettled = 1  # drafts since the last ``extend``; the first one follows no draft
+        self._is_behind = False
+        self._left_out = 0  # tokens of steps without a draft
+        # Levels of the drafts that are not settled, and whether their time means anything.
+        self._launched: deque[tuple[int, bool]] = deque()
 
     @property
     def runs_ahead(self) -> bool:
-        """See ``Drafter``: the tree grows on the host."""
-        return False
+        return self._launcher.is_fixed
 
     @property
     def context_tokens(self) -> int:
-        """See ``Drafter``."""
-        return self._working.length + len(self._pending)
+        return self._most_held
 
     @property
     def cache_bytes(self) -> int:
-        """See ``Drafter``."""
         full = self._full.row_bytes * self._full.length
         return full + self._working.row_bytes * self._working.capacity
 
-    def observe(self, draft_s: float, *told: Tensor) -> tuple[float, ...]:
-        """See ``Drafter``; a level's time includes the transfer of its guesses, which waits for
-        the device."""
-        return tuple(self._levels_s)
-
-    def prefill(self, tokens: Tensor, hidden: Tensor) -> None:
-        """See ``Drafter``; only a model that reads features uses ``hidden``."""
-        self._remember(tokens)
+    @torch.inference_mode()
+    def prefill(self, tokens: Tensor, features: Tensor) -> None:
+        """The next prompt tokens; only a model that reads ``features`` uses them."""
         tokens = tokens.to(self._model.device)
         if not self._model.reads_features:
             self._read_blocks(tokens, None)
             return
-        # A feature belongs to the token behind it, which may be the next chunk's first.
-        last, self._last_feature = self._last_feature, hidden[-1:].clone()
-        before = hidden[:-1] if last is None else torch.cat([last, hidden[:-1]])
+        # A feature belongs to the token after it, which may be the next chunk's first.
+        last, self._last_feature = self._last_feature, features[-1:].clone()
+        before = features[:-1] if last is None else torch.cat([last, features[:-1]])
         self._read_blocks(tokens[tokens.shape[0] - before.shape[0] :], before)
 
-    def _remember(self, tokens: Tensor) -> None:
+    def begin(self, costs: StepCosts | None) -> None:
+        self._prompt = self._full.length + self._missing
+        self._forecast.begin(costs)
+        self._stepwise.begin(costs)
+
+    def extend(self, tokens: list[int]) -> None:
+        """Newly committed tokens, which are read from the progress by the next ``draft``."""
+        self._produced += len(tokens)
+        # Steps without a draft in between may leave more unread than one draft reads.
+        self._is_behind = self._is_behind or self._unsettled == 0
+        self._unsettled = 0
+        self._left_out += len(tokens) if self._is_behind else 0
+        if self._model.reads_features and self._left_out >= FEATURE_ROWS // 2:
+            self._catch_up()  # before the ring comes round
+
+    @torch.inference_mode()
+    def refocus(self, selection: Selection) -> None:
+        """Keep only these context rows; those that the draft has not read yet follow by
+        themselves."""
         if self._copies is not None:
-            self._text = torch.cat([self._text, tokens.cpu()])
+            self._copies.attend(selection.attention)
+        rows, count = selection.rows, selection.count
+        if self._launcher.is_fixed:  # recordings find them in their own place
+            rows, count = self._chosen.copy_(rows), self._chosen_count.copy_(count)
+        self._launcher.run(partial(self._fill, rows, count), "fill", self._key)
+        self._bound_held(self.settings.retrieval.budget_tokens)
+
+    @torch.inference_mode()
+    def draft(self) -> TokenTree:
+        self._make_room()
+        self._unsettled += 1
+        if not self._launcher.is_fixed:
+            tree = self._grow_stepwise()
+        else:
+            levels, rows = self._forecast.plan()
+            key = "draft", levels, rows, self._key
+            self._launched.append((levels, self._launcher.is_warm(*key)))
+            tree = self._launcher.run(partial(self._grow, levels, rows), *key)
+        # The working cache holds no more than there is.
+        there_is = self._prompt + self._produced + self._unsettled * self._unread_rows
+        self._bound_held(min(self._most_held + self._unread_rows, there_is))
+        return tree
+
+    def observe(
+        self, draft_s: float, reaches: Tensor | None, depths: Tensor | None
+    ) -> tuple[float, ...]:
+        """What the draft took; levels are not timed one by one within a recording."""
+        if not self._launcher.is_fixed:
+            return tuple(self._stepwise.levels_s)
+        assert reaches is not None, "every tree of a draft model has them"
+        assert depths is not None, "every tree of a draft model has them"
+        levels, is_warm = self._launched.popleft()
+        seconds = draft_s if is_warm else None
+        self._forecast.observe(levels, seconds, reaches.tolist(), depths.tolist())
+        return (draft_s / levels,) * levels
+
+    # Reading
 
     def _read_blocks(self, tokens: Tensor, features: Tensor | None) -> None:
         """Commit tokens [n] to the full cache, block by block; ``features`` [n, width]."""
+        kind = self._parts.prefill_attention
         while tokens.shape[0]:
             # Where every block has a whole window before it, they go through a layer together.
             is_uniform = self._full.length >= self._window == self._block
@@ -146,203 +225,196 @@ class ModelDrafter:
             count = min(blocks * self._block, tokens.shape[0])
             start = self._full.stage(count)
             window = WindowPass(
-                self._full, start, self._window, self._rotary, self._kernels, self._parts, blocks
+                self._full, start, self._window, self._rotary, self._kernels, kind, blocks
             )
-            of_block = None if features is None else self._model.fuse(features[:count])
-            self._forward(tokens[:count], window, of_block)
-            self._full.commit(count)
+            fused = None if features is None else self._model.fuse(features[:count])
+            block = self._embeddable(tokens[:count])
+            # Position 0 leaves queries and keys unrotated; the pass rotates them itself.
+            self._model.hidden(block, torch.zeros_like(block), window, fused)
+            self._full.reach(start + count)
             tokens = tokens[count:]
             features = None if features is None else features[count:]
 
-    def extend(self, tokens: list[int], hidden: Tensor) -> None:
-        """See ``Drafter``; the forward is left to the next ``draft``."""
-        self._pending += tokens
-        self._produced += len(tokens)
-        self._remember(torch.tensor(tokens))
-        if self._model.reads_features:
-            self._features.append(hidden[: len(tokens)].clone())
-
-    def refocus(self, selection: Selection) -> None:
-        """See ``Drafter``. Rows that the draft has not read yet follow by themselves."""
-        self._prefer(selection)
-        self._keep(selection.rows[selection.rows < self._full.length])
-
-    def _new_copies(self, capacity: int, device: torch.device) -> Copies:
-        """For texts of up to ``capacity`` tokens."""
-        chunk_tokens = self._retrieval.chunk_tokens
-        chunks = -(-capacity // chunk_tokens)
-        return Copies(self._tree.depth, device, chunks=chunks, chunk_tokens=chunk_tokens)
-
-    def _prefer(self, selection: Selection) -> None:
-        if self._copies is not None and selection.attention is not None:
-            self._copies.attend(selection.attention)
-
-    def _keep(self, rows: Tensor) -> None:
-        """Fill the working cache with ``rows`` [m] of the full one."""
-        working = self._working
-        working.truncate(0)
-        start = working.stage(rows.shape[0])
-        for layer in range(self._model.shape.layers):
-            keys = self._rotary.rotate(self._full.keys[layer][:, rows], 0)
-            working.write(layer, start, keys, self._full.values[layer][:, rows])
-        working.commit(rows.shape[0])
-
-    def draft(self) -> TokenTree:
-        """See ``Drafter``."""
-        self._make_room()
-        self._levels_s = []
-        growth = self._growth()
-        builder = TreeBuilder(self._pending[-1], self._tree.nodes)
-        self._on_chain = 0
-        if self._copies is not None:
-            self._copies.find(self._text, torch.tensor(len(self._text)))
-        self._expand(builder, [0], self._read_pending, depth=0)
-        staged: dict[int, int] = {}
-        for depth in range(1, self._tree.depth):
-            frontier = growth.frontier(builder, depth)
-            if not frontier:
-                break
-            staged |= {node: len(staged) + index for index, node in enumerate(frontier)}
-            read = partial(self._read_level, builder, frontier, staged, depth)
-            self._expand(builder, frontier, read, depth)
-        self._working.drop()
-        tree = builder.tree(growth.guesses(builder), self._model.device)
-        return tree if self._copies is None else replace(tree, copied=self._copies.chain.clone())
-
-    def _growth(self) -> Growth:
-        if self._tree.size == "fixed" or self._costs_of is None:
-            return FixedGrowth(self._tree)
-        if self._costs is None:
-            self._costs = self._costs_of()
-        return MeasuredGrowth(self._costs)
-
-    def _make_room(self) -> None:
-        """Read a long backlog without the working cache, and see that there is room in it."""
-        backlog = len(self._pending)
-        if backlog > max(1, self._slack):
-            tokens, features = self._take_pending()
-            older = None if features is None else features[:-1]
-            self._read_blocks(tokens[:-1], older)
-            self._pending = tokens[-1:].tolist()
-            self._features = [] if features is None else [features[-1:]]
-            self._working.truncate(0)
-            backlog = 1
-        self._choose_rows(backlog)
-
-    def _choose_rows(self, backlog: int) -> None:
-        """Fill the working cache where nobody did, or where ``backlog`` more rows do not fit."""
-        full = self._parts.draft_cache == "full"
-        unread = self._working.length == 0 and self._full.length > 0
-        crowded = self._working.length + backlog > self._rows
-        stale = (
-            self._parts.draft_cache == "window"
-            and self._working.length >= self._retrieval.budget_tokens + self._retrieval.chunk_tokens
-        )
-        if unread and full:
-            self._keep(torch.arange(self._full.length, device=self._model.device))
-        elif unread or crowded or stale:
-            rows = recent_selection(self._retrieval, self._full.length).rows
-            self._keep(rows.to(self._model.device))
-
-    def _take_pending(self) -> tuple[Tensor, Tensor | None]:
-        """The pending tokens [n] and, for a model that reads them, their features [n, width]."""
-        tokens = torch.tensor(self._pending, device=self._model.device)
-        features = torch.cat(self._features) if self._model.reads_features else None
-        self._pending, self._features = [], []
-        return tokens, features
-
-    def _read_pending(self) -> Tensor:
-        """Commit the pending tokens in both caches; logits [1, V] after the last one."""
-        tokens, features = self._take_pending()
-        count = tokens.shape[0]
-        start, full_start = self._working.stage(count), self._full.stage(count)
-        positions = slice(start, start + count)
-        attention = self._working_pass(start, full_start, positions, None)
-        fused = None if features is None else self._model.fuse(features)
-        newest = self._forward(tokens, attention, fused)[-1:]
-        self._working.commit(count)
-        self._full.commit(count)
-        self._states = [newest]
-        return self._model.logits(newest)
-
-    def _read_level(
-        self, builder: TreeBuilder, nodes: list[int], staged: dict[int, int], depth: int
-    ) -> Tensor:
-        """Logits [len(nodes), V] after tree nodes of one depth, over working and staged rows."""
-        device = self._model.device
-        tokens = torch.tensor([builder.token(node) for node in nodes], device=device)
-        mask = torch.zeros(len(nodes), len(staged), dtype=torch.bool)
-        for row, node in enumerate(nodes):
-            mask[row, [staged[ancestor] for ancestor in builder.ancestors(node)]] = True
-        start = self._working.stage(len(nodes))
-        place = self._working.length - 1 + depth  # the root is the last committed row
-        positions = torch.full((len(nodes),), place, device=device)
-        working = self._working_pass(start, 0, positions, mask.to(device))
-        states = self._forward(tokens, working, self._parent_states(builder, nodes, staged))
-        self._states.append(states)
-        return self._model.logits(states)
-
-    def _parent_states(
-        self, builder: TreeBuilder, nodes: list[int], staged: dict[int, int]
-    ) -> Tensor | None:
-        """The model's states at the parents of ``nodes``, if they are its features."""
-        if not self._model.reads_features:
-            return None
-        rows = [1 + staged.get(builder.parent(node), -1) for node in nodes]
-        return torch.cat(self._states)[rows]
-
-    def _working_pass(
-        self, start: int, full_start: int, positions: Tensor | slice, mask: Tensor | None
-    ) -> WorkingPass:
-        return WorkingPass(
+    def _read_new(self) -> Tensor:
+        """Commit the unread tokens in both caches; the model's state [1, hidden] at the newest."""
+        progress, launcher = self._progress, self._launcher
+        count = progress.produced - self._read
+        rows = self._unread_rows if launcher.is_fixed else int(count)
+        offsets = self._offsets[:rows]
+        numbers = self._read + offsets  # of output tokens
+        places = (progress.prompt + numbers).clamp(max=progress.text.shape[0] - 1)
+        tokens = self._embeddable(progress.text.index_select(0, places))
+        attention = ReadPass(
             self._working,
-            start,
+            launcher.length(self._held),
             self._full,
-            full_start,
-            positions,
-            mask,
+            launcher.length(self._full_length),
+            self._held + offsets,
+            self._causal[:rows, :rows],
             self._rotary,
             self._kernels,
         )
+        features = self._features_of(numbers)
+        fused = None if features is None else self._model.fuse(features)
+        hidden = self._model.hidden(tokens, torch.zeros_like(tokens), attention, fused)
+        self._held += count
+        self._read.copy_(progress.produced)
+        return hidden.index_select(0, (count - 1)[None])
 
-    def _forward(
-        self, tokens: Tensor, attention: WindowPass | WorkingPass, features: Tensor | None
-    ) -> Tensor:
-        """States [n, hidden] after ``tokens`` [n]."""
-        # A token that only the target's padded vocabulary knows must not break the draft.
-        tokens = tokens.clamp(max=self._model.shape.vocabulary - 1)
-        # Position 0 leaves queries and keys unrotated; the pass rotates them itself.
-        nowhere = torch.zeros_like(tokens)
-        return self._model.hidden(tokens, nowhere, attention, features=features)
+    def _features_of(self, numbers: Tensor) -> Tensor | None:
+        """The target's features [n, width] of output tokens ``numbers`` [n], if they are read."""
+        if not self._model.reads_features:
+            return None
+        return self._ring.index_select(0, numbers % FEATURE_ROWS)
 
-    def _expand(
-        self, builder: TreeBuilder, nodes: list[int], read: Callable[[], Tensor], depth: int
-    ) -> None:
-        """Add the best guesses after ``nodes`` (all of one depth); ``read`` yields their logits."""
+    def _embeddable(self, tokens: Tensor) -> Tensor:
+        """A token that only the target's padded vocabulary knows must not break the draft."""
+        return tokens.clamp(0, self._model.shape.vocabulary - 1)
+
+    @property
+    def _full_length(self) -> Tensor:
+        """Rows of the full cache, [] int64: the prompt and what was read of the output."""
+        return self._progress.prompt + self._read - self._missing
+
+    @torch.inference_mode()
+    def _catch_up(self) -> None:
+        """Read all but the newest token of the output where one draft would not."""
+        read = int(self._read)  # rare: only after plain steps
+        first = self._prompt + read
+        unread = self._progress.text[first : self._prompt + self._produced - 1]
+        if unread.numel() >= self._unread_rows:
+            self._full.reach(first - self._missing)  # drafts wrote without the host's count
+            numbers = torch.arange(read, self._produced - 1, device=self._ring.device)
+            self._read_blocks(unread, self._features_of(numbers))
+            self._read.fill_(self._produced - 1)
+            self._most_held = 0
+        self._is_behind, self._left_out = False, 0
+
+    # The working cache
+
+    def _make_room(self) -> None:
+        """Read a backlog, and fill the working cache where nobody did."""
+        if self._is_behind:
+            self._catch_up()
+        cache, is_unfilled = self._parts.draft_cache, self._most_held == 0
+        if cache == "full" and is_unfilled:
+            rows = torch.arange(self._full.length, device=self._model.device)
+            self._fill(rows, self._full_length)
+            self._most_held = self._full.length
+        is_crowded = self._most_held + self._unread_rows > self._most_rows
+        has_slid = cache == "window" and self._most_held >= self._slid_rows
+        if cache != "full" and (is_unfilled or is_crowded or has_slid):
+            self._launcher.run(self._fill_with_recent, "recent", self._key)
+            self._bound_held(self.settings.retrieval.budget_tokens)
+
+    def _fill(self, rows: Tensor, count: Tensor) -> None:
+        """Fill the working cache with the first ``count`` [] of ``rows`` [m] of the full one."""
+        if not self._launcher.is_fixed:
+            rows = rows[: int(count)]
+        for layer in range(self._model.shape.layers):
+            keys = self._full.keys[layer].index_select(1, rows)
+            self._working.write(layer, 0, self._rotary.rotate(keys, 0),
+                                self._full.values[layer].index_select(1, rows))  # fmt: skip
+        # Rows increase, so those that were read come first.
+        places = torch.arange(rows.shape[0], device=rows.device)
+        self._held.copy_(((rows < self._full_length) & (places < count)).sum())
+
+    def _fill_with_recent(self) -> None:
+        """Fill it with the sink and the most recent chunks of what the draft has read."""
+        recent = select_recent(self.settings.retrieval, self._full.capacity, self._full_length)
+        self._fill(recent.rows, recent.count)
+
+    def _bound_held(self, bound: int) -> None:
+        """The working cache holds ``bound`` rows at most; exactly known where that is free."""
+        self._most_held = bound if self._launcher.is_fixed else int(self._held)
+
+    # Growing
+
+    def _grow(self, levels: int, rows: int) -> TokenTree:
+        """``levels`` levels, of which the best ``rows`` − 1 guesses are kept."""
+        states = self._add_root()
+        for level in range(1, levels):
+            states = self._add_level(level, states)
+        tree = self.settings.tree
+        return self._tree(rows, levels, tree.threshold if tree.size == "fixed" else None)
+
+    def _grow_stepwise(self) -> TokenTree:
+        """As many levels, rows of each, and guesses as are worth it."""
+        growth, beam, tree = self._stepwise, self._beam, self.settings.tree
+        growth.start()
         start = time.perf_counter()
-        chances, tokens = self._best(read(), depth, nodes)
-        seconds = time.perf_counter() - start
-        self._levels_s.append(seconds)
-        if self._costs is not None:
-            self._costs.observe_level(seconds)
-        copied = -1 if self._copies is None else int(self._copies.chain[depth])
-        chain, self._on_chain = self._on_chain, None
-        for node, row, guesses in zip(nodes, chances, tokens, strict=True):
-            for chance, token in zip(row, guesses, strict=True):
-                child = builder.add(node, token, chance)
-                if node == chain and token == copied:
-                    self._on_chain = child
+        states, widths = self._add_root(), list[int]()
+        while True:
+            level = len(widths) + 1
+            reaches = beam.best(level, tree.nodes)
+            growth.observe_level(time.perf_counter() - start)
+            if level == tree.depth:
+                break
+            width = growth.width(reaches, beam.frontier_reaches(level - 1))
+            if width == 0:
+                break
+            widths.append(width)
+            start = time.perf_counter()
+            states = self._add_level(level, states, widths)
+        return self._tree(1 + growth.guesses(reaches), level)
 
-    def _best(
-        self, logits: Tensor, depth: int, nodes: list[int]
-    ) -> tuple[list[list[float]], list[list[int]]]:
-        """Chances and ids of the best guesses a row, scored with the noise that the target's
-        sampler will draw there (common random numbers)."""
-        positions = torch.full((logits.shape[0],), self._produced + depth, device=logits.device)
-        scores = self._sampler.scores(logits[:, : self._vocabulary], positions)
-        best = scores.log_softmax(dim=-1).topk(min(_CHILDREN, scores.shape[-1]), dim=-1)
-        chances, tokens = best.values.exp().cpu(), best.indices.cpu()
+    def _tree(self, rows: int, levels: int, threshold: float | None = None) -> TokenTree:
+        tree = self._beam.tree(rows, threshold, levels)
+        return tree if self._copies is None else replace(tree, copied=self._copies.chain)
+
+    def _add_root(self) -> Tensor:
+        """Read the new tokens and guess what follows; the model's state [1, hidden] there."""
+        progress = self._progress
+        newest = self._read_new()
         if self._copies is not None:
-            is_on_chain = torch.tensor([node == self._on_chain for node in nodes])
-            chances, tokens = self._copies.joined(chances, tokens, is_on_chain, depth)
-        return chances.tolist(), tokens.tolist()
+            self._copies.find(progress.text, progress.prompt + progress.produced)
+        self._beam.add_root(progress.root, *self._guesses(newest, 0))
+        return newest
+
+    def _add_level(self, level: int, states: Tensor, widths: list[int] | None = None) -> Tensor:
+        """Read the frontier of ``level`` − 1 and guess what follows; states [n, hidden] there.
+
+        ``states`` of the level above; ``widths``: rows read of each frontier so far, this one's
+        last (None: all).
+        """
+        width = WIDTH if widths is None else widths[-1]
+        staged = (level - 1) * WIDTH if widths is None else sum(widths[:-1])
+        prefix = self._launcher.length(self._held)
+        mask = self._beam.mask(level - 1, widths)
+        attention = TreePass(self._working, prefix, prefix + staged, mask, self._kernels)
+        if level == 1:
+            states = states.expand(width, -1)
+        elif self._model.reads_features:
+            above = self._beam.parents(level - 1)[:width] - (level - 2) * WIDTH
+            states = states.index_select(0, above)
+        tokens = self._embeddable(self._beam.frontier(level - 1)[:width])
+        # The root is the last committed row.
+        positions = (self._held + (level - 1)).expand(width)
+        states = self._model.hidden(tokens, positions, attention, states)
+        self._beam.add_level(level, *self._guesses(states, level))
+        return states
+
+    def _guesses(self, states: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Chances and tokens [n, K] of the best guesses after ``states`` [n, hidden], scored with
+        the noise that the target's sampler will draw there (common random numbers)."""
+        scores = self._model.logits(states)
+        if not self._sampler.is_greedy:
+            positions = (self._progress.produced + level).expand(scores.shape[0])
+            scores = self._sampler.scores(scores[:, : self._known], positions)
+        chances, tokens = best_guesses(scores, self._known, self._beam.children)
+        if self._copies is None:
+            return chances, tokens
+        count = states.shape[0]
+        frontier = self._beam.frontier(level - 1)[:count] if level else None
+        parents = self._beam.parents(level - 1)[:count] if level > 1 else None
+        return self._copies.joined(chances, tokens, level, frontier, parents)
+
+
+def drafter_in(workspace: Workspace, settings: DraftSettings, sampler: Sampler) -> ModelDrafter:
+    """The drafter of these parts in ``workspace``, at the start of a request: an earlier request's
+    or a new one."""
+    drafter = workspace.kept.get(settings.parts)
+    if not isinstance(drafter, ModelDrafter):
+        drafter = workspace.kept[settings.parts] = ModelDrafter(settings, workspace)
+    drafter.start(sampler)
+    return drafter

@@ -4,15 +4,12 @@ In: token ids. Out: a tree of copied guesses. It knows no model (the idea: Saxen
 decoding; here several occurrences share one tree).
 """
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
 from specx.core.config import TreeConfig
+from specx.core.drafts import NoDraft
 from specx.core.drafts.growth import StepCosts
-from specx.core.retrieval import Selection
-from specx.core.tree import TokenTree, TreeBuilder
+from specx.core.tree import TokenTree
 
 _LONGEST_NGRAM = 4
 _OCCURRENCES = 8
@@ -20,56 +17,57 @@ _OCCURRENCES = 8
 _TRUST = {4: 0.85, 3: 0.7, 2: 0.5, 1: 0.3}
 
 
-class LookupDrafter:
-    """Guesses by copying; costs no forward."""
+class LookupDrafter(NoDraft):
+    """Guesses by copying; costs no forward and holds no keys."""
 
     runs_ahead = False  # it copies from the tokens of the last step
-    context_tokens = 0
-    cache_bytes = 0
 
-    def __init__(
-        self,
-        config: TreeConfig,
-        device: torch.device,
-        costs: Callable[[], StepCosts] | None = None,
-    ) -> None:
-        """``costs`` bounds the tree by what a verify row is worth, for ``size="measured"``."""
+    def __init__(self, config: TreeConfig) -> None:
         self._config = config
-        self._costs = costs if config.size == "measured" else None
-        self._device = device
+        self._costs: StepCosts | None = None
         self._tokens: list[int] = []
         # n-gram → positions after its occurrences, oldest first, for n = 1 … _LONGEST_NGRAM.
         self._after: dict[tuple[int, ...], list[int]] = {}
 
-    def prefill(self, tokens: Tensor, hidden: Tensor) -> None:
-        """See ``Drafter``."""
-        self._append(tokens.tolist())
+    def prefill(self, tokens: Tensor, features: Tensor) -> None:
+        self.extend(tokens.tolist())
 
-    def extend(self, tokens: list[int], hidden: Tensor) -> None:
-        """See ``Drafter``."""
-        self._append(tokens)
+    def begin(self, costs: StepCosts | None) -> None:
+        # They bound the tree by what a verify row is worth.
+        self._costs = costs if self._config.size == "measured" else None
 
-    def refocus(self, selection: Selection) -> None:
-        """See ``Drafter``; a lookup sees everything at no cost."""
-
-    def observe(self, draft_s: float, *told: Tensor) -> tuple[float, ...]:
-        """See ``Drafter``; there are no forwards."""
-        return ()
+    def extend(self, tokens: list[int]) -> None:
+        for token in tokens:
+            position = len(self._tokens)
+            for size in range(1, min(_LONGEST_NGRAM, position) + 1):
+                key = tuple(self._tokens[position - size :])
+                self._after.setdefault(key, []).append(position)
+            self._tokens.append(token)
 
     def draft(self) -> TokenTree:
-        """See ``Drafter``. Longer matches first, then more recent ones."""
-        builder = TreeBuilder(self._tokens[-1], self._config.nodes)
+        """The best guesses of the continuations: longer matches first, then more recent ones."""
+        tokens, parents, reaches = [self._tokens[-1]], [0], [1.0]
         children: dict[tuple[int, int], int] = {}
         for start, trust in self._continuations():
             node = 0
             for token in self._tokens[start : start + self._config.depth]:
                 if (node, token) not in children:
-                    children[node, token] = builder.add(node, token, trust)
+                    children[node, token] = len(tokens)
+                    tokens.append(token)
+                    parents.append(node)
+                    reaches.append(reaches[node] * trust)
                 node = children[node, token]
-        guesses = self._config.nodes
+        best = sorted(range(1, len(tokens)), key=lambda node: (-reaches[node], node))
+        best = best[: self._config.nodes]
         if self._costs is not None:
-            guesses = self._costs().best_count(builder.reaches(builder.best()), 0.0)[0]
-        return builder.tree(guesses, self._device)
+            count, _, _ = self._costs.best_count([reaches[node] for node in best], 0.0)
+            best = best[:count]
+        # A child is less probable than its parent, so that every kept node's parent is kept.
+        kept = [0, *sorted(best)]
+        number = {node: index for index, node in enumerate(kept)}
+        return TokenTree.build(
+            [tokens[node] for node in kept], [number[parents[node]] for node in kept]
+        )
 
     def _continuations(self) -> list[tuple[int, float]]:
         """Positions that follow an earlier occurrence of the last tokens, with their trust."""
@@ -82,11 +80,3 @@ class LookupDrafter:
             if found and size <= 2:
                 break
         return list(found.items())[:_OCCURRENCES]
-
-    def _append(self, tokens: list[int]) -> None:
-        for token in tokens:
-            position = len(self._tokens)
-            for size in range(1, min(_LONGEST_NGRAM, position) + 1):
-                key = tuple(self._tokens[position - size :])
-                self._after.setdefault(key, []).append(position)
-            self._tokens.append(token)

@@ -47,13 +47,11 @@ class _HalfPrefill(StaticKernels):
     """Prefill by the fastest kernel for half precision: cuDNN's where it takes the shape."""
 
     def prefix(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Partial:
-        """See ``Kernels.prefix``."""
         if query.dtype not in _HALF or not _cudnn_takes(query):
             return super().prefix(query, key, value, scale)
         return _cudnn(query, key, value, scale, causal=False)
 
     def causal(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Partial:
-        """See ``Kernels.causal``."""
         if query.dtype not in _HALF or not _cudnn_takes(query):
             return super().causal(query, key, value, scale)
         return _cudnn(query, key, value, scale, causal=True)
@@ -70,37 +68,29 @@ class TritonKernels(_HalfPrefill):
         self._rows, self._scores, self._tree = rows, scores, tree
 
     def store(
-        self, keys: Tensor, values: Tensor, start: int | Tensor, key: Tensor, value: Tensor
+        self, keys: Tensor, values: Tensor, start: Tensor, key: Tensor, value: Tensor
     ) -> None:
-        """See ``Kernels``."""
-        if isinstance(start, int):
-            super().store(keys, values, start, key, value)
-        else:
-            self._rows.store(keys, values, start, key, value)
+        self._rows.store(keys, values, start, key, value)
 
     def tree(
         self,
         query: Tensor,
         keys: Tensor,
         values: Tensor,
-        prefix: int | Tensor,
+        prefix: Tensor,
         mask: Tensor,
         scale: float,
     ) -> Tensor:
-        """See ``Kernels``."""
-        assert isinstance(prefix, Tensor)
         out = self._tree.tree_attention(query, keys, values, prefix, mask, scale)
         return out.transpose(0, 1)
 
     def merge(self, first: Partial, second: Partial) -> Tensor:
-        """See ``Kernels``."""
         merged: Tensor = self._rows.merge(*first, *second)
         return merged
 
     def chunk_scores(
         self, query: Tensor, keys: Tensor, length: Tensor, scale: float, chunk_tokens: int
     ) -> Tensor:
-        """See ``Kernels``."""
         scores: Tensor = self._scores.chunk_scores(query, keys, length, scale, chunk_tokens)
         return scores
 
@@ -120,12 +110,10 @@ class FlashKernels(_HalfPrefill):
         query: Tensor,
         keys: Tensor,
         values: Tensor,
-        prefix: int | Tensor,
+        prefix: Tensor,
         mask: Tensor,
         scale: float,
     ) -> Tensor:
-        """See ``Kernels``."""
-        assert isinstance(prefix, Tensor)
         out, lse = self._attend(
             query.transpose(0, 1)[None],
             keys.transpose(0, 1)[None],

@@ -13,8 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor, empty, empty_like, int64, uint8
 
-from specx.core.drafts.copies import FADING, LONGEST, MATCH_BITS, PLACE_BITS, SHORTEST, CopyState
-from specx.core.drafts.growth import WIDTH
+from specx.core.kernels.types import (
+    FADING,
+    LONGEST,
+    MATCH_BITS,
+    PLACE_BITS,
+    SHORTEST,
+    WIDTH,
+    CopyState,
+)
 
 _BLOCK = 1024  # places of the text that a program compares
 _MATCH_WARPS = 4
@@ -39,10 +46,10 @@ def _match_kernel(
     count = tl.zeros((BLOCK,), tl.int64)
     for back in tl.static_range(LONG):
         sought = tl.load(text + newest - back, mask=newest >= back, other=-1)
-        stands = (place < newest) & (place >= back)
+        exists = (place < newest) & (place >= back)
         # Not masked by what agreed so far: the loads need not wait for each other.
-        token = tl.load(text + place - back, mask=stands, other=-1)
-        agrees = agrees & stands & (token == sought)
+        token = tl.load(text + place - back, mask=exists, other=-1)
+        agrees = agrees & exists & (token == sought)
         count += agrees.to(tl.int64)
     chunk = tl.minimum(place // chunk_tokens, chunks - 1)
     # Of floats that are not negative the bits are in the order of the values.
@@ -65,14 +72,14 @@ def _chain_kernel(
     SHORT: tl.constexpr, FADE: tl.constexpr, DEPTH: tl.constexpr, KINDS: tl.constexpr,
     LEVELS: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Judge the last chain, then write the one behind the best rank; one program."""
+    """Judge the last chain, then write the one after the best place; one program."""
     index, level = tl.arange(0, BLOCKS), tl.arange(0, LEVELS)
     rank = tl.max(tl.load(ranks + index, mask=index < blocks, other=-1), 0)
     is_level, end = level < DEPTH, tl.load(length)
     last = tl.load(chain + level, mask=is_level, other=-1)
-    stands = tl.load(start) + level
-    known = (stands < end) & (last >= 0)
-    came = known & (tl.load(text + stands, mask=known, other=-1) == last)
+    place = tl.load(start) + level
+    known = (place < end) & (last >= 0)
+    came = known & (tl.load(text + place, mask=known, other=-1) == last)
     wrong = tl.min(tl.where(came, LEVELS, level), 0)  # the first level that did not come true
     counted = tl.load(doubted + level, mask=is_level, other=0) != 0
     hits = tl.sum((counted & (level < wrong)).to(tl.int32), 0)
@@ -136,7 +143,7 @@ def _join_kernel(
 
 
 def find(state: CopyState, text: Tensor, length: Tensor, chunk_tokens: int) -> None:
-    """See ``Copies.find``; ``text`` contiguous, fewer than 2³¹ tokens."""
+    """What ``Copies.find`` does, in two launches; ``text`` contiguous, fewer than 2³¹ tokens."""
     depth, blocks = state.chain.shape[0], triton.cdiv(text.shape[0], _BLOCK)
     ranks = empty(blocks, dtype=int64, device=text.device)
     _match_kernel[(blocks,)](
@@ -160,11 +167,11 @@ def joined(
     frontier: Tensor | None,
     parents: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """See ``Copies.joined_in_beam``."""
+    """What ``Copies.joined`` does, in one launch."""
     rows, count = tokens.shape
     chances, tokens = chances.contiguous(), tokens.contiguous()
     new_chances, new_tokens = empty_like(chances), empty_like(tokens)
-    # Where there is no frontier or no parent yet, nothing is read from what stands in for them.
+    # Where there is no frontier or no parent yet, nothing is read from what is passed instead.
     _join_kernel[(1,)](
         chances, tokens, tokens if frontier is None else frontier,
         tokens if parents is None else parents, state.chain, state.doubted.view(uint8),

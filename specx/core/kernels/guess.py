@@ -6,7 +6,7 @@ three launches a level and three for the tree. They do not know models; lengths 
 numbers, everything else stays on the device.
 
 Guesses are compared by integer keys: the upper half orders float32 values, the lower half prefers
-lower positions, so that one maximum finds the value, where it stands, and breaks ties by age.
+lower positions, so that one maximum finds the value and its position, and breaks ties by age.
 """
 
 from typing import Any
@@ -16,8 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specx.core.drafts.growth import WIDTH
-from specx.core.drafts.tree_beam import Levels
+from specx.core.kernels.types import WIDTH, Levels
 
 _SMALL_BLOCK = 1024  # columns a program reads, where a row has few
 _LARGE_BLOCK = 4096
@@ -230,11 +229,10 @@ def _number_kernel(
 
 @triton.jit(do_not_specialize=["nodes", "staged"])
 def _mask_kernel(
-    slots, chosen, sees, numbers, kept, node_depths, node_reach, parents, mask, reaches, depths,
-    nodes, staged, COUNT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    slots, chosen, sees, numbers, kept, parents, mask, nodes, staged,
+    COUNT: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Parents, mask rows and sorted places of a block of nodes."""
+    """Parents and mask rows of a block of nodes."""
     node = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = node < nodes
     guess = tl.load(kept + node, mask=inside, other=-1)
@@ -242,9 +240,7 @@ def _mask_kernel(
     above = guess // COUNT - WIDE  # staged row of the parent
     parent = tl.load(chosen + above, mask=below, other=0)
     tl.store(parents + node, tl.load(numbers + parent, mask=below, other=0).to(tl.int64), inside)
-    mine = tl.load(node_reach + node, mask=inside, other=0.0)
     is_tree = (node == 0) | (guess >= 0)
-    before = tl.zeros((BLOCK,), tl.int32)
     start = 0
     while start < nodes:
         other = start + tl.arange(0, COLUMNS)
@@ -256,15 +252,7 @@ def _mask_kernel(
         seen |= (other[None, :] == node[:, None]) | ((other == 0)[None, :] & is_tree[:, None])
         target = mask + node[:, None] * nodes + other[None, :]
         tl.store(target, seen.to(tl.uint8), mask=inside[:, None] & there[None, :])
-        theirs = tl.load(node_reach + other, mask=there & (other > 0), other=-1.0)
-        precedes = (theirs[None, :] > mine[:, None]) | (
-            (theirs[None, :] == mine[:, None]) & (other[None, :] < node[:, None])
-        )
-        before += tl.sum((precedes & (other > 0)[None, :]).to(tl.int32), 1)
         start += COLUMNS
-    listed = inside & (node > 0)
-    tl.store(reaches + before, mine, mask=listed)
-    tl.store(depths + before, tl.load(node_depths + node, mask=listed, other=0), mask=listed)
 
 
 def best_guesses(scores: Tensor, vocabulary: int, children: int = 10) -> tuple[Tensor, Tensor]:
@@ -286,7 +274,7 @@ def best_guesses(scores: Tensor, vocabulary: int, children: int = 10) -> tuple[T
 
 
 def add_level(state: Levels, level: int, chances: Tensor, tokens: Tensor) -> None:
-    """See ``Beam.add_level``; level 0 is ``add_root``."""
+    """One more level of ``Beam``: ``chances`` and ``tokens`` [rows ≤ WIDTH, children]."""
     _add_kernel[(1,)](
         chances.contiguous(), tokens.contiguous(), state.reach, state.tokens, state.slots,
         state.chosen, state.frontier, state.frontier_reach, state.sees.view(torch.uint8), level,
@@ -295,10 +283,8 @@ def add_level(state: Levels, level: int, chances: Tensor, tokens: Tensor) -> Non
     )  # fmt: skip
 
 
-def finish(
-    state: Levels, rows: int, threshold: float | None, levels: int
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """See ``Beam.tree``: the fields of a ``TokenTree``; the sorted reaches and their depths."""
+def finish(state: Levels, rows: int, threshold: float | None, levels: int) -> dict[str, Tensor]:
+    """The tensors of ``Beam.tree``."""
     place, guesses = state.reach.device, state.reach.shape[1]
     count = levels * guesses
 
@@ -309,7 +295,6 @@ def finish(
     kept, reach = new(rows, dtype=torch.int32), new(rows, dtype=torch.float32)
     tree = {"tokens": new(rows), "parents": new(rows), "depths": new(rows)}
     mask = new(rows, rows, dtype=torch.bool)
-    reaches, depths = new(rows - 1, dtype=torch.float32), new(rows - 1)
     _rank_kernel[(triton.cdiv(count, _RANK_BLOCK),)](
         state.reach, lasting, levels, rows - 1, guesses, triton.next_power_of_2(guesses),
         _RANK_BLOCK, num_warps=4,
@@ -321,11 +306,11 @@ def finish(
         triton.next_power_of_2(rows), _NUMBER_BLOCK, num_warps=8,
     )  # fmt: skip
     _mask_kernel[(triton.cdiv(rows, _NODE_BLOCK),)](
-        state.slots, state.chosen, state.sees.view(torch.uint8), numbers, kept, tree["depths"],
-        reach, tree["parents"], mask.view(torch.uint8), reaches, depths, rows,
-        state.sees.shape[0], state.children, WIDTH, _NODE_BLOCK, 64, num_warps=4,
+        state.slots, state.chosen, state.sees.view(torch.uint8), numbers, kept, tree["parents"],
+        mask.view(torch.uint8), rows, state.sees.shape[0], state.children, WIDTH, _NODE_BLOCK, 64,
+        num_warps=4,
     )  # fmt: skip
-    return tree | {"mask": mask, "reaches": reach}, reaches, depths
+    return tree | {"mask": mask, "reaches": reach}
 
 
 def _partial(scores: Tensor, vocabulary: int, children: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ same from version to version: ``tree`` imports this module only where it is know
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +30,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-if TYPE_CHECKING:
-    from specx.core.kernels.tree import Tiling
+from specx.core.kernels.types import TreeTiling
 
 _ELEMENT = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 
@@ -46,7 +45,7 @@ def attend(
     part: Tensor,
     sums: Tensor,
     scale: float,
-    chosen: "Tiling",
+    chosen: TreeTiling,
     options: dict[str, Any],
 ) -> None:
     """Fills the parts of a tree's attention, one for each of ``grid[2]`` splits of the keys.

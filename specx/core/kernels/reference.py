@@ -13,19 +13,13 @@ from specx.core.attention import SdpaKernels, masked
 class StaticKernels(SdpaKernels):
     """``Kernels`` whose shapes never change, for any device and dtype."""
 
-    is_static = True
-
     def __init__(self) -> None:
         super().__init__()
         self.name = "static"
 
     def store(
-        self, keys: Tensor, values: Tensor, start: int | Tensor, key: Tensor, value: Tensor
+        self, keys: Tensor, values: Tensor, start: Tensor, key: Tensor, value: Tensor
     ) -> None:
-        """See ``Kernels``; rows beyond the cache are left out."""
-        if isinstance(start, int):  # a prompt chunk
-            super().store(keys, values, start, key, value)
-            return
         rows = torch.arange(key.shape[1], device=key.device) + start
         keys.index_copy_(1, rows, key)
         values.index_copy_(1, rows, value)
@@ -35,15 +29,29 @@ class StaticKernels(SdpaKernels):
         query: Tensor,
         keys: Tensor,
         values: Tensor,
-        prefix: int | Tensor,
+        prefix: Tensor,
         mask: Tensor,
         scale: float,
     ) -> Tensor:
-        """See ``Kernels``."""
         rows = torch.arange(keys.shape[1], device=keys.device)
         staged = (rows - prefix).clamp(0, mask.shape[1] - 1)
-        behind = (rows >= prefix) & (rows < prefix + mask.shape[1])
-        sees = torch.where(behind, mask[:, staged], rows < prefix)
+        is_staged = (rows >= prefix) & (rows < prefix + mask.shape[1])
+        sees = torch.where(is_staged, mask[:, staged], rows < prefix)
         # What is not seen may be uninitialised memory, and 0 · NaN is NaN.
         values = torch.where(sees.any(dim=0)[:, None], values, 0.0)
         return masked(query, keys, values, sees, scale)[0]
+
+    def chunk_scores(
+        self, query: Tensor, keys: Tensor, length: Tensor, scale: float, chunk_tokens: int
+    ) -> Tensor:
+        heads, width = query.shape
+        kv_heads, capacity, _ = keys.shape
+        rows = torch.arange(capacity, device=keys.device)
+        grouped = query.reshape(kv_heads, heads // kv_heads, width).float()
+        scores = torch.matmul(grouped, keys.float().transpose(1, 2)) * scale
+        chances = scores.masked_fill(rows >= length, float("-inf")).softmax(dim=-1).mean((0, 1))
+        chunks = -(-capacity // chunk_tokens)
+        padded = torch.nn.functional.pad(chances, (0, chunks * chunk_tokens - capacity))
+        firsts = torch.arange(chunks, device=keys.device) * chunk_tokens
+        counts = (length - firsts).clamp(1, chunk_tokens)
+        return padded.view(chunks, chunk_tokens).sum(dim=1) / counts

@@ -13,7 +13,6 @@ of the same tile, so that every key and value leaves memory once.
 import functools
 import importlib
 import math
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -23,6 +22,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from specx.core.kernels.rows import launch_options
+from specx.core.kernels.types import TreeTiling
 
 _SPLITS_WITHOUT_GPU = 3  # the interpreter has no multiprocessors to count
 _MOST_SPLITS = 128  # what combining one row keeps in registers
@@ -30,27 +30,10 @@ _MASKED_KEYS = 64  # keys of a tile that needs a mask, at most
 _GLUON = ["3", "6"]  # the Triton whose Gluon is known; 3.7 already renamed a function
 
 
-@dataclass(frozen=True, slots=True)
-class Tiling:
-    """How one launch is laid out. ``rows`` × ``keys``: a tile of scores; ``stages``: tiles of keys
-    and values in flight; ``resident``: programs that fit a multiprocessor; ``descriptors``: tiles
-    are fetched by the tensor memory accelerator instead of by threads; ``specialized``: by a warp
-    of its own, for two groups of ``warps`` warps (``specx.core.kernels.hopper``)."""
-
-    rows: int
-    keys: int
-    warps: int
-    stages: int
-    resident: int
-    descriptors: bool = True
-    registers: int | None = None
-    specialized: bool = False
-
-
 def tiling(
     rows: int, width: int, dtype: torch.dtype, capability: tuple[int, int], *, gluon: bool = False
-) -> Tiling:
-    """Tiling for ``rows`` query rows of one key/value head, ``width`` elements each.
+) -> TreeTiling:
+    """TreeTiling for ``rows`` query rows of one key/value head, ``width`` elements each.
 
     Few rows: reading the cache is all the work, so many bytes in flight and small tensor-core
     tiles of 16. Up to 64 rows: one warp group a program, two programs take turns between matrix
@@ -62,19 +45,19 @@ def tiling(
     """
     block = triton.next_power_of_2(width)
     if dtype == torch.float32:  # exact products run outside the tensor cores
-        return Tiling(16, 32 if block <= 128 else 16, 4, 2, 1, descriptors=False)
+        return TreeTiling(16, 32 if block <= 128 else 16, 4, 2, 1, descriptors=False)
     if capability < (9, 0):  # about 100 KB of shared memory, no descriptors
         keys = 64 if block <= 64 else 32
-        return Tiling(16 if rows <= 16 else 64, keys, 4, 3 if block <= 128 else 2, 1, False)
+        return TreeTiling(16 if rows <= 16 else 64, keys, 4, 3 if block <= 128 else 2, 1, False)
     if block <= 64 and rows <= 64:  # a draft's short cache: descriptors cost more than they save
-        return Tiling(16 if rows <= 16 else 64, 128, 4, 2, 3 if rows <= 16 else 2, False)
+        return TreeTiling(16 if rows <= 16 else 64, 128, 4, 2, 3 if rows <= 16 else 2, False)
     if rows <= 16:
-        return Tiling(16, 128, 4, 3, 1) if block <= 128 else Tiling(16, 32, 4, 3, 2)
+        return TreeTiling(16, 128, 4, 3, 1) if block <= 128 else TreeTiling(16, 32, 4, 3, 2)
     if rows <= 64:
-        return Tiling(64, 128, 4, 3, 1) if block <= 128 else Tiling(64, 64, 4, 2, 1)
+        return TreeTiling(64, 128, 4, 3, 1) if block <= 128 else TreeTiling(64, 64, 4, 2, 1)
     if gluon and rows > 128 and width == 128 and capability[0] == 9:
-        return Tiling(128, 128, 4, 3, 1, specialized=True)
-    return Tiling(128, 128, 8, 3, 1) if block <= 128 else Tiling(128, 64, 8, 2, 1)
+        return TreeTiling(128, 128, 4, 3, 1, specialized=True)
+    return TreeTiling(128, 128, 8, 3, 1) if block <= 128 else TreeTiling(128, 64, 8, 2, 1)
 
 
 def tree_attention(
@@ -102,7 +85,7 @@ def launch(
     length: Tensor,
     mask: Tensor,
     scale: float,
-    chosen: Tiling,
+    chosen: TreeTiling,
     splits: int | None = None,
 ) -> Tensor:
     """``tree_attention`` with a given tiling and number of splits (default: one full wave)."""
@@ -173,7 +156,7 @@ def launch(
     return out
 
 
-def one_wave(device: torch.device, chosen: Tiling, programs: int, capacity: int) -> int:
+def one_wave(device: torch.device, chosen: TreeTiling, programs: int, capacity: int) -> int:
     """Number of splits with which all programs run at once and a full cache has a tile for each.
 
     ``programs``: those of one split. It depends on no length, so that a recorded graph keeps it.

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx.core.drafts.copies import LONGEST, SHORTEST, Copies
-from specx.core.drafts.growth import WIDTH
+from specx.core.drafts.copies import Copies
+from specx.core.kernels.types import LONGEST, SHORTEST, WIDTH
 
 DEPTH = 6
 _CPU = torch.device("cpu")
@@ -173,7 +173,7 @@ def drive(seed: int, vocabulary: int, fused: bool, device: torch.device = _CPU) 
             beams = Beams(random, vocabulary, count)
             for level in range(random.randint(1, depth)):
                 rows, frontier, parents = beams.next(level, plain.chain)
-                got = copies.joined_in_beam(
+                got = copies.joined(
                     *tensors(rows, device),
                     level,
                     torch.tensor(frontier, device=device) if level else None,
@@ -189,31 +189,6 @@ def drive(seed: int, vocabulary: int, fused: bool, device: torch.device = _CPU) 
 @given(seed=st.integers(0, 1 << 30), vocabulary=st.sampled_from([2, 3, 3, 5, 12]))
 def test_requests_go_as_the_docstrings_say(seed: int, vocabulary: int) -> None:
     drive(seed, vocabulary, fused=False)
-
-
-@settings(max_examples=40)
-@given(seed=st.integers(0, 1 << 30), vocabulary=st.integers(2, 12))
-def test_joining_is_told_what_is_on_the_chain(seed: int, vocabulary: int) -> None:
-    """As on the host, where a level has any number of rows."""
-    random = Random(seed)
-    copies, plain = Copies(DEPTH, _CPU), PlainCopies()
-    text = [random.randrange(vocabulary) for _ in range(30)]
-    for _ in range(4):
-        copies.find(*text_of(text))
-        plain.find(text)
-        assert_same(copies, plain)
-        for level in range(DEPTH):
-            count = random.randint(1, 4)
-            rows = [random_row(random, vocabulary, min(vocabulary, 4)) for _ in range(count)]
-            chosen = random.randint(-1, count - 1)
-            elsewhere = [-2] * level  # a path that no chain begins with
-            paths = [plain.chain[:level] if row == chosen else elsewhere for row in range(count)]
-            is_on = torch.tensor([row == chosen for row in range(count)])
-            if level == 0:
-                is_on[:] = True
-            got = copies.joined(*tensors(rows), is_on, level)
-            assert_guesses(got, plain.joined(rows, paths))
-        text += [*plain.chain[:2], random.randrange(vocabulary)]
 
 
 FOUND = {
@@ -276,10 +251,19 @@ def test_a_longer_match_counts_more_than_attention() -> None:
 
 
 def _doubting(copies: Copies, level: int, chance: float = 0.5) -> tuple[list[float], list[int]]:
-    """One row that stands on the chain and thinks of something else."""
+    """One row that begins the chain and thinks of something else."""
     rows: list[Guesses] = [[(90, chance), (91, 0.03), (92, 0.02)]]
-    is_on = torch.ones(1, dtype=torch.bool)
-    chances, tokens = copies.joined(*tensors(rows), is_on, level)
+    frontier = parents = None
+    for above in range(1, level + 1):
+        frontier = copies.chain[above - 1 : above]
+        parents = torch.tensor([(above - 2) * WIDTH]) if above > 1 else None
+        if above < level:
+            nothing: list[Guesses] = [[(-5, 0.9), (-6, 0.8), (-7, 0.7)]]
+            before = copies.chain[above].clone()
+            copies.chain[above] = -1  # on the chain, and without a doubt
+            copies.joined(*tensors(nothing), above, frontier, parents)
+            copies.chain[above] = before
+    chances, tokens = copies.joined(*tensors(rows), level, frontier, parents)
     return chances[0].tolist(), tokens[0].tolist()
 
 
@@ -297,13 +281,12 @@ def test_a_guess_that_is_worth_more_keeps_its_place() -> None:
     copies = Copies(DEPTH, _CPU)
     copies.find(*text_of([1, 2, 8, 1, 2]))
     rows: list[Guesses] = [[(90, 0.4), (91, 0.3), (92, 0.25)]]
-    is_on = torch.ones(1, dtype=torch.bool)
-    assert_guesses(copies.joined(*tensors(rows), is_on, 0), rows)
+    assert_guesses(copies.joined(*tensors(rows), 0), rows)
     rows = [[(90, 0.4), (8, 0.3), (92, 0.25)]]
-    assert_guesses(copies.joined(*tensors(rows), is_on, 0), rows)
+    assert_guesses(copies.joined(*tensors(rows), 0), rows)
     rows = [[(90, 0.4), (8, 0.1), (92, 0.05)]]
     want: list[Guesses] = [[(90, 0.4), (8, 0.2), (92, 0.05)]]
-    assert_guesses(copies.joined(*tensors(rows), is_on, 0), want)
+    assert_guesses(copies.joined(*tensors(rows), 0), want)
 
 
 def test_only_doubted_levels_are_judged_and_old_news_fade() -> None:

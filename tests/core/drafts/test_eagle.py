@@ -12,9 +12,8 @@ from specx.core.attention import SdpaKernels
 from specx.core.config import MODES, SamplingConfig, TreeConfig
 from specx.core.decoder import AttentionPass
 from specx.core.drafts.eagle import EagleHead
-from specx.core.drafts.model import DraftSettings, ModelDrafter
-from specx.core.forward_passes import WorkingPass
-from specx.core.sampling import Sampler
+from specx.core.drafts.model import DraftSettings
+from specx.core.forward_passes import ReadPass, TreePass
 from tests.core.drafts.heads import (
     FORMS,
     LAYERS,
@@ -25,7 +24,7 @@ from tests.core.drafts.heads import (
     naive_states,
     true_features,
 )
-from tests.core.tiny import RETRIEVAL, TRAINED_TOKENS, TREE, Job, Pair, random_tokens
+from tests.core.tiny import RETRIEVAL, TRAINED_TOKENS, TREE, Fed, Job, Pair, random_tokens
 
 SPEC, SPECX = (replace(MODES[name], drafter="eagle") for name in ("spec", "specx"))
 _CLOSE = {"rtol": 1e-3, "atol": 1e-3}
@@ -48,26 +47,23 @@ class SpyHead(EagleHead):
         features: Tensor | None = None,
     ) -> Tensor:
         states = super().hidden(tokens, positions, attention_pass, features)
-        if isinstance(attention_pass, WorkingPass):
-            places = torch.arange(9999)[attention_pass.positions].tolist()
-            logits = self.logits(states)
-            if attention_pass.mask is None:
-                self._staged, self.rows = [], [((), places[-1], logits[-1])]
-            else:
-                own = tokens.tolist()
-                mask = attention_pass.mask.tolist()
-                self._staged += [(token,) for token in own]
-                for token, seen, place, row in zip(own, mask, places, logits, strict=True):
-                    path = [self._staged[i][-1] for i, sees in enumerate(seen) if sees]
-                    assert path[-1] == token
-                    self.rows.append((tuple(path), place, row))
+        if isinstance(attention_pass, ReadPass):
+            place = int(attention_pass.positions[-1])
+            self._staged, self.rows = [], [((), place, self.logits(states)[-1])]
+        elif isinstance(attention_pass, TreePass):
+            own, places = tokens.tolist(), positions.tolist()
+            mask, logits = attention_pass.mask.tolist(), self.logits(states)
+            self._staged += [(token,) for token in own]
+            for token, seen, place, row in zip(own, mask, places, logits, strict=True):
+                path = [self._staged[i][-1] for i, sees in enumerate(seen) if sees]
+                assert path[-1] == token
+                self.rows.append((tuple(path), place, row))
         return states
 
 
-def _drafter(pair: Pair, **changes: object) -> ModelDrafter:
+def _drafter(pair: Pair) -> Fed:
     settings = DraftSettings(
         model=pair.draft,
-        capacity=600,
         vocabulary=pair.target.shape.vocabulary,
         trained_tokens=TRAINED_TOKENS,
         parts=SPEC,
@@ -75,7 +71,7 @@ def _drafter(pair: Pair, **changes: object) -> ModelDrafter:
         retrieval=RETRIEVAL,
         kernels=SdpaKernels(),
     )
-    return ModelDrafter(replace(settings, **changes), Sampler(SamplingConfig()))  # type: ignore[arg-type]
+    return Fed(settings, pair.target)
 
 
 def _weights(pair: Pair) -> tuple[Tensor, Tensor]:
@@ -102,7 +98,7 @@ def test_every_node_gets_the_logits_of_the_naive_head(form: str) -> None:
         drafter.prefill(text[start:end], known[start:end])
     for start, end in ((50, 51), (51, 55)):  # the bonus token alone, then an accepted path
         drafter.extend(text[start:end].tolist(), known[start - 1 : end - 1])
-        drafter.draft()
+        drafter.drafter.draft()
         assert len(spy.rows) > 12, "a tree with several levels"
         for path, place, logits in spy.rows:
             states = naive_states(
@@ -125,7 +121,7 @@ def test_reading_in_one_call_equals_reading_in_parts(form: str) -> None:
         drafter = _drafter(pair)
         for start, end in itertools.pairwise(cuts):
             drafter.prefill(text[start:end], known[start:end])
-        caches.append(drafter._full)
+        caches.append(drafter.full)
     one, several = caches
     assert one.length == several.length == 89, "a pair less than tokens"
     for rows in ("keys", "values"):
@@ -137,11 +133,11 @@ def test_reading_in_one_call_equals_reading_in_parts(form: str) -> None:
 def test_features_are_what_enters_the_layers(family: str) -> None:
     pair = make_pair("eagle3", family)
     tokens = random_tokens(40)
-    _, features = Job(pair, tokens).decoder().target.read(tokens)
+    _, features = Job(pair, tokens).decoding().target.read(tokens)
     torch.testing.assert_close(features, true_features(pair, "eagle3", tokens), **_CLOSE)
     assert pair.target.feature_width == len(LAYERS) * pair.target.shape.hidden
     pair.target.tap(())
-    _, features = Job(pair, tokens).decoder().target.read(tokens)
+    _, features = Job(pair, tokens).decoding().target.read(tokens)
     torch.testing.assert_close(features, true_features(pair, "eagle", tokens), **_CLOSE)
 
 
@@ -156,13 +152,13 @@ def _plain(form: str) -> tuple[Job, list[int], list[int]]:
     return job, job.run().tokens, replace(job, sampling=_SAMPLED).run().tokens
 
 
-@pytest.mark.parametrize("is_static", [False, True], ids=["host", "device"])
+@pytest.mark.parametrize("is_fixed", [False, True], ids=["host", "device"])
 @pytest.mark.parametrize("parts", [SPEC, SPECX, replace(SPECX, draft_cache="window")],
                          ids=["spec", "specx", "window"])  # fmt: skip
 @pytest.mark.parametrize("form", FORMS)
-def test_the_text_is_that_of_plain_decoding(form: str, parts: object, is_static: bool) -> None:
+def test_the_text_is_that_of_plain_decoding(form: str, parts: object, is_fixed: bool) -> None:
     plain, greedy, sampled = _plain(form)
-    job = replace(plain, parts=parts, is_static=is_static)
+    job = replace(plain, parts=parts, is_fixed=is_fixed)
     assert job.run().tokens == greedy
     drafted = replace(job, sampling=_SAMPLED).run()
     assert drafted.tokens == sampled
@@ -175,9 +171,9 @@ def test_the_device_grows_the_host_s_trees(form: str) -> None:
     job = Job(make_pair(form), random_tokens(120, seed=6), SPECX, 30, records_trees=True)
     sampling = SamplingConfig(temperature=1.2, seed=1)
     trees = []
-    for is_static in (False, True):
-        decoder = replace(job, is_static=is_static, sampling=sampling).decoder()
-        trees.append([each.tree for each in decoder.run() if getattr(each, "tree", None)])
+    for is_fixed in (False, True):
+        decoding = replace(job, is_fixed=is_fixed, sampling=sampling).decoding()
+        trees.append([each.tree for each in decoding.run() if getattr(each, "tree", None)])
     assert len(trees[0]) > 10
     for host, device in zip(*trees, strict=True):
         guesses = [token for token in device.tokens if token >= 0]
@@ -187,14 +183,14 @@ def test_the_device_grows_the_host_s_trees(form: str) -> None:
 
 def test_a_second_request_starts_from_nothing() -> None:
     pair = make_pair("eagle3")
-    long = Job(pair, random_tokens(300, seed=1), SPECX, 20, is_static=True)
+    long = Job(pair, random_tokens(300, seed=1), SPECX, 20, is_fixed=True)
     short = replace(long, prompt=random_tokens(40, seed=2))
     alone = short.run()
-    first = long.decoder()
+    first = long.decoding()
     for _ in first.run():
         pass
     tokens: list[int] = []
-    for event in short.decoder(reuse=first).run():
+    for event in short.decoding(reuse=first).run():
         tokens += getattr(event, "tokens", [])
     assert tokens == alone.tokens
     assert TREE.depth + 1 < 40

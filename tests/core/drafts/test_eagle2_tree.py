@@ -11,10 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from specx.core.config import TreeConfig
-from specx.core.drafts.growth import WIDTH, FixedGrowth
 from specx.core.drafts.tree_beam import Beam
-from specx.core.tree import TreeBuilder
+from specx.core.kernels.types import WIDTH
 
 _WORDS = 40
 Node = tuple[int, ...]  # the guesses that lead to it
@@ -55,21 +53,7 @@ def _paths(tokens: list[int], parents: list[int]) -> set[Node]:
     return set(paths[1:])
 
 
-def _on_the_host(seed: int, total: int, depth: int) -> set[Node]:
-    builder = TreeBuilder(0, total)
-    growth = FixedGrowth(TreeConfig(nodes=total, depth=depth + 1, threshold=0.0, size="fixed"))
-    frontier = [0]
-    for level in range(1, depth + 2):
-        for node in frontier:
-            path = tuple(builder.token(each) for each in builder.ancestors(node))
-            for chance, token in _best(seed, path):
-                builder.add(node, token, chance)
-        frontier = growth.frontier(builder, level)
-    tree = builder.tree(growth.guesses(builder))
-    return _paths(tree.tokens.tolist(), tree.parents.tolist())
-
-
-def _on_the_device(seed: int, total: int, depth: int) -> set[Node]:
+def _grown(seed: int, total: int, depth: int) -> set[Node]:
     beam, paths = Beam(depth + 1, "cpu", WIDTH, fused=False), [()] * WIDTH
 
     def guesses(rows: list[Node]) -> tuple[Tensor, Tensor]:
@@ -85,7 +69,7 @@ def _on_the_device(seed: int, total: int, depth: int) -> set[Node]:
         tokens = beam.frontier(level - 1).tolist()
         paths = [(*paths[row], token) for row, token in zip(above, tokens, strict=True)]
         beam.add_level(level, *guesses(paths))
-    tree = beam.tree(total + 1).tree
+    tree = beam.tree(total + 1)
     return _paths(tree.tokens.tolist(), tree.parents.tolist())
 
 
@@ -93,5 +77,4 @@ def _on_the_device(seed: int, total: int, depth: int) -> set[Node]:
 def test_the_fixed_tree_without_a_threshold_is_eagle_2_s(seed: int, total: int, depth: int) -> None:
     wanted = _reference(seed, total, depth)
     assert len(wanted) == total
-    assert _on_the_host(seed, total, depth) == wanted
-    assert _on_the_device(seed, total, depth) == wanted
+    assert _grown(seed, total, depth) == wanted

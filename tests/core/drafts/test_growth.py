@@ -7,16 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specx.core.config import TreeConfig
-from specx.core.drafts.growth import (
-    FixedGrowth,
-    ForecastGrowth,
-    Governor,
-    Growth,
-    MeasuredGrowth,
-    StepCosts,
-)
+from specx.core.drafts.growth import ForecastGrowth, Governor, StepCosts, StepwiseGrowth
 from specx.core.stats import StepStats
-from specx.core.tree import TreeBuilder
 
 _SECONDS = st.floats(1e-4, 1.0)
 _MEASURED = st.dictionaries(st.integers(2, 64), _SECONDS, max_size=5)
@@ -26,14 +18,33 @@ def _step(accepted: int, seconds: float) -> StepStats:
     return StepStats(nodes=9, depth=4, accepted=accepted, new_tokens=accepted + 1, verify_s=seconds)
 
 
-def _levels(growth: Growth, chance: float, most: int = 20) -> int:
+def _levels(growth: StepwiseGrowth, chance: float, most: int = 20) -> int:
     """Levels that a chain of guesses, each as probable, grows to."""
-    builder, node = TreeBuilder(0, 64), 0
+    growth.start()
+    reaches: list[float] = []
     for depth in range(1, most):
-        node = builder.add(node, depth, chance)
-        if not growth.frontier(builder, depth):
+        reaches.append(chance**depth)
+        growth.observe_level(0.0)
+        if not growth.width(reaches, reaches[-1:]):
             return depth
     return most
+
+
+def _fixed(**changes: float) -> StepwiseGrowth:
+    return StepwiseGrowth(TreeConfig(**changes, size="fixed"))  # type: ignore[arg-type]
+
+
+class SteadyCosts(StepCosts):
+    """Whose levels always cost what they cost at first."""
+
+    def observe_level(self, seconds: float) -> None:
+        pass
+
+
+def _measured(costs: StepCosts) -> StepwiseGrowth:
+    growth = StepwiseGrowth(TreeConfig(nodes=64, size="measured"))
+    growth.begin(costs)
+    return growth
 
 
 @settings(max_examples=100)
@@ -93,20 +104,27 @@ def test_level_times_are_a_moving_average() -> None:
 
 def test_the_fixed_rule_stops_at_the_threshold() -> None:
     """A level of reach 0.9^d is worth it as long as 0.9^d ≥ the threshold."""
-    assert _levels(FixedGrowth(TreeConfig(threshold=0.5)), 0.9) == 7  # 0.9^7 = 0.48
-    assert _levels(FixedGrowth(TreeConfig(threshold=0.95)), 0.9) == 1
-    assert _levels(FixedGrowth(TreeConfig(threshold=0.0)), 0.9) == 20
+    assert _levels(_fixed(threshold=0.5), 0.9) == 7  # 0.9^7 = 0.48
+    assert _levels(_fixed(threshold=0.95), 0.9) == 1
+    assert _levels(_fixed(threshold=0.0), 0.9) == 20
 
 
-def test_the_fixed_rule_verifies_as_many_nodes_as_it_may() -> None:
-    builder = TreeBuilder(0, 7)
-    assert FixedGrowth(TreeConfig(nodes=7)).guesses(builder) == 7
+def test_the_fixed_rule_verifies_as_many_nodes_as_there_are() -> None:
+    assert _fixed(nodes=7).guesses([0.5, 0.1, 0.01]) == 3
+
+
+def test_only_nodes_among_the_best_are_read() -> None:
+    """Of a full tree's guesses; before it is full, all that are possible."""
+    growth = _fixed(nodes=4, threshold=0.0)
+    growth.start()
+    assert growth.width([0.5, 0.3, 0.1], [0.5, 0.3, 0.1, 0.0]) == 3
+    assert growth.width([0.5, 0.3, 0.25, 0.2], [0.25, 0.2, 0.02]) == 2
+    assert growth.width([0.5, 0.3, 0.25, 0.2], [0.1]) == 0
 
 
 def test_the_measured_rule_grows_with_what_a_level_is_worth() -> None:
     def levels(chance: float, level_s: float) -> int:
-        costs = StepCosts({1: 1.0, 64: 1.2}, level_s=level_s)
-        return _levels(MeasuredGrowth(costs), chance)
+        return _levels(_measured(SteadyCosts({1: 1.0, 64: 1.2}, level_s=level_s)), chance)
 
     assert levels(0.9, 0.01) > levels(0.9, 0.2) > 1
     assert levels(0.9, 0.05) > levels(0.4, 0.05)
@@ -115,10 +133,7 @@ def test_the_measured_rule_grows_with_what_a_level_is_worth() -> None:
 
 
 def test_the_measured_rule_verifies_no_guess_that_costs_more_than_it_brings() -> None:
-    costs = StepCosts({1: 1.0, 2: 2.0, 3: 3.0}, level_s=0.0)
-    growth, builder = MeasuredGrowth(costs), TreeBuilder(0, 64)
-    builder.add(0, 1, 0.5)
-    assert growth.guesses(builder) == 0
+    assert _measured(StepCosts({1: 1.0, 2: 2.0, 3: 3.0}, level_s=0.0)).guesses([0.5]) == 0
 
 
 def _drive(governor: Governor, steps: int, drafted: StepStats, plain: StepStats) -> list[bool]:
@@ -131,14 +146,14 @@ def _drive(governor: Governor, steps: int, drafted: StepStats, plain: StepStats)
 
 
 def test_the_governor_keeps_a_draft_that_pays() -> None:
-    governor = Governor(lambda: StepCosts({1: 1.0}))
+    governor = Governor(1.0)
     ways = _drive(governor, 100, drafted=_step(2, 2.0), plain=_step(0, 1.0))
     assert all(ways)
     assert governor.reason == ""
 
 
 def test_the_governor_ends_a_draft_that_loses_and_says_why() -> None:
-    governor = Governor(lambda: StepCosts({1: 1.0}))
+    governor = Governor(1.0)
     ways = _drive(governor, 100, drafted=_step(1, 2.5), plain=_step(0, 1.0))
     drafted = ways.count(True)
     assert 1 < drafted < 20, "one slow step is no evidence, a hundred are too many"
@@ -149,7 +164,7 @@ def test_the_governor_ends_a_draft_that_loses_and_says_why() -> None:
 
 
 def test_the_governor_forgets_a_good_beginning() -> None:
-    governor = Governor(lambda: StepCosts({1: 1.0}))
+    governor = Governor(1.0)
     _drive(governor, 200, drafted=_step(9, 2.0), plain=_step(0, 1.0))
     assert governor.drafting
     ways = _drive(governor, 60, drafted=_step(0, 2.0), plain=_step(0, 1.0))
@@ -158,7 +173,7 @@ def test_the_governor_forgets_a_good_beginning() -> None:
 
 def test_the_governor_returns_to_drafting_where_plain_steps_turn_out_slower() -> None:
     """The cost of a plain step was measured while the machine was idle; it is not any more."""
-    governor = Governor(lambda: StepCosts({1: 0.1}))
+    governor = Governor(0.1)
     ways = _drive(governor, 100, drafted=_step(2, 1.0), plain=_step(0, 1.0))
     assert False in ways
     assert ways[-1]
@@ -169,7 +184,7 @@ def test_the_governor_returns_to_drafting_where_plain_steps_turn_out_slower() ->
 def test_a_change_starts_a_fresh_measurement() -> None:
     """Plain steps ran at 0.5 tokens/s once and run at 0.35 now, against 0.4 by drafting: eight of
     them are enough to see it, the old ones count no more."""
-    governor = Governor(lambda: StepCosts({1: 1.0}))
+    governor = Governor(1.0)
     _drive(governor, 30, drafted=_step(0, 1.1), plain=_step(0, 2.0))
     assert governor.drafting
     ways = _drive(governor, 60, drafted=_step(0, 2.5), plain=_step(0, 1 / 0.35))
@@ -179,7 +194,7 @@ def test_a_change_starts_a_fresh_measurement() -> None:
 
 def test_the_governor_does_not_flutter_between_equals() -> None:
     """Equal rates: whichever way is in use stays."""
-    governor = Governor(lambda: StepCosts({1: 0.5}))
+    governor = Governor(0.5)
     ways = _drive(governor, 200, drafted=_step(1, 1.0), plain=_step(0, 0.5))
     assert all(ways)
 
@@ -193,7 +208,7 @@ def _forecast(costs: StepCosts | None = _CHEAP, depth: int = 10) -> ForecastGrow
     forecast = ForecastGrowth(
         TreeConfig(nodes=50, depth=depth, size="measured"), (1, 8, 16, 32, 64)
     )
-    forecast.begin(None if costs is None else lambda: costs)
+    forecast.begin(costs)
     return forecast
 
 
@@ -259,7 +274,7 @@ def test_draft_times_of_a_longer_text_do_not_keep_trees_short() -> None:
     forecast = ForecastGrowth(TreeConfig(nodes=32, depth=8, size="measured"), (1, 8, 16, 32, 64))
 
     def request(level_s: float, chance: float) -> list[int]:
-        forecast.begin(lambda: costs)
+        forecast.begin(costs)
         planned = []
         for _ in range(30):
             levels, _ = forecast.plan()
@@ -279,7 +294,7 @@ def test_what_one_depth_takes_corrects_the_others() -> None:
     forecast = _forecast(depth=4)
     for levels, draft_s in ((4, 4.0), (2, 2.0), (1, 1.0)):
         forecast.observe(levels, draft_s, [1.0, 0.5], [0, 1])
-    forecast.begin(lambda: _CHEAP)
+    forecast.begin(_CHEAP)
     forecast.observe(2, 6.0, [1.0, 0.5], [0, 1])
     assert [forecast._seconds(levels) for levels in (1, 2, 4)] == pytest.approx([3.0, 6.0, 12.0])
     for _ in range(40):  # the same text grows: slowly, since one time may be an accident
@@ -287,7 +302,7 @@ def test_what_one_depth_takes_corrects_the_others() -> None:
     assert [forecast._seconds(levels) for levels in (1, 2, 4)] == pytest.approx(
         [6.0, 12.0, 24.0], rel=1e-3
     )
-    forecast.begin(lambda: _CHEAP)
+    forecast.begin(_CHEAP)
     forecast.observe(3, 1.2, [1.0, 0.5], [0, 1])  # nobody drafted three levels before
     assert forecast._seconds(4) == pytest.approx(1.5)
 

@@ -1,6 +1,5 @@
-"""The drafter around a model: un-rotated keys, compact positions, the rows it is told to keep."""
+"""The drafter around a model: un-rotated keys, compact positions, the rows it is to keep."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,15 +13,15 @@ from specx.core.attention import SdpaKernels
 from specx.core.config import Parts, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.core.decoder import AttentionPass, Model
 from specx.core.drafts.growth import StepCosts
-from specx.core.drafts.model import DraftSettings, ModelDrafter
-from specx.core.forward_passes import Rotary, WorkingPass
-from specx.core.retrieval import Selection, recent_selection
-from specx.core.sampling import Sampler
+from specx.core.drafts.model import DraftSettings
+from specx.core.forward_passes import ReadPass, Rotary, TreePass
+from specx.core.retrieval import select_recent
 from tests.core import reference
 from tests.core.tiny import (
     FAMILIES,
     RETRIEVAL,
     TRAINED_TOKENS,
+    Fed,
     Job,
     Pair,
     config,
@@ -36,7 +35,6 @@ from tests.core.tiny import (
 FULL = Parts(draft_cache="full", draft_prefill="full")
 WINDOW = Parts(draft_cache="window")
 SPECX = Parts()
-_NOTHING = torch.empty(0)
 _BUSHY = TreeConfig(nodes=300, depth=4, threshold=0.0, size="fixed")
 
 
@@ -65,13 +63,17 @@ class SpyModel(Model):
         attention_pass: AttentionPass,
         features: Tensor | None = None,
     ) -> Tensor:
-        before = attention_pass.working.length if isinstance(attention_pass, WorkingPass) else 0
-        states = super().hidden(tokens, positions, attention_pass, features)
-        if isinstance(attention_pass, WorkingPass):
-            places = torch.arange(1_000_000)[attention_pass.positions].tolist()
-            mask = attention_pass.mask
+        is_read = isinstance(attention_pass, ReadPass)
+        if is_read:
+            positions = attention_pass.positions
+        is_drafting = is_read or isinstance(attention_pass, TreePass)
+        before = int(attention_pass.prefix) if is_drafting else 0
+        nowhere = torch.zeros_like(tokens) if is_read else positions
+        states = super().hidden(tokens, nowhere, attention_pass, features)
+        if is_drafting:
+            mask = None if is_read else attention_pass.mask.clone()
             logits = self.logits(states)
-            self.calls.append(Call(tokens.tolist(), places, mask, before, logits))
+            self.calls.append(Call(tokens.tolist(), positions.tolist(), mask, before, logits))
         return states
 
     def paths(self) -> list[tuple[list[int], Tensor]]:
@@ -95,15 +97,10 @@ class SpyModel(Model):
 
 
 def _drafter(
-    model: Model,
-    parts: Parts = FULL,
-    *,
-    costs: Callable[[], StepCosts] | None = None,
-    **changes: Any,
-) -> ModelDrafter:
+    model: Model, parts: Parts = FULL, *, costs: StepCosts | None = None, **changes: Any
+) -> Fed:
     settings = DraftSettings(
         model=model,
-        capacity=600,
         vocabulary=model.shape.vocabulary,
         trained_tokens=TRAINED_TOKENS,
         parts=parts,
@@ -111,11 +108,13 @@ def _drafter(
         retrieval=RETRIEVAL,
         kernels=SdpaKernels(),
     )
-    return ModelDrafter(replace(settings, **changes), Sampler(SamplingConfig()), costs)
+    return Fed(replace(settings, **changes), model, costs)
 
 
-def _only(rows: Tensor) -> Selection:
-    return Selection(rows, torch.empty(0, dtype=torch.int64))
+def _recent(rows: int) -> list[int]:
+    recent = select_recent(RETRIEVAL, rows, torch.tensor(rows))
+    kept: list[int] = recent.rows[: int(recent.count)].tolist()
+    return kept
 
 
 def _one_layer(seed: int = 0) -> PreTrainedModel:
@@ -136,11 +135,11 @@ def test_with_a_full_cache_the_draft_computes_what_hugging_face_computes(name: s
     drafter = _drafter(model, trained_tokens=32)
     text = random_tokens(75).tolist()
     for chunk in torch.tensor(text).split(40):
-        drafter.prefill(chunk, _NOTHING)
+        drafter.prefill(chunk)
     for new in ([5], [17, 3, 60], [9]):
-        drafter.extend(new, _NOTHING)
+        drafter.extend(new)
         text += new
-        tree = drafter.draft()
+        tree = drafter.drafter.draft()
         assert int(tree.tokens[0]) == text[-1]
         _assert_same(model.after_root, hf_logits(plain, text)[-1])
         paths = model.paths()
@@ -154,10 +153,10 @@ def test_a_node_at_depth_d_stands_d_behind_the_root(parts: Parts) -> None:
     """The root is the last committed row; one position more, and every guess is off by one."""
     model = own(hf_model(config()), SpyModel)
     drafter = _drafter(model, parts)
-    drafter.prefill(random_tokens(90), _NOTHING)
+    drafter.prefill(random_tokens(90))
     for new in ([4], [8, 15], [16]):
-        drafter.extend(new, _NOTHING)
-        drafter.draft()
+        drafter.extend(new)
+        drafter.drafter.draft()
     commits = 0
     for call in model.calls:
         if call.mask is None:
@@ -178,9 +177,9 @@ def test_a_draft_is_a_valid_tree_within_its_bounds(
 ) -> None:
     tree_config = TreeConfig(nodes=nodes, depth=depth, threshold=threshold, size="fixed")
     drafter = _drafter(own(hf_model(config())), tree=tree_config)
-    drafter.prefill(random_tokens(20), _NOTHING)
-    drafter.extend([3], _NOTHING)
-    tree = drafter.draft()
+    drafter.prefill(random_tokens(20))
+    drafter.extend([3])
+    tree = drafter.drafter.draft()
     tokens, parents = tree.tokens.tolist(), tree.parents.tolist()
     assert tokens[0] == 3
     assert 2 <= tree.size <= nodes + 1
@@ -194,10 +193,10 @@ def test_the_first_level_is_the_drafts_own_ranking() -> None:
     config_ = TreeConfig(nodes=5, depth=1, size="fixed")
     drafter = _drafter(own(plain), tree=config_)
     prompt = random_tokens(30)
-    drafter.prefill(prompt, _NOTHING)
-    drafter.extend([3], _NOTHING)
+    drafter.prefill(prompt)
+    drafter.extend([3])
     best = hf_logits(plain, [*prompt.tolist(), 3])[-1].topk(5).indices
-    assert drafter.draft().tokens.tolist() == [3, *best.tolist()]
+    assert drafter.drafter.draft().tokens.tolist() == [3, *best.tolist()]
 
 
 def test_measured_costs_cut_the_tree() -> None:
@@ -205,10 +204,10 @@ def test_measured_costs_cut_the_tree() -> None:
     for seconds in ({1: 1.0, 64: 1.0}, {1: 1.0, 2: 50.0}):
         costs = StepCosts(seconds, level_s=0.001)
         config_ = TreeConfig(nodes=20, depth=3, size="measured")
-        drafter = _drafter(own(hf_model(config())), tree=config_, costs=lambda c=costs: c)
-        drafter.prefill(random_tokens(20), _NOTHING)
-        drafter.extend([3], _NOTHING)
-        sizes.append(drafter.draft().size)
+        drafter = _drafter(own(hf_model(config())), tree=config_, costs=costs)
+        drafter.prefill(random_tokens(20))
+        drafter.extend([3])
+        sizes.append(drafter.drafter.draft().size)
     assert sizes == [21, 1]
 
 
@@ -218,13 +217,13 @@ def test_a_refocused_draft_sees_the_chosen_rows_and_nothing_else() -> None:
     model = own(plain, SpyModel)
     drafter = _drafter(model, SPECX)
     text = random_tokens(90).tolist()
-    drafter.prefill(torch.tensor(text), _NOTHING)
+    drafter.prefill(torch.tensor(text))
     for rows in ([0, 1, 2, 50, 51, 88, 89], [5], list(range(92)), [0, 30, 90, 91, 92]):
-        drafter.refocus(_only(torch.tensor(rows)))
-        drafter.extend([7], _NOTHING)
-        drafter.draft()
+        drafter.extend([7])
+        drafter.refocus(torch.tensor(rows))
+        drafter.drafter.draft()
         seen = [text[row] for row in rows] + [7]
-        assert drafter.context_tokens == len(seen)
+        assert drafter.drafter.context_tokens == len(seen)
         _assert_same(model.after_root, hf_logits(plain, seen)[-1])
         text.append(7)
 
@@ -235,11 +234,11 @@ def test_rows_that_the_draft_has_not_read_follow_by_themselves() -> None:
     model = own(plain, SpyModel)
     drafter = _drafter(model, SPECX)
     text = random_tokens(40).tolist()
-    drafter.prefill(torch.tensor(text), _NOTHING)
-    drafter.extend([3, 1, 4], _NOTHING)
-    drafter.refocus(_only(torch.arange(30, 43)))
-    drafter.extend([1, 5], _NOTHING)
-    drafter.draft()
+    drafter.prefill(torch.tensor(text))
+    drafter.extend([3, 1, 4])
+    drafter.refocus(torch.arange(30, 43))
+    drafter.extend([1, 5])
+    drafter.drafter.draft()
     _assert_same(model.after_root, hf_logits(plain, [*text[30:], 3, 1, 4, 1, 5])[-1])
 
 
@@ -249,10 +248,10 @@ def test_drafting_leaves_nothing_of_a_tree_behind() -> None:
     model = own(plain, SpyModel)
     drafter = _drafter(model)
     text = random_tokens(50).tolist()
-    drafter.prefill(torch.tensor(text[:20]), _NOTHING)
+    drafter.prefill(torch.tensor(text[:20]))
     for token in text[20:]:
-        drafter.extend([token], _NOTHING)
-        drafter.draft()
+        drafter.extend([token])
+        drafter.drafter.draft()
     _assert_same(model.after_root, hf_logits(plain, text)[-1])
 
 
@@ -261,17 +260,17 @@ def test_generated_text_is_kept_without_rotation_like_the_prompt() -> None:
     model = own(_one_layer())
     text = random_tokens(60).tolist()
     at_once, by_steps = _drafter(model, SPECX), _drafter(model, SPECX)
-    at_once.prefill(torch.tensor(text), _NOTHING)
-    by_steps.prefill(torch.tensor(text[:30]), _NOTHING)
+    at_once.prefill(torch.tensor(text))
+    by_steps.prefill(torch.tensor(text[:30]))
     for token in text[30:]:
-        by_steps.extend([token], _NOTHING)
-        by_steps.draft()
+        by_steps.extend([token])
+        by_steps.drafter.draft()
     rows = torch.tensor([0, 10, 29, 30, 31, 45, 59])
     trees = []
     for drafter in (at_once, by_steps):
-        drafter.refocus(_only(rows))
-        drafter.extend([2], _NOTHING)
-        trees.append(drafter.draft())
+        drafter.extend([2])
+        drafter.refocus(rows)
+        trees.append(drafter.drafter.draft())
     assert torch.equal(trees[0].tokens, trees[1].tokens)
     assert torch.equal(trees[0].parents, trees[1].parents)
 
@@ -281,10 +280,10 @@ def test_a_recent_window_holds_sink_and_recent_rows() -> None:
     model = own(plain, SpyModel)
     drafter = _drafter(model, WINDOW)
     text = random_tokens(200).tolist()
-    drafter.prefill(torch.tensor(text), _NOTHING)
-    drafter.extend([7], _NOTHING)
-    drafter.draft()
-    seen = [text[row] for row in recent_selection(RETRIEVAL, 200).rows.tolist()] + [7]
+    drafter.prefill(torch.tensor(text))
+    drafter.extend([7])
+    drafter.drafter.draft()
+    seen = [text[row] for row in _recent(200)] + [7]
     assert len(seen) < 60
     _assert_same(model.after_root, hf_logits(plain, seen)[-1])
 
@@ -296,17 +295,17 @@ def test_a_long_backlog_is_read_before_the_next_draft(parts: Parts) -> None:
     model = own(plain, SpyModel)
     drafter = _drafter(model, parts)
     text = random_tokens(60).tolist()
-    drafter.prefill(torch.tensor(text), _NOTHING)
-    drafter.extend([9], _NOTHING)
-    drafter.draft()
+    drafter.prefill(torch.tensor(text))
+    drafter.extend([9])
+    drafter.drafter.draft()
     backlog = random_tokens(300, seed=8).tolist()
     text += [9, *backlog]
-    drafter.extend(backlog[:100], _NOTHING)
-    drafter.extend(backlog[100:], _NOTHING)
-    drafter.draft()
+    drafter.extend(backlog[:100])
+    drafter.extend(backlog[100:])
+    drafter.drafter.draft()
     rows = range(len(text))
     if parts is not FULL:
-        rows = [*recent_selection(RETRIEVAL, len(text) - 1).rows.tolist(), len(text) - 1]
+        rows = [*_recent(len(text) - 1), len(text) - 1]
     _assert_same(model.after_root, hf_logits(plain, [text[row] for row in rows])[-1])
 
 
@@ -324,14 +323,19 @@ def test_the_noise_of_a_guess_is_the_one_that_the_target_will_draw() -> None:
 def _highest_position(monkeypatch: pytest.MonkeyPatch, job: Job) -> int:
     """The largest position that the draft rotated anything to while ``job`` ran."""
     highest = [0]
-    rotate_at = Rotary.rotate_at
+    rotate_at, hidden = Rotary.rotate_at, job.pair.draft.hidden
 
     def spy(self: Rotary, vectors: Tensor, positions: Tensor | slice) -> Tensor:
         top = positions.stop - 1 if isinstance(positions, slice) else int(positions.max())
         highest[0] = max(highest[0], top)
         return rotate_at(self, vectors, positions)
 
+    def spy_on_model(tokens: Tensor, positions: Tensor, *rest: Any) -> Tensor:
+        highest[0] = max(highest[0], int(positions.max()))
+        return hidden(tokens, positions, *rest)
+
     monkeypatch.setattr(Rotary, "rotate_at", spy)
+    monkeypatch.setattr(job.pair.draft, "hidden", spy_on_model)
     job.run()
     return highest[0]
 
@@ -387,10 +391,10 @@ def test_the_working_cache_keeps_to_its_budget(pair: Pair, parts: Parts, extra: 
 def test_bytes_are_counted_for_rows_in_use(pair: Pair) -> None:
     shape = pair.draft.shape
     row_bytes = 2 * 4 * shape.layers * shape.kv_heads * shape.head_dim
-    drafter = _drafter(pair.draft, WINDOW, capacity=100)
-    empty = drafter.cache_bytes
-    drafter.prefill(random_tokens(50), _NOTHING)
-    assert drafter.cache_bytes - empty == 50 * row_bytes
+    drafter = _drafter(pair.draft, WINDOW)
+    empty = drafter.drafter.cache_bytes
+    drafter.prefill(random_tokens(50))
+    assert drafter.drafter.cache_bytes - empty == 50 * row_bytes
 
 
 def test_a_draft_with_a_longer_vocabulary_guesses_only_what_the_target_knows() -> None:
@@ -427,7 +431,7 @@ def test_a_prompt_is_read_alike_in_any_chunks(chunks: list[int]) -> None:
     for pieces in ([20] * 15, chunks):
         drafter = _drafter(own(hf_model(config("llama-yarn"))), SPECX, trained_tokens=40)
         for piece in tokens.split(pieces):
-            drafter.prefill(piece, _NOTHING)
-        assert drafter._full.length == 300
-        read.append(drafter._full.keys[:, :, :300])
+            drafter.prefill(piece)
+        assert drafter.full.length == 300
+        read.append(drafter.full.keys[:, :, :300])
     _assert_same(read[1], read[0])

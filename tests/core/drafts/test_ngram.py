@@ -12,7 +12,6 @@ from specx.core.retrieval import Selection
 from specx.core.tree import TokenTree
 from tests.core import reference
 
-_CPU = torch.device("cpu")
 _NOTHING = torch.empty(0)
 
 
@@ -21,9 +20,9 @@ def _fixed(nodes: int = 32, depth: int = 8) -> TreeConfig:
 
 
 def _drafter(text: list[int], config: TreeConfig | None = None) -> LookupDrafter:
-    drafter = LookupDrafter(config or _fixed(), _CPU)
+    drafter = LookupDrafter(config or _fixed())
     drafter.prefill(torch.tensor(text[:-1]), _NOTHING)
-    drafter.extend(text[-1:], _NOTHING)
+    drafter.extend(text[-1:])
     return drafter
 
 
@@ -85,13 +84,13 @@ def test_a_first_word_gives_no_guess() -> None:
 
 def test_words_arriving_one_by_one_are_the_words_arriving_at_once() -> None:
     text = torch.randint(3, (60,), generator=torch.Generator().manual_seed(1)).tolist()
-    slowly = LookupDrafter(_fixed(), _CPU)
+    slowly = LookupDrafter(_fixed())
     slowly.prefill(torch.tensor(text[:10]), _NOTHING)
     slowly.prefill(torch.tensor(text[10:30]), _NOTHING)
     for token in text[30:50]:
-        slowly.extend([token], _NOTHING)
+        slowly.extend([token])
         slowly.draft()
-    slowly.extend(text[50:], _NOTHING)
+    slowly.extend(text[50:])
     ours, theirs = slowly.draft(), _drafter(text).draft()
     assert torch.equal(ours.tokens, theirs.tokens)
     assert torch.equal(ours.parents, theirs.parents)
@@ -103,14 +102,16 @@ def test_measured_costs_decide_how_many_guesses_are_worth_verifying(
 ) -> None:
     config = TreeConfig(nodes=8, depth=8, size="measured")
     costs = StepCosts({1: 1.0, 2: 1.0 + row_s})
-    drafter = LookupDrafter(config, _CPU, lambda: costs)
+    drafter = LookupDrafter(config)
     drafter.prefill(torch.tensor([*range(20), *range(4)]), _NOTHING)
-    drafter.extend([4], _NOTHING)
+    drafter.begin(costs)
+    drafter.extend([4])
     assert drafter.draft().size == 1 + guesses
 
 
 def test_it_holds_no_keys_and_ignores_a_refocus() -> None:
     drafter = _drafter([1, 2, 1])
-    drafter.refocus(Selection(torch.tensor([0]), torch.tensor([0])))
+    zero = torch.zeros(1)
+    drafter.refocus(Selection(zero.long(), torch.tensor(1), zero.long(), zero))
     assert drafter.draft().tokens.tolist() == [1, 2, 1]
     assert (drafter.cache_bytes, drafter.context_tokens) == (0, 0)

@@ -1,4 +1,4 @@
-"""The device's beam against the host's builder; the same checks for its Triton kernels."""
+"""The growing tree against lists; the same checks for its Triton kernels."""
 
 import itertools
 import random
@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from specx.core.config import TreeConfig
-from specx.core.drafts.growth import WIDTH, FixedGrowth
-from specx.core.drafts.tree_beam import CHILDREN, Beam, GrownTree, best_guesses
-from specx.core.tree import TokenTree, TreeBuilder
+from specx.core.drafts.tree_beam import Beam, best_guesses
+from specx.core.kernels.types import CHILDREN, WIDTH
+from specx.core.tree import TokenTree
 from tests.core import reference
+from tests.core.reference import PlainTree
 
 _ROOT = 7
 Path = tuple[int, ...]
@@ -34,15 +34,17 @@ def draft(seed: int, children: int, sharpness: float, kept: int = CHILDREN) -> G
     return guesses
 
 
-def grow_on_host(guesses: Guesses, levels: int, limit: int, threshold: float | None) -> TreeBuilder:
-    """As ``ModelDrafter.draft`` does; without a threshold every level is made."""
-    builder = TreeBuilder(_ROOT, limit)
-    growth = FixedGrowth(TreeConfig(nodes=512, depth=levels, threshold=threshold or 0.0))
-    frontier = [0]
+def grow_on_host(guesses: Guesses, levels: int, limit: int, threshold: float | None) -> PlainTree:
+    """As long as a level adds ``threshold`` expected tokens; without one every level is made."""
+    builder = PlainTree(_ROOT, limit)
+    frontier, expected = [0], 1.0
     for depth in range(levels):
         if depth:
-            rule = growth.frontier(builder, depth)
-            frontier = builder.frontier(depth, WIDTH) if threshold is None else rule
+            gain, expected = builder.expected() - expected, builder.expected()
+            stops = threshold is not None and gain < threshold
+            frontier = [] if stops else builder.frontier(depth, WIDTH)
+        if not frontier:
+            break
         for node in frontier:
             path = tuple(builder.token(above) for above in builder.ancestors(node))
             for chance, token in zip(*guesses(path), strict=True):
@@ -71,10 +73,10 @@ def grow_on_device(beam: Beam, guesses: Guesses, levels: int, device: str = "cpu
         )
 
 
-def assert_same(grown: GrownTree, builder: TreeBuilder, rows: int) -> None:
+def assert_same(tree: TokenTree, builder: PlainTree, rows: int) -> None:
     """The same tree as the host's, padded to ``rows``."""
     want = builder.tree(rows - 1)
-    tree, size = grown.tree, want.size
+    size = want.size
     assert tree.tokens[:size].tolist() == want.tokens.tolist()
     assert tree.parents[:size].tolist() == want.parents.tolist()
     assert tree.depths[:size].tolist() == want.depths.tolist()
@@ -85,13 +87,9 @@ def assert_same(grown: GrownTree, builder: TreeBuilder, rows: int) -> None:
     assert not outside[size:].any()
     assert not outside[:, size:].any()
     best = builder.best()[: rows - 1]
-    reaches = torch.tensor([*builder.reaches(best), *[0.0] * (rows - size)])
-    torch.testing.assert_close(grown.reaches.cpu(), reaches, rtol=1e-5, atol=0.0)
     chances = [1.0, *builder.reaches(sorted(best)), *[0.0] * (rows - size)]
     assert tree.reaches is not None
     torch.testing.assert_close(tree.reaches.cpu(), torch.tensor(chances), rtol=1e-5, atol=0.0)
-    depths = [len(builder.ancestors(node)) for node in best] + [0] * (rows - size)
-    assert grown.depths.tolist() == depths
 
 
 @settings(max_examples=150)
@@ -117,7 +115,7 @@ def test_a_tree_of_the_greatest_depth_is_the_hosts() -> None:
     guesses, levels = draft(3, CHILDREN, 9.0), 64
     beam = Beam(levels, "cpu")
     grow_on_device(beam, guesses, levels)
-    assert int(beam.tree(513).tree.depths.max()) > 20
+    assert int(beam.tree(513).depths.max()) > 20
     assert_same(beam.tree(513), grow_on_host(guesses, levels, 512, None), 513)
 
 
@@ -157,8 +155,8 @@ def test_a_second_tree_owes_nothing_to_the_first() -> None:
     for used in (beam, fresh):
         grow_on_device(used, draft(2, CHILDREN, 2.0), 5)
     got, want = beam.tree(40, 0.2), fresh.tree(40, 0.2)
-    assert torch.equal(got.tree.tokens, want.tree.tokens)
-    assert torch.equal(got.tree.mask, want.tree.mask)
+    assert torch.equal(got.tokens, want.tokens)
+    assert torch.equal(got.mask, want.mask)
     assert torch.equal(beam.mask(4), fresh.mask(4))
 
 
@@ -168,9 +166,9 @@ def test_impossible_guesses_are_padding() -> None:
     beam = Beam(3, "cpu")
     grow_on_device(beam, guesses, 3)
     grown = beam.tree(51)
-    assert int((grown.tree.tokens >= 0).sum()) == 1 + 2 + 4 + 8
+    assert int((grown.tokens >= 0).sum()) == 1 + 2 + 4 + 8
     assert_same(grown, grow_on_host(guesses, 3, 14, None), 51)
-    path = grown.tree.accept(torch.full((51,), -1))
+    path = grown.accept(torch.full((51,), -1))
     assert path.tolist() == [0], "padding is never accepted"
 
 
@@ -187,29 +185,45 @@ def test_ties_are_broken_by_age() -> None:
 def test_masks_are_the_ancestors_of_a_valid_tree() -> None:
     beam = Beam(8, "cpu")
     grow_on_device(beam, draft(8, CHILDREN, 2.0), 8)
-    tree = beam.tree(64).tree
+    tree = beam.tree(64)
     assert torch.equal(tree.mask, reference.mask(tree.parents.tolist()))
     built = TokenTree.build(tree.tokens.tolist(), tree.parents.tolist())
     assert torch.equal(tree.depths, built.depths)
 
 
-def test_reading_scores_is_adding_their_best_guesses() -> None:
-    noise = torch.Generator().manual_seed(0)
-    read, added = Beam(3, "cpu"), Beam(3, "cpu")
+def test_a_level_may_be_read_in_part() -> None:
+    """As where a host reads only the nodes that are worth it: their guesses, their paths in the
+    rows that were read, and nothing of an earlier tree's guesses under the others."""
+    guesses = draft(9, CHILDREN, 2.0)
+    beam, widths, staged = Beam(4, "cpu"), [3, 1, 2], list[int]()
+    grow_on_device(beam, draft(1, CHILDREN, 1.0), 4)
+    builder, frontier = PlainTree(_ROOT, 400), [0]
     root = torch.tensor([_ROOT])
-    for level in range(3):
-        scores = torch.randn(WIDTH if level else 1, 70, generator=noise)
-        guesses = best_guesses(scores, 60)
+    chances, tokens = guesses(())
+    beam.add_root(root, torch.tensor([chances]), torch.tensor([tokens]))
+    for level in range(4):
         if level:
-            read.read_level(level, scores, 60)
-            added.add_level(level, *guesses)
-        else:
-            read.read_root(root, scores, 60)
-            added.add_root(root, *guesses)
-    got, want = read.tree(31), added.tree(31)
-    assert torch.equal(got.tree.tokens, want.tree.tokens)
-    assert torch.equal(got.reaches, want.reaches)
-    assert int(got.tree.tokens.max()) < 60
+            width = widths[level - 1]
+            staged += beam.frontier(level - 1)[:width].tolist()
+            mask = beam.mask(level - 1, widths[:level])
+            assert mask.shape == (width, len(staged))
+            paths = [tuple(staged[i] for i in row.nonzero()[:, 0].tolist()) for row in mask]
+            every = [guesses(path) for path in paths]
+            beam.add_level(
+                level,
+                torch.tensor([chances for chances, _ in every]),
+                torch.tensor([tokens for _, tokens in every]),
+            )
+            frontier = builder.frontier(level, width)
+        for node in frontier:
+            path = tuple(builder.token(above) for above in builder.ancestors(node))
+            for chance, token in zip(*guesses(path), strict=True):
+                builder.add(node, token, chance)
+        best = builder.best()
+        assert beam.best(level + 1, 400) == pytest.approx(builder.reaches(best), rel=1e-5)
+        frontier = builder.frontier(level + 1, WIDTH)
+        assert beam.frontier_reaches(level) == pytest.approx(builder.reaches(frontier), rel=1e-5)
+    assert_same(beam.tree(30), builder, 30)
 
 
 def test_best_guesses_are_the_softmax_of_the_vocabulary() -> None:
@@ -234,32 +248,27 @@ def test_growth_in_a_cuda_graph_is_the_hosts(fused: bool) -> None:
         for level in range(levels)
     ]
     root = torch.tensor([_ROOT], device="cuda")
-
-    def grow(used: Beam) -> GrownTree:
-        used.read_root(root, scores[0], vocabulary)
-        for level in range(1, levels):
-            used.read_level(level, scores[level], vocabulary)
-        return used.tree(rows, 0.01)
-
-    grow(beam)
+    grow_from_scores(beam, scores, vocabulary, root)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        grown = grow(beam)
+        grow_from_scores(beam, scores, vocabulary, root)
+        grown = beam.tree(rows, 0.01)
     for _ in range(3):
         for score in scores:
             score.normal_(0.0, 3.0, generator=noise)
         graph.replay()
-        want = _on_cpu(scores, vocabulary, root, rows)
-        assert torch.equal(grown.tree.tokens.cpu(), want.tree.tokens)
-        assert torch.equal(grown.tree.parents.cpu(), want.tree.parents)
-        assert torch.equal(grown.tree.mask.cpu(), want.tree.mask)
+        other = Beam(levels, "cpu")
+        grow_from_scores(other, [score.cpu() for score in scores], vocabulary, root.cpu())
+        want = other.tree(rows, 0.01)
+        assert torch.equal(grown.tokens.cpu(), want.tokens)
+        assert torch.equal(grown.parents.cpu(), want.parents)
+        assert torch.equal(grown.mask.cpu(), want.mask)
         assert torch.equal(grown.depths.cpu(), want.depths)
-        torch.testing.assert_close(grown.reaches.cpu(), want.reaches, rtol=1e-4, atol=0.0)
 
 
-def _on_cpu(scores: list[Tensor], vocabulary: int, root: Tensor, rows: int) -> GrownTree:
-    beam = Beam(len(scores), "cpu")
-    beam.read_root(root.cpu(), scores[0].cpu(), vocabulary)
+def grow_from_scores(beam: Beam, scores: list[Tensor], vocabulary: int, root: Tensor) -> None:
+    """All levels of a tree whose scores do not depend on it."""
+    is_fused = scores[0].is_cuda
+    beam.add_root(root, *best_guesses(scores[0], vocabulary, beam.children, is_fused))
     for level in range(1, len(scores)):
-        beam.read_level(level, scores[level].cpu(), vocabulary)
-    return beam.tree(rows, 0.01)
+        beam.add_level(level, *best_guesses(scores[level], vocabulary, beam.children, is_fused))

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx.core.drafts.copies import LONGEST, Copies
-from specx.core.drafts.growth import WIDTH
+from specx.core.drafts.copies import Copies
 from specx.core.kernels import is_available
+from specx.core.kernels.types import LONGEST, WIDTH
 from tests.core.drafts.test_copies import FOUND, drive, text_of
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="needs Triton")
@@ -69,9 +69,7 @@ def _draft(pair: tuple[Copies, Copies], seed: int, vocabulary: int, levels: int)
             parents = torch.randint(WIDTH, (WIDTH,), generator=noise).to(_DEVICE)
             parents[:2] = 0
             parents += (level - 2) * WIDTH
-        got, want = (
-            copies.joined_in_beam(chances, tokens, level, frontier, parents) for copies in pair
-        )
+        got, want = (copies.joined(chances, tokens, level, frontier, parents) for copies in pair)
         assert torch.equal(got[0], want[0])
         assert torch.equal(got[1], want[1])
 
@@ -170,7 +168,7 @@ def test_impossible_and_undefined_chances_are_torchs() -> None:
         _find(pair, text, 5)
         chances = torch.tensor([row], device=_DEVICE)
         guesses = torch.tensor([ids], device=_DEVICE)
-        got, want = (copies.joined_in_beam(chances, guesses, 0) for copies in pair)
+        got, want = (copies.joined(chances, guesses, 0) for copies in pair)
         assert torch.equal(got[1], want[1])
         torch.testing.assert_close(got[0], want[0], rtol=0.0, atol=0.0, equal_nan=True)
         assert torch.equal(chances[0, :2].isnan(), torch.tensor(row[:2], device=_DEVICE).isnan())
@@ -203,7 +201,7 @@ def test_a_graph_over_a_long_text(capacity: int) -> None:
 
     def step() -> None:
         fused.find(text, length)
-        joined[:] = fused.joined_in_beam(chances, tokens, 0)
+        joined[:] = fused.joined(chances, tokens, 0)
 
     replay = _captured(step)
     _begin((fused, plain))
@@ -211,7 +209,7 @@ def test_a_graph_over_a_long_text(capacity: int) -> None:
         length.fill_(now)
         replay()
         plain.find(text, length)
-        want = plain.joined_in_beam(chances, tokens, 0)
+        want = plain.joined(chances, tokens, 0)
         _assert_equal(fused, plain)
         assert plain.chain[0] >= 0
         assert all(torch.equal(a, b) for a, b in zip(joined, want, strict=True))

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specx.core.drafts.tree_beam import CHILDREN, Beam
+from specx.core.drafts.tree_beam import Beam
 from specx.core.kernels import is_available
 from specx.core.kernels.guess import best_guesses
+from specx.core.kernels.types import CHILDREN
 from tests.core.drafts.test_tree_beam import assert_same, draft, grow_on_device, grow_on_host
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="needs Triton")
@@ -113,27 +114,6 @@ def test_impossible_guesses_are_padding_and_ties_are_broken_by_age() -> None:
     grow_on_device(beam, even, 3, _DEVICE)
     for rows in (8, 40):
         assert_same(beam.tree(rows), grow_on_host(even, 3, rows - 1, None), rows)
-
-
-@pytest.mark.parametrize("vocabulary", [8, 3000])
-def test_reading_scores_is_what_torch_does(vocabulary: int) -> None:
-    children = min(CHILDREN, vocabulary)
-    fused = Beam(3, _DEVICE, children, fused=True)
-    plain = Beam(3, _DEVICE, children, fused=False)
-    root = torch.tensor([7], device=_DEVICE)
-    for level in range(3):
-        scores = _scores(10 if level else 1, vocabulary + 3, torch.float32, seed=level)
-        for beam in (fused, plain):
-            if level:
-                beam.read_level(level, scores, vocabulary)
-            else:
-                beam.read_root(root, scores, vocabulary)
-        assert torch.equal(fused.frontier(level), plain.frontier(level))
-        assert torch.equal(fused.mask(level), plain.mask(level))
-        torch.testing.assert_close(fused.reach(level), plain.reach(level), rtol=1e-4, atol=0.0)
-    got, want = fused.tree(40, 0.01), plain.tree(40, 0.01)
-    assert torch.equal(got.tree.tokens, want.tree.tokens)
-    assert torch.equal(got.tree.mask, want.tree.mask)
 
 
 @pytest.mark.gpu

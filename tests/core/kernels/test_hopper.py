@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 import triton
 
 from specx.core.kernels import tree
-from specx.core.kernels.tree import Tiling
+from specx.core.kernels.types import TreeTiling
 from tests.core.kernels.test_tree import CLOSE, DEVICE, HALVES, Case
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -26,7 +26,7 @@ ON_HOPPER = pytest.mark.skipif(
     reason="needs a Hopper GPU",
 )
 HAS_GLUON = pytest.mark.skipif(not triton.__version__.startswith("3.6."), reason="another Gluon")
-SPECIALIZED = Tiling(128, 128, 4, 3, 1, specialized=True)
+SPECIALIZED = TreeTiling(128, 128, 4, 3, 1, specialized=True)
 #: Query and key/value heads: groups of 4, 7 and 8.
 HEADS = [(8, 2), (14, 2), (8, 1)]
 GH100 = (9, 0)

@@ -12,7 +12,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from specx.core.kernels import tree
-from specx.core.kernels.tree import Tiling
+from specx.core.kernels.types import TreeTiling
 from tests.core import reference
 
 #: The interpreter computes what is thrown away, too.
@@ -23,7 +23,7 @@ ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 CLOSE = {torch.float32: 4e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 HALVES = [torch.float16, torch.bfloat16]
 NAN = float("nan")
-SMALL = Tiling(16, 16, 4, 2, 1, descriptors=False)
+SMALL = TreeTiling(16, 16, 4, 2, 1, descriptors=False)
 
 
 class Case:
@@ -69,7 +69,7 @@ class Case:
         out, _ = reference.attention(self.query, keys, values, sees, self.scale)
         return out.transpose(0, 1)
 
-    def check(self, chosen: Tiling | None = None, splits: int | None = None) -> None:
+    def check(self, chosen: TreeTiling | None = None, splits: int | None = None) -> None:
         inputs = (self.query, self.keys, self.values, self.length, self.mask, self.scale)
         if chosen is None and splits is None:
             out = tree.tree_attention(*inputs)
@@ -113,7 +113,7 @@ def test_more_splits_than_tiles() -> None:
 def test_tiles(rows: int, keys: int, descriptors: bool) -> None:
     """Whole tiles, a remainder of the prefix in several masked tiles, two staged ones."""
     case = Case((2, 1), nodes=33, prefix=2 * keys + 100, staged=70)
-    case.check(Tiling(rows, keys, 4, 2, 1, descriptors), 3)
+    case.check(TreeTiling(rows, keys, 4, 2, 1, descriptors), 3)
 
 
 @pytest.mark.parametrize("dtype", list(CLOSE))
@@ -126,7 +126,7 @@ def test_widths_and_dtypes(width: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("descriptors", [False, True], ids=["pointers", "descriptors"])
 def test_a_padded_width(descriptors: bool) -> None:
-    Case(width=24, prefix=50).check(Tiling(16, 16, 4, 2, 1, descriptors), 2)
+    Case(width=24, prefix=50).check(TreeTiling(16, 16, 4, 2, 1, descriptors), 2)
 
 
 @pytest.mark.parametrize(("nodes", "staged"), [(1, 9), (10, 100)])

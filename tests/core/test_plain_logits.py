@@ -4,9 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from specx.core.replay import plain_logits
+from specx.core.decode import plain_logits
 from specx.core.sampling import Sampler
+from specx.core.target import Target
 from tests.core.tiny import Job, Pair, config, hf_model, own, random_tokens
+
+
+def _again(pair: Pair, tokens: Tensor, prompt_tokens: int) -> Tensor:
+    job = Job(pair, tokens)
+    target = Target(pair.target, len(tokens) + 1, job.parts, job.kernels())
+    return plain_logits(target, tokens, prompt_tokens, 64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -29,7 +36,7 @@ def test_the_logits_are_plain_decodings_own(
     assert len(seen) == 9
     for count, expected in enumerate(seen):
         tokens = torch.cat([prompt, output[:count]])
-        assert torch.equal(plain_logits(model, tokens, len(prompt), 64), expected)
-    at_once = plain_logits(model, torch.cat([prompt, output[:8]]), len(prompt) + 8, 64)
+        assert torch.equal(_again(pair, tokens, len(prompt)), expected)
+    at_once = _again(pair, torch.cat([prompt, output[:8]]), len(prompt) + 8)
     torch.testing.assert_close(at_once, seen[8], atol=0.1, rtol=0.1)
     assert not torch.equal(at_once, seen[8])
