@@ -5,6 +5,7 @@ A command's module is imported when the command is used, so ``--help`` and ``--v
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -177,10 +178,8 @@ def _output_format(arguments: Sequence[str]) -> str:
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if word in ("-o", "--output"):
             output = following
-        elif word.startswith("--output="):
-            output = word.partition("=")[2]
-        elif word.startswith("-o") and len(word) > 2:
-            output = word[2:].removeprefix("=")
+        elif glued := re.fullmatch("(?:--output=|-o=?)(.+)", word):
+            output = glued[1]
     return output if output in ("json", "jsonl") else "text"
 
 

@@ -89,12 +89,16 @@ def check_presets(
     # A preset's checks end with its first problem.
     problems = [found[-1].problem for found in results.values() if found[-1].problem]
     if output == "json":
-        rows = [_checked_preset(each, found) for each, found in results.items()]
+        rows = [_facts(each, found) for each, found in results.items()]
         Sink().write(
             dumps(PresetsCheckObject(schema="specx.presets-check/1", presets=rows), output)
         )
     else:
-        cells = [_check_cells(each, one) for each, found in results.items() for one in found]
+        cells = [
+            (each, one.check.name, _result(one), str(one.problem or one.doubt or one.check.about))
+            for each, found in results.items()
+            for one in found
+        ]
         print_table(("preset", "check", "result", "about"), cells)
     if not problems:
         return 0
@@ -134,12 +138,7 @@ def _result(outcome: "Outcome") -> Literal["ok", "odd", "fail"]:
     return "odd" if outcome.doubt else "ok"
 
 
-def _check_cells(name: str, outcome: "Outcome") -> tuple[str, str, str, str]:
-    about = str(outcome.problem) if outcome.problem else outcome.doubt or outcome.check.about
-    return name, outcome.check.name, _result(outcome), about
-
-
-def _checked_preset(name: str, found: "list[Outcome]") -> CheckedPreset:
+def _facts(name: str, found: "list[Outcome]") -> CheckedPreset:
     checks = [
         CheckFacts(
             check=outcome.check.name,

@@ -100,7 +100,7 @@ class TerminalProgress(Progress):
         columns = DownloadColumn(binary_units=True), TransferSpeedColumn()
         self._advance(f"downloading {event.repo}", event.done_bytes, event.total_bytes, columns)
         if event.done_bytes == event.total_bytes:
-            self._stop()
+            self.close()
             if self._busy_with:  # goes on after the interruption
                 self.busy(self._busy_with)
 
@@ -127,7 +127,9 @@ class TerminalProgress(Progress):
         live.update(self._status_text(stats), refresh=True)
 
     def close(self) -> None:
-        self._stop()
+        if self._shown is not None:
+            self._shown.stop()
+            self._shown = None
 
     def _status_text(self, stats: "GenerationStats") -> "Text":
         from rich.text import Text
@@ -160,11 +162,6 @@ class TerminalProgress(Progress):
         self._shown = display
         display.start()
 
-    def _stop(self) -> None:
-        if self._shown is not None:
-            self._shown.stop()
-            self._shown = None
-
 
 class SharedProgress(TerminalProgress):
     """The live line on the row below streamed text, on a terminal that shows both.
@@ -187,12 +184,12 @@ class SharedProgress(TerminalProgress):
         self._line = ""
 
     def before_text(self, text: str) -> None:
-        self._stop()
+        super().close()
         self._wipe()
         self._column = column_after(printable(text), self._column, self._console.width)
 
     def step(self, stats: "GenerationStats") -> None:
-        self._stop()
+        super().close()
         now_s = time.monotonic()
         is_due = now_s - self._drawn_s >= REDRAW_S
         if self._is_drawn and not is_due:
