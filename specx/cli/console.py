@@ -24,7 +24,12 @@ class Screen:
         self.quiet, self.verbose, self.color = quiet, verbose, color
         self.is_terminal = sys.stderr.isatty()
         self._shows_progress = not is_on(os.environ.get("SPECX_NO_PROGRESS"))
-        self.console = _console(color, self.is_terminal)
+        is_forced = color == "always" or is_on(os.environ.get("FORCE_COLOR"))
+        self.console = plain_console(
+            stderr=True,
+            force_terminal=self.is_terminal or is_forced,
+            color_system="auto" if wants_color(color) else None,
+        )
 
     @property
     def is_live(self) -> bool:
@@ -79,22 +84,6 @@ class Screen:
 def wants_color(color: str) -> bool:
     """What ``--color`` and NO_COLOR say about a terminal."""
     return color == "always" or (color == "auto" and not os.environ.get("NO_COLOR"))
-
-
-def _console(color: str, is_terminal: bool) -> "Console":
-    has_color = wants_color(color) and (
-        color == "always"
-        or (
-            (is_terminal or is_on(os.environ.get("FORCE_COLOR")))
-            and os.environ.get("TERM") != "dumb"
-        )
-    )
-    return plain_console(
-        stderr=True,
-        force_terminal=is_terminal or has_color,
-        color_system="auto" if has_color else None,
-        no_color=not has_color,
-    )
 
 
 def plain_console(**settings: Any) -> "Console":

@@ -106,14 +106,13 @@ class TraceFile:
     def __init__(self, path: Path, place: str) -> None:
         self.problem: SpecxError | None = None
         self._path, self._place = path, place
-        self._is_new = not path.exists()
-        self._is_written = False
+        self._is_new, self._is_written = not path.exists(), False
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, _NEW_FILE)
-            self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         except OSError as error:
             raise cannot_write(place, error) from error
         self._stream = os.fdopen(descriptor, "wb", buffering=0)
+        self._is_file = path.is_file()
 
     def write(self, line: str) -> None:
         """Append a line; it is on its way to the disk when this returns."""

@@ -68,19 +68,19 @@ def pull(
 
 
 def _pull(preset: Preset, offline: bool, is_dry: bool, screen: Screen) -> Pulled:
-    with closing(screen.progress("", shows_text=False)) as progress:
+    progress = screen.progress("", shows_text=False)
+    with closing(progress), downloads_shown(screen, progress):
         progress.busy(f"checking {preset.name}")
-        with downloads_shown(screen, progress):
-            from specx.checkpoints import load as hub
-            from specx.checkpoints.download import Notice, free_bytes, pickle_notice, plan, tell
+        from specx.checkpoints import load as hub
+        from specx.checkpoints.download import Notice, free_bytes, pickle_notice, plan, tell
 
-            files, sources = hub.located(preset, offline=offline)
-            plans = [plan(source) for source in sources]
-            for note in filter(None, map(pickle_notice, sources)):
-                tell(Notice(note))
-            room = next((free_bytes(each.source.folder) for each in plans if each.files), None)
-            if not is_dry:
-                hub.fetch_weights(files, sources)
+        files, sources = hub.located(preset, offline=offline)
+        plans = [plan(source) for source in sources]
+        for note in filter(None, map(pickle_notice, sources)):
+            tell(Notice(note))
+        room = next((free_bytes(each.source.folder) for each in plans if each.files), None)
+        if not is_dry:
+            hub.fetch_weights(files, sources)
     return Pulled(preset, dict(zip(("target", "draft"), plans, strict=False)), room, is_dry)
 
 

@@ -15,12 +15,14 @@ from specx.cli.format import acceptance, closing_line, seconds, tab_separated
 from specx.cli.options import ColorChoice, option
 from specx.cli.output_file import Sink, open_sink
 from specx.cli.show import Scene, TextLook, codes_for, print_scene, view, view_console
-from specx.cli.signals import Interrupts, Stopped
+from specx.cli.signals import Interrupts
 from specx.core.stats import GenerationStats, Prefill
 from specx.errors import UsageError
 from specx.trace.page import trace_page
 from specx.trace.read import Trace, add_step, read_trace
 from specx.wording import one_line
+
+_NAP_S = 0.03  # how long a signal may have to wait
 
 
 def trace(
@@ -86,14 +88,15 @@ def _replay(recorded: Trace, sink: Sink, look: TextLook, screen: Screen, speed: 
     scene = Scene(title, header.document_map(), header.mode, header.note)
     console = view_console(look.color)
     with Interrupts() as interrupts:
-        try:
-            with view(console, scene) if speed > 0 else nullcontext():
-                began_s = time.monotonic()
-                for at_s in _frames(recorded, scene):
-                    if speed > 0:
-                        time.sleep(max(at_s / speed - (time.monotonic() - began_s), 0))
-        except Stopped:
-            pass  # what was shown until then stays; the exit code says the rest
+        interrupts.on_first(lambda: None)  # the loop looks itself
+        with view(console, scene) if speed > 0 else nullcontext():
+            began_s = time.monotonic()
+            for at_s in _frames(recorded, scene):
+                due_s = began_s + at_s / speed if speed > 0 else began_s
+                while interrupts.exit_code is None and (left_s := due_s - time.monotonic()) > 0:
+                    time.sleep(min(left_s, _NAP_S))
+                if interrupts.exit_code is not None:
+                    break
         print_scene(console, scene, sink, look)
     ending = "cut short" if recorded.end is None else ""
     screen.note(closing_line(recorded.stats(), "not checked", ending))

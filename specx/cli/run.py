@@ -197,13 +197,14 @@ def _load(settings: Settings, screen: Screen) -> "Engine":
     is_demonstration = settings.preset.target.repo == "pocket/target"
     if is_demonstration and (screen.is_terminal or screen.verbose):
         screen.note("pocket is a small demonstration model; see specx presets for others")
-    with closing(screen.progress(settings.mode, shows_text=False)) as progress:
+    progress = screen.progress(settings.mode, shows_text=False)
+    with closing(progress), downloads_shown(screen, progress):
         progress.busy(f"loading {settings.preset.name}")
         from specx.engine import load
 
-        with downloads_shown(screen, progress):
-            where = (settings.device, settings.dtype)
-            return load(settings.preset, device=where[0], dtype=where[1], offline=settings.offline)
+        return load(
+            settings.preset, device=settings.device, dtype=settings.dtype, offline=settings.offline
+        )
 
 
 def _run_all(job: Job, inputs: list[NamedInput], *, keeps_going: bool) -> int:

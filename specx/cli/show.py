@@ -122,8 +122,7 @@ def choose_look(request: RunRequest, sink: Sink, screen: Screen) -> TextLook:
         advice = "" if request.trace else "; --trace run.jsonl records the run for specx trace"
         screen.warn(f"--show {request.show}: {problem}{advice}")
         return TextLook()
-    accepted, own = codes_for(request.color)
-    return TextLook(request.show, accepted, own, request.color)
+    return TextLook(request.show, *codes_for(request.color), request.color)
 
 
 def codes_for(color: str) -> tuple[str, str]:
