@@ -46,7 +46,6 @@ class Job:
     trace: TraceFile | None
 
     def progress(self) -> Progress:
-        """The display that fits this job's screen and sink."""
         shows_text = self.output == "text" and self.sink.is_terminal
         return self.screen.progress(self.settings.mode, shows_text=shows_text)
 

@@ -37,7 +37,6 @@ class Screen:
         return self.is_terminal and self._shows_progress and os.environ.get("TERM") != "dumb"
 
     def note(self, text: str) -> None:
-        """Show stats and remarks."""
         if self.quiet < 1:
             self._remark(text, "dim")
 

@@ -141,21 +141,21 @@ def specx(
 def _fail(error: SpecxError, arguments: Sequence[str]) -> int:
     from specx.cli.console import Screen
 
-    try:
+    # Where nobody reads the message its code still counts.
+    with contextlib.suppress(OutputClosed, SpecxError):
         Screen().fail(error)
-        output = _output_format(arguments)
-        if output != "text":
-            Sink().write(_as_json(error, output))
-    except (OutputClosed, SpecxError):  # nobody reads the message; its code still counts
-        pass
+        Sink().write(_as_json(error, arguments))
     return error.exit_code
 
 
-def _as_json(error: SpecxError, output: str) -> str:
-    from specx.cli.result_json import dumps
-    from specx.trace.result import error_object
+def _as_json(error: SpecxError, arguments: Sequence[str]) -> str:
+    """The error for stdout, if the output is JSON."""
+    output = _output_format(arguments)
+    if output == "text":
+        return ""
+    from specx.cli.result_json import error_json
 
-    return dumps(error_object(error), output)
+    return error_json(error, output)
 
 
 def _usage_error(error: TyperException, arguments: Sequence[str]) -> UsageError:
@@ -193,9 +193,7 @@ def _report_crash(
     lines = debug_lines(error) or error_lines(unexpected)
     with contextlib.suppress(OSError):
         sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
-        output = _output_format(sys.argv[1:])
-        if output != "text":
-            sys.stdout.write(_as_json(unexpected, output))
+        sys.stdout.write(_as_json(unexpected, sys.argv[1:]))
 
 
 def _prepare_threads() -> None:

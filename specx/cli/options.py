@@ -142,14 +142,10 @@ class VerifyCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
         full = list(args)
-        for at, word in enumerate(args[:end]):
-            if word == "--verify" and not _is_verify_value(args[at + 1 : end][:1]):
+        for at, (word, value) in enumerate(zip(args[:end], [*args[1:end], ""], strict=True)):
+            if word == "--verify" and value not in ("on", "off") and not value.isdecimal():
                 full[at] = "--verify=on"
         return super().parse_args(ctx, full)
-
-
-def _is_verify_value(following: list[str]) -> bool:
-    return bool(following) and (following[0] in ("on", "off") or following[0].isdecimal())
 
 
 def sources_of(context: Context) -> dict[str, str]:

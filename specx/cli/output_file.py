@@ -51,7 +51,6 @@ class Sink:
             raise cannot_write(self._place, error) from error
 
     def end_line(self) -> None:
-        """End the last line unless it has ended."""
         if self._last != "\n":
             self.write("\n")
 

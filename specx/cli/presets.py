@@ -90,9 +90,8 @@ def check_presets(
     problems = [found[-1].problem for found in results.values() if found[-1].problem]
     if output == "json":
         rows = [_facts(each, found) for each, found in results.items()]
-        Sink().write(
-            dumps(PresetsCheckObject(schema="specx.presets-check/1", presets=rows), output)
-        )
+        listed = PresetsCheckObject(schema="specx.presets-check/1", presets=rows)
+        Sink().write(dumps(listed, output))
     else:
         cells = [
             (each, one.check.name, _result(one), str(one.problem or one.doubt or one.check.about))

@@ -237,7 +237,6 @@ def _report_failure(job: Job, name: str, error: SpecxError) -> None:
     named = type(error)(f"{name}: {error.message}", reason=error.reason, hints=error.hints)
     job.screen.fail(error if name in error.message else named)
     if job.output == "jsonl":
-        from specx.cli.result_json import dumps
-        from specx.trace.result import error_object
+        from specx.cli.result_json import error_json
 
-        job.sink.write(dumps(error_object(error, document=name), job.output))
+        job.sink.write(error_json(error, job.output, document=name))

@@ -43,7 +43,7 @@ SHADE_STYLES = ("dim", "#00785a", "#009e73", "#2cc89c", "#7de8c8")
 HELD = "▀"
 
 _TEXT_COLUMNS = 100
-_TEXT_CHARACTERS = 20_000  # of the end of the text, all that is laid out
+_TEXT_PIECES = 5_000  # of the end of the text, all that is laid out
 _QUOTE_ROWS = 4
 _MARGIN = 1
 _LEAST_LABEL = 10
@@ -78,14 +78,12 @@ class Scene:
         self.retrievals = Retrievals(self.document_map)
 
     def show_prefill(self, event: "Prefill") -> None:
-        """The prompt has been read this far: the strip fills."""
         self.read = event.done_tokens / max(event.total_tokens, 1)
         self.status = prefill_line(event)
 
     def show_step(
         self, pieces: list[Piece], retrieved: Sequence[int] | None, stats: "GenerationStats"
     ) -> None:
-        """A step has added ``pieces`` of text, and perhaps retrieved chunks."""
         self.read = 1.0
         self.retrievals.add(retrieved)
         self.pieces += pieces
@@ -162,16 +160,13 @@ class AnswerDisplay:
             sink.write(heading)
 
     def step(self, chunk: "TextChunk") -> None:
-        """Show a step's text."""
         if chunk.text and self._look is not None:
             self._progress.before_text(chunk.text)
             write_pieces(self._sink, pieces_of(chunk), self._look)
         self._progress.step(chunk.stats)
 
     def close(self) -> None:
-        """Wipe the progress and end the last line of text; also when the run ended badly."""
-        # What stderr says next must not be in a line of text.
-        self._progress.close()
+        self._progress.close()  # what stderr says next must not be in a line of text
         if self._look is not None:
             self._sink.end_line()
 
@@ -187,11 +182,9 @@ class MapDisplay:
         self._live.start(refresh=True)
 
     def step(self, chunk: "TextChunk") -> None:
-        """Add a step's text to the scene."""
         self._scene.show_step(pieces_of(chunk), chunk.retrieved_chunks, chunk.stats)
 
     def close(self) -> None:
-        """Leave the second screen and print what stays."""
         self._live.stop()
         print_scene(self._console, self._scene, self._sink, self._look, self._heading)
 
@@ -285,11 +278,8 @@ def quote_rows(console: "Console", scene: Scene, width: int, rows: int) -> list[
 
 def text_rows(console: "Console", scene: Scene, width: int, rows: int) -> list["Text"]:
     """The end of the text so far, in both looks."""
-    whole, last, characters = _text(), len(scene.pieces), 0
-    while last and characters < _TEXT_CHARACTERS:
-        last -= 1
-        characters += len(scene.pieces[last][0])
-    for text, is_accepted in scene.pieces[last:]:
+    whole = _text()
+    for text, is_accepted in scene.pieces[-_TEXT_PIECES:]:
         start, rest = split_space(printable(text))
         whole.append(start).append(rest, ACCEPTED if is_accepted else OWN)
     return list(whole.wrap(console, width))[-rows:]
