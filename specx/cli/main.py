@@ -30,24 +30,19 @@ from specx.cli.signals import Stopped
 from specx.errors import SpecxError, UsageError
 from specx.wording import printable
 
-#: Name → module in ``specx.cli``, and the first line of its docstring; in the order of ``--help``.
+#: Name → the first line of its docstring; in the order of ``--help``.
 COMMANDS = {
-    "generate": ("run", "Answer a question about long documents, or continue them."),
-    "summarize": ("run", "Summarize long documents."),
-    "bench": (
-        "bench.command",
-        "Measure speed over prompt length: all modes on the same texts, in turns.",
-    ),
-    "compare": (
-        "compare.command",
-        "Compare modes or presets on one document, or two saved benches.",
-    ),
-    "trace": ("replay", "Replay a run that --trace recorded, or make a page of it."),
-    "presets": ("presets", "List, show and check presets: the model pairs that specx can run."),
-    "pull": ("pull", "Download a preset's models, after checking that the pair fits together."),
-    "help": ("help", "Explain environment, exit codes, output, schemas."),
+    "generate": "Answer a question about long documents, or continue them.",
+    "summarize": "Summarize long documents.",
+    "bench": "Measure speed over prompt length: all modes on the same texts, in turns.",
+    "compare": "Compare modes or presets on one document, or two saved benches.",
+    "trace": "Replay a run that --trace recorded, or make a page of it.",
+    "presets": "List, show and check presets: the model pairs that specx can run.",
+    "pull": "Download a preset's models, after checking that the pair fits together.",
+    "help": "Explain environment, exit codes, output, schemas.",
 }
-_FUNCTIONS = {"help": "help_topic"}  # where it is not named like the command
+_MODULES = {"generate": "run", "summarize": "run", "trace": "replay"}  # where not named alike
+_MODULES |= {"bench": "bench.command", "compare": "compare.command"}
 _RUNS_MODELS = ("generate", "summarize", "bench", "compare")
 
 
@@ -98,7 +93,7 @@ def _app(arguments: Sequence[str]) -> Typer:
         invoke_without_command=True,
         epilog="Try: specx summarize report.txt, specx COMMAND --help, specx help output",
     )(specx)
-    for name, (module, summary) in COMMANDS.items():
+    for name, summary in COMMANDS.items():
         if name not in arguments:
             app.command(name, help=summary)(_not_loaded)
             continue
@@ -106,7 +101,7 @@ def _app(arguments: Sequence[str]) -> Typer:
             from specx.environment import keep_compiled
 
             keep_compiled()
-        command = getattr(import_module(f"specx.cli.{module}"), _FUNCTIONS.get(name, name))
+        command = getattr(import_module(f"specx.cli.{_MODULES.get(name, name)}"), name)
         if isinstance(command, Typer):
             app.add_typer(command, name=name)
         else:
