@@ -142,7 +142,8 @@ class VerifyCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
         full = list(args)
-        for at, (word, value) in enumerate(zip(args[:end], [*args[1:end], ""], strict=True)):
+        for at, word in enumerate(args[:end]):
+            value = args[at + 1] if at + 1 < end else ""
             if word == "--verify" and value not in ("on", "off") and not value.isdecimal():
                 full[at] = "--verify=on"
         return super().parse_args(ctx, full)
