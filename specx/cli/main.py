@@ -170,7 +170,7 @@ def _usage_error(error: TyperException, arguments: Sequence[str]) -> UsageError:
 def _output_format(arguments: Sequence[str]) -> str:
     """The value of ``-o``, found without a parser: the arguments may be the mistake."""
     output = os.environ.get("SPECX_OUTPUT", "text")
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if word in ("-o", "--output"):
             output = following
         elif glued := re.fullmatch("(?:--output=|-o=?)(.+)", word):
