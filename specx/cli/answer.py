@@ -1,10 +1,8 @@
-"""One document's answer: prompt, stream, check, report.
-
-It does not know options' defaults, files or how models run.
-"""
+"""One document's answer: prompt, stream, check, report."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from specx.cli.console import Screen
@@ -18,7 +16,7 @@ from specx.cli.show import AnswerDisplay, MapDisplay, Scene, TextLook
 from specx.cli.signals import Interrupts, Stopped
 from specx.core.stats import Prefill
 from specx.errors import VerifyError
-from specx.trace.map import DocumentMap, map_prompt, why_nothing_is_retrieved
+from specx.trace.map import map_prompt, why_nothing_is_retrieved
 from specx.wording import one_line
 
 if TYPE_CHECKING:
@@ -39,16 +37,15 @@ class Job:
     command: str
     output: Format
     settings: Settings
+    engine: "Engine"
+    ask: Ask
     screen: Screen
     sink: Sink
     interrupts: Interrupts
-    engine: "Engine"
-    ask: Ask
-    look: TextLook = field(default_factory=TextLook)
-    trace: TraceFile | None = None
+    look: TextLook
+    trace: TraceFile | None
 
     def progress(self) -> Progress:
-        """The display that fits this job's screen and sink."""
         shows_text = self.output == "text" and self.sink.is_terminal
         return self.screen.progress(self.settings.mode, shows_text=shows_text)
 
@@ -85,20 +82,16 @@ def _stream(job: Job, document: "Document | None", prompt: "Prompt", heading: st
         ignore_eos=settings.ignore_eos,
         records_trees=job.trace is not None,
     )
-    document_map = _map(job, document, prompt)
-    writer = _writer(job, document, prompt, document_map)
-    display = _display(job, document, prompt, document_map, heading)
+    display, writer = _watchers(job, document, prompt, heading)
+    watchers = (display,) if writer is None else (display, writer)
     job.interrupts.on_first(stream.cancel)
     try:
         for event in stream:
-            if isinstance(event, Prefill):
-                display.prefill(event)
-                if writer is not None:
-                    writer.prefill(event)
-                continue
-            display.chunk(event)
-            if writer is not None:
-                writer.step(event)
+            for watcher in watchers:
+                if isinstance(event, Prefill):
+                    watcher.prefill(event)
+                else:
+                    watcher.step(event)
     finally:
         job.interrupts.on_first(None)
         display.close()
@@ -107,61 +100,40 @@ def _stream(job: Job, document: "Document | None", prompt: "Prompt", heading: st
     return stream.result
 
 
-def _map(job: Job, document: "Document | None", prompt: "Prompt") -> DocumentMap | None:
-    """The document's map, if anything will use it."""
-    if job.trace is None and job.look.show != "map":
-        return None
-    text = "" if document is None else document.text
-    return map_prompt(prompt.tokens, job.engine.tokenizer, job.settings.preset.retrieval, text)
-
-
-def _writer(
-    job: Job,
-    document: "Document | None",
-    prompt: "Prompt",
-    document_map: DocumentMap | None,
-) -> "TraceWriter | None":
-    if job.trace is None or document_map is None:
-        return None
-    from specx.trace.write import TraceWriter, header_of
-
-    header = header_of(job.engine, job.command, job.settings, document, prompt, document_map)
-    writer = TraceWriter(job.trace.write, job.engine.tokenizer)
-    writer.header(header)
-    return writer
-
-
-def _display(
-    job: Job,
-    document: "Document | None",
-    prompt: "Prompt",
-    document_map: DocumentMap | None,
-    heading: str,
-) -> AnswerDisplay:
-    if job.look.show == "map" and document_map is not None:
-        settings = job.settings
-        note = why_nothing_is_retrieved(settings.preset, settings.mode, len(prompt.tokens))
-        if note:
-            job.screen.note(note)
-        name = "a question" if document is None else document.name
-        scene = Scene(f"{name} · {len(prompt.tokens):,} tokens", document_map, note)
-        return MapDisplay(scene, job.sink, job.look, heading, settings.mode)
+def _watchers(
+    job: Job, document: "Document | None", prompt: "Prompt", heading: str
+) -> "tuple[AnswerDisplay | MapDisplay, TraceWriter | None]":
+    """Who sees each event: the display and, with ``--trace``, the writer."""
+    preset, mode, writer = job.settings.preset, job.settings.mode, None
     look = job.look if job.output == "text" else None
-    return AnswerDisplay(job.progress(), job.sink, look, heading)
+    if job.trace is None and job.look.show != "map":
+        return AnswerDisplay(job.progress(), job.sink, look, heading), None
+    text = "" if document is None else document.text
+    document_map = map_prompt(prompt.tokens, job.engine.tokenizer, preset.retrieval, text)
+    if job.trace is not None:
+        from specx.trace.write import TraceWriter, header_of
+
+        writer = TraceWriter(job.trace.write, job.engine.tokenizer)
+        asked = (job.engine, job.command, job.settings)
+        writer.header(header_of(*asked, document, prompt, document_map))
+    if job.look.show != "map":
+        return AnswerDisplay(job.progress(), job.sink, look, heading), writer
+    note = why_nothing_is_retrieved(preset, mode, len(prompt.tokens))
+    if note:
+        job.screen.note(note)
+    title = f"{document.name if document else 'a question'} · {len(prompt.tokens):,} tokens"
+    scene = Scene(title, document_map, mode, note)
+    return MapDisplay(scene, job.sink, job.look, heading), writer
 
 
 def _verify(job: Job, prompt: "Prompt", result: "Result") -> "Verification | None":
     tokens = job.settings.check_tokens
     if tokens == 0 or job.interrupts.exit_code is not None:
         return None
-    progress = job.progress()
-    progress.busy("checking against plain decoding")
-    try:
+    with closing(job.progress()) as progress, suppress(Stopped):
+        progress.busy("checking against plain decoding")
         return job.engine.verify(prompt, result, first_tokens=tokens)
-    except Stopped:
-        return None  # the answer is complete; the exit code says the rest
-    finally:
-        progress.close()
+    return None  # the answer is complete; the exit code says the rest
 
 
 def _report(job: Job, result: "Result", verification: "Verification | None", label: str) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from specx.cli.errors import OutputClosed, debug_lines, error_lines, is_on
@@ -20,27 +20,23 @@ if TYPE_CHECKING:
 class Screen:
     """stderr as one object; ``quiet`` 1 hides notes and stats, 2 hides warnings too."""
 
-    def __init__(
-        self,
-        *,
-        color: str = "auto",
-        quiet: int = 0,
-        verbose: int = 0,
-        environ: Mapping[str, str] = os.environ,
-    ) -> None:
+    def __init__(self, *, color: str = "auto", quiet: int = 0, verbose: int = 0) -> None:
         self.quiet, self.verbose, self.color = quiet, verbose, color
         self.is_terminal = sys.stderr.isatty()
-        self._environ = environ
-        self.console = _console(color, self.is_terminal, environ)
+        self._shows_progress = not is_on(os.environ.get("SPECX_NO_PROGRESS"))
+        is_forced = color == "always" or is_on(os.environ.get("FORCE_COLOR"))
+        self.console = plain_console(
+            stderr=True,
+            force_terminal=self.is_terminal or is_forced,
+            color_system="auto" if wants_color(color) else None,
+        )
 
     @property
     def is_live(self) -> bool:
         """Whether something may be drawn here and drawn over."""
-        is_off = is_on(self._environ.get("SPECX_NO_PROGRESS"))
-        return self.is_terminal and self._environ.get("TERM") != "dumb" and not is_off
+        return self.is_terminal and self._shows_progress and os.environ.get("TERM") != "dumb"
 
     def note(self, text: str) -> None:
-        """Show stats and remarks."""
         if self.quiet < 1:
             self._remark(text, "dim")
 
@@ -56,14 +52,14 @@ class Screen:
 
     def fail(self, error: SpecxError) -> None:
         """Show an error, whatever ``quiet`` says; with ``SPECX_DEBUG`` its traceback first."""
-        self._print(debug_lines(error, self._environ))
+        self._print(debug_lines(error))
         what, *rest = error_lines(error)
         self._print([what], "bold red")
         self._print(rest)
 
     def progress(self, mode: str, *, shows_text: bool) -> Progress:
         """The display for one run; ``shows_text``: model text is streamed to a terminal."""
-        if self.quiet or is_on(self._environ.get("SPECX_NO_PROGRESS")):
+        if self.quiet or not self._shows_progress:
             return Progress()
         if not self.is_live:
             return LogProgress(self.note, mode)
@@ -84,19 +80,9 @@ class Screen:
                 self.console.print(Text(printable(line), style=style), soft_wrap=not wraps)
 
 
-def _console(color: str, is_terminal: bool, environ: Mapping[str, str]) -> "Console":
-    wants_color = color == "always" or (
-        color == "auto"
-        and (is_terminal or is_on(environ.get("FORCE_COLOR")))
-        and not environ.get("NO_COLOR")
-        and environ.get("TERM") != "dumb"
-    )
-    return plain_console(
-        stderr=True,
-        force_terminal=is_terminal or wants_color,
-        color_system="auto" if wants_color else None,
-        no_color=not wants_color,
-    )
+def wants_color(color: str) -> bool:
+    """What ``--color`` and NO_COLOR say about a terminal."""
+    return color == "always" or (color == "auto" and not os.environ.get("NO_COLOR"))
 
 
 def plain_console(**settings: Any) -> "Console":

@@ -2,7 +2,6 @@
 
 import errno
 import os
-from collections.abc import Mapping
 
 from specx.errors import ResourceError, SpecxError, UsageError
 
@@ -77,9 +76,9 @@ def crash(error: BaseException) -> SpecxError:
     )
 
 
-def debug_lines(error: BaseException, environ: Mapping[str, str] = os.environ) -> list[str]:
+def debug_lines(error: BaseException) -> list[str]:
     """The traceback if ``SPECX_DEBUG`` asks for it, else nothing."""
-    if not is_on(environ.get("SPECX_DEBUG")):
+    if not is_on(os.environ.get("SPECX_DEBUG")):
         return []
     import traceback
 

@@ -1,8 +1,4 @@
-"""Downloads on stderr, whatever command they happen in.
-
-Goes in: a ``Screen`` and, where the command has one, its progress display. Comes out: events of
-downloads shown there as long as the block lasts. It does not know what is downloaded.
-"""
+"""Downloads on stderr, whatever command they happen in."""
 
 import contextlib
 from collections.abc import Iterator

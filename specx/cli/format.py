@@ -45,8 +45,13 @@ def status_line(stats: "GenerationStats", mode: str) -> str:
 
 def prefill_line(event: "Prefill") -> str:
     """Progress of the prefill in words, for a log."""
-    rate = event.done_tokens / event.elapsed_s if event.elapsed_s > 0 else 0.0
-    return f"prefill {event.done_tokens:,} of {event.total_tokens:,} tokens{_rate(rate)}"
+    rate = _rate(prefill_tokens_per_s(event))
+    return f"prefill {event.done_tokens:,} of {event.total_tokens:,} tokens{rate}"
+
+
+def prefill_tokens_per_s(event: "Prefill") -> float:
+    """How fast the prompt is being read; 0 at the very beginning."""
+    return event.done_tokens / event.elapsed_s if event.elapsed_s > 0 else 0.0
 
 
 def download_line(repo: str, percent: int, total_bytes: int) -> str:

@@ -50,7 +50,7 @@ tok/step = accepted + 1 (plain decoding has 1); decode rate = (new - 1) / decode
 """
 
 
-def help_topic(
+def help(
     topic: Annotated[
         Literal["environment", "exit-codes", "output", "schema"] | None,
         Argument(metavar="[TOPIC]", help="environment, exit-codes, output or schema."),

@@ -5,6 +5,7 @@ A command's module is imported when the command is used, so ``--help`` and ``--v
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -29,21 +30,18 @@ from specx.cli.signals import Stopped
 from specx.errors import SpecxError, UsageError
 from specx.wording import printable
 
-#: Name → module in ``specx.cli``, and the first line of its docstring; in the order of ``--help``.
+#: Name → the first line of its docstring; in the order of ``--help``.
 COMMANDS = {
-    "generate": ("run", "Answer a question about long documents, or continue them."),
-    "summarize": ("run", "Summarize long documents."),
-    "bench": (
-        "bench",
-        "Measure speed over prompt length: all modes on the same texts, in turns.",
-    ),
-    "compare": ("compare", "Compare modes or presets on one document."),
-    "trace": ("replay", "Replay a run that --trace recorded, or make a page of it."),
-    "presets": ("presets", "List, show and check presets: the model pairs that specx can run."),
-    "pull": ("pull", "Download a preset's models, after checking that the pair fits together."),
-    "help": ("help", "Explain environment, exit codes, output, schemas."),
+    "generate": "Answer a question about long documents, or continue them.",
+    "summarize": "Summarize long documents.",
+    "bench": "Measure speed over prompt length: all modes on the same texts, in turns.",
+    "compare": "Compare modes or presets on one document.",
+    "trace": "Replay a run that --trace recorded, or make a page of it.",
+    "presets": "List, show and check presets: the model pairs that specx can run.",
+    "pull": "Download a preset's models, after checking that the pair fits together.",
+    "help": "Explain environment, exit codes, output, schemas.",
 }
-_FUNCTIONS = {"help": "help_topic"}  # where it is not named like the command
+_MODULES = {"generate": "run", "summarize": "run", "trace": "replay"}  # where not named alike
 _RUNS_MODELS = ("generate", "summarize", "bench", "compare")
 
 
@@ -94,7 +92,7 @@ def _app(arguments: Sequence[str]) -> Typer:
         invoke_without_command=True,
         epilog="Try: specx summarize report.txt, specx COMMAND --help, specx help output",
     )(specx)
-    for name, (module, summary) in COMMANDS.items():
+    for name, summary in COMMANDS.items():
         if name not in arguments:
             app.command(name, help=summary)(_not_loaded)
             continue
@@ -102,7 +100,7 @@ def _app(arguments: Sequence[str]) -> Typer:
             from specx.environment import keep_compiled
 
             keep_compiled()
-        command = getattr(import_module(f"specx.cli.{module}"), _FUNCTIONS.get(name, name))
+        command = getattr(import_module(f"specx.cli.{_MODULES.get(name, name)}"), name)
         if isinstance(command, Typer):
             app.add_typer(command, name=name)
         else:
@@ -137,21 +135,21 @@ def specx(
 def _fail(error: SpecxError, arguments: Sequence[str]) -> int:
     from specx.cli.console import Screen
 
-    try:
+    # Where nobody reads the message its code still counts.
+    with contextlib.suppress(OutputClosed, SpecxError):
         Screen().fail(error)
-        output = _output_format(arguments)
-        if output != "text":
-            Sink().write(_as_json(error, output))
-    except (OutputClosed, SpecxError):  # nobody reads the message; its code still counts
-        pass
+        Sink().write(_as_json(error, arguments))
     return error.exit_code
 
 
-def _as_json(error: SpecxError, output: str) -> str:
-    from specx.cli.result_json import dumps
-    from specx.trace.result import error_object
+def _as_json(error: SpecxError, arguments: Sequence[str]) -> str:
+    """The error for stdout, if the output is JSON."""
+    output = _output_format(arguments)
+    if output == "text":
+        return ""
+    from specx.cli.result_json import error_json
 
-    return dumps(error_object(error), output)
+    return error_json(error, output)
 
 
 def _usage_error(error: TyperException, arguments: Sequence[str]) -> UsageError:
@@ -171,13 +169,11 @@ def _usage_error(error: TyperException, arguments: Sequence[str]) -> UsageError:
 def _output_format(arguments: Sequence[str]) -> str:
     """The value of ``-o``, found without a parser: the arguments may be the mistake."""
     output = os.environ.get("SPECX_OUTPUT", "text")
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if word in ("-o", "--output"):
             output = following
-        elif word.startswith("--output="):
-            output = word.partition("=")[2]
-        elif word.startswith("-o") and len(word) > 2:
-            output = word[2:].removeprefix("=")
+        elif glued := re.fullmatch("(?:--output=|-o=?)(.+)", word):
+            output = glued[1]
     return output if output in ("json", "jsonl") else "text"
 
 
@@ -191,9 +187,7 @@ def _report_crash(
     lines = debug_lines(error) or error_lines(unexpected)
     with contextlib.suppress(OSError):
         sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
-        output = _output_format(sys.argv[1:])
-        if output != "text":
-            sys.stdout.write(_as_json(unexpected, output))
+        sys.stdout.write(_as_json(unexpected, sys.argv[1:]))
 
 
 def _prepare_threads() -> None:

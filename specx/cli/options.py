@@ -1,8 +1,8 @@
 """The options that ``generate`` and ``summarize`` share, each written once.
 
-Typer fills one frozen ``RunRequest`` (and a ``Question`` for ``generate``) with None or empty
-wherever nothing was given; what an absent option means is decided in ``settings``.
+A field of a request is None or empty where nothing was given: ``settings`` decides what that means.
 """
+# ruff: noqa: RUF009 (what ``given`` returns is a field, not a value that requests would share)
 
 import functools
 import inspect
@@ -39,6 +39,19 @@ def counter(*names: str, help: str) -> Any:
     return Option(*names, help=help, count=True, show_default=False)
 
 
+def given(names: str, help: str, default: object = None, *, env: bool = False) -> Any:
+    """A field of a request that ``option`` fills; ``default`` may be a type to be called.
+
+    ``env``: ``SPECX_NAME`` may give it instead of ``--name``.
+    """
+    name = names.partition("--")[2].split()[0]
+    variable = f"SPECX_{name.upper()}" if env else None
+    metadata = {"option": option(names, help=help, env=variable)}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
 # Options that several commands have, each with its words.
 MaxTokens = Annotated[
     int | None, option("-n --max-tokens N", help="New tokens at most [the preset's].")
@@ -62,22 +75,17 @@ Encoding = Annotated[
     str | None, option("--encoding NAME", help="Encoding of the documents [utf-8].")
 ]
 ColorChoice = Annotated[Color, option("--color WHEN", help="auto, always or never [auto].")]
-Number = float | None
-Whole = int | None
-Text = str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """What ``generate`` alone asks of the model."""
 
-    prompt: Annotated[
-        Text, option("-p --prompt TEXT", help="What to do; {document}: its place [document alone].")
-    ] = None
-    system: Annotated[Text, option("--system TEXT", help="System message.")] = None
-    raw: Annotated[
-        bool, option("--raw", help="Continue the document itself, no chat template.")
-    ] = False
+    prompt: str | None = given(
+        "-p --prompt TEXT", "What to do; {document}: its place [document alone]."
+    )
+    system: str | None = given("--system TEXT", "System message.")
+    raw: bool = given("--raw", "Continue the document itself, no chat template.", False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,81 +95,45 @@ class RunRequest:
     files: Annotated[
         list[str], Argument(metavar="FILE", help="Documents; - or a pipe means stdin.")
     ] = field(default_factory=list)
-    preset: Annotated[
-        str,
-        option(
-            "-m --preset NAME", env="SPECX_PRESET", help="Model pair: preset or YAML file [pocket]."
-        ),
-    ] = "pocket"
+    preset: str = given(
+        "-m --preset NAME", "Model pair: preset or YAML file [pocket].", "pocket", env=True
+    )
     target: TargetRepo = None
     draft: DraftRepo = None
-    mode: Annotated[
-        Mode | None,
-        option("--mode MODE", env="SPECX_MODE", help="auto, specx, spec or plain [the preset's]."),
-    ] = None
+    mode: Mode | None = given("--mode MODE", "auto, specx, spec or plain [the preset's].", env=True)
     max_tokens: MaxTokens = None
     temperature: Temperature = None
-    top_p: Annotated[
-        Number, option("--top-p P", help="Keep the likeliest tokens of mass P; 1 = all.")
-    ] = None
-    top_k: Annotated[Whole, option("--top-k K", help="Keep the K likeliest tokens; 0 = all.")] = (
-        None
+    top_p: float | None = given("--top-p P", "Keep the likeliest tokens of mass P; 1 = all.")
+    top_k: int | None = given("--top-k K", "Keep the K likeliest tokens; 0 = all.")
+    min_p: float | None = given("--min-p P", "Drop tokens below P of the likeliest one.")
+    repetition_penalty: float | None = given(
+        "--repetition-penalty R", "Divide seen tokens' logits; 1 = off."
     )
-    min_p: Annotated[
-        Number, option("--min-p P", help="Drop tokens below P of the likeliest one.")
-    ] = None
-    repetition_penalty: Annotated[
-        Number, option("--repetition-penalty R", help="Divide seen tokens' logits; 1 = off.")
-    ] = None
-    seed: Annotated[
-        Whole,
-        option("--seed N", env="SPECX_SEED", help="Same seed, same text in every mode [0]."),
-    ] = None
-    stop: Annotated[list[str], option("--stop TEXT", help="End before TEXT (repeatable).")] = field(
-        default_factory=list
-    )
-    ignore_eos: Annotated[
-        bool, option("--ignore-eos", help="Do not end at the end-of-text token.")
-    ] = False
+    seed: int | None = given("--seed N", "Same seed, same text in every mode [0].", env=True)
+    stop: list[str] = given("--stop TEXT", "End before TEXT (repeatable).", list)
+    ignore_eos: bool = given("--ignore-eos", "Do not end at the end-of-text token.", False)
     set_: Assignments = field(default_factory=list)
     device: Device = "auto"
     dtype: DType = "auto"
     offline: Offline = False
-    verify: Annotated[
-        str, option("--verify [N]", help="Check (the first N) tokens against plain decoding.")
-    ] = "off"
-    output: Annotated[
-        Format,
-        option(
-            "-o --output FORMAT",
-            env="SPECX_OUTPUT",
-            help="text, json, jsonl (a line a document) [text].",
-        ),
-    ] = "text"
-    show: Annotated[
-        Show, option("--show WHAT", help="none, accept or map: watch the method work [none].")
-    ] = "none"
-    trace: Annotated[
-        Text, option("--trace PATH", help="Record each step and the document's text in PATH.")
-    ] = None
-    out: Annotated[Text, option("--out PATH", help="Write the answer to PATH, not to stdout.")] = (
-        None
+    verify: str = given("--verify [N]", "Check (the first N) tokens against plain decoding.", "off")
+    output: Format = given(
+        "-o --output FORMAT", "text, json, jsonl (a line a document) [text].", "text", env=True
     )
-    force: Annotated[
-        bool, option("--force", help="Let --out and --trace replace an existing file.")
-    ] = False
+    show: Show = given("--show WHAT", "none, accept or map: watch the method work [none].", "none")
+    trace: str | None = given("--trace PATH", "Record each step and the document's text in PATH.")
+    out: str | None = given("--out PATH", "Write the answer to PATH, not to stdout.")
+    force: bool = given("--force", "Let --out and --trace replace an existing file.", False)
     encoding: Encoding = None
-    keep_going: Annotated[
-        bool, option("--keep-going", help="Go on with the next file after a failure.")
-    ] = False
+    keep_going: bool = given("--keep-going", "Go on with the next file after a failure.", False)
     quiet: Annotated[int, counter("-q", "--quiet", help="No stats; -qq: errors only.")] = 0
     verbose: Annotated[
         int, counter("-v", "--verbose", help="Plan, phase times; -vv: the libraries' logs.")
     ] = 0
     color: ColorChoice = "auto"
-    show_settings: Annotated[
-        bool, option("--show-settings", help="Print each setting with its source; run nothing.")
-    ] = False
+    show_settings: bool = given(
+        "--show-settings", "Print each setting with its source; run nothing.", False
+    )
 
 
 class VerifyCommand(TyperCommand):
@@ -171,13 +143,10 @@ class VerifyCommand(TyperCommand):
         end = args.index("--") if "--" in args else len(args)
         full = list(args)
         for at, word in enumerate(args[:end]):
-            if word == "--verify" and not _is_verify_value(args[at + 1 : end][:1]):
+            value = args[at + 1] if at + 1 < end else ""
+            if word == "--verify" and value not in ("on", "off") and not value.isdecimal():
                 full[at] = "--verify=on"
         return super().parse_args(ctx, full)
-
-
-def _is_verify_value(following: list[str]) -> bool:
-    return bool(following) and (following[0] in ("on", "off") or following[0].isdecimal())
 
 
 def sources_of(context: Context) -> dict[str, str]:
@@ -207,16 +176,11 @@ def takes(*groups: type) -> Callable[[Callable[..., int]], Callable[..., int]]:
             ]
             return command(ctx, *filled)
 
-        only = inspect.Parameter.KEYWORD_ONLY
-        parameters = [inspect.Parameter("ctx", only, annotation=Context)]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter("ctx", kind, annotation=Context)]
         for group in groups:
             hints = get_type_hints(group, include_extras=True)
-            parameters += [
-                inspect.Parameter(
-                    each.name, only, default=_default(each), annotation=hints[each.name]
-                )
-                for each in fields(group)
-            ]
+            parameters += [_parameter(each, hints[each.name]) for each in fields(group)]
         run.__signature__ = inspect.Signature(parameters, return_annotation=int)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         return run
@@ -224,5 +188,9 @@ def takes(*groups: type) -> Callable[[Callable[..., int]], Callable[..., int]]:
     return decorate
 
 
-def _default(each: Field[Any]) -> Any:
-    return each.default if each.default_factory is MISSING else each.default_factory()
+def _parameter(each: Field[Any], hint: Any) -> inspect.Parameter:
+    default = each.default if each.default_factory is MISSING else each.default_factory()
+    if "option" in each.metadata:
+        hint = Annotated[hint, each.metadata["option"]]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(each.name, kind, default=default, annotation=hint)

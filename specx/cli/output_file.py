@@ -3,11 +3,11 @@
 Nothing but the answer is written to a ``Sink``.
 """
 
-import contextlib
 import errno
 import os
 import stat
 import sys
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Self, TextIO
 
@@ -51,7 +51,6 @@ class Sink:
             raise cannot_write(self._place, error) from error
 
     def end_line(self) -> None:
-        """End the last line unless it has ended."""
         if self._last != "\n":
             self.write("\n")
 
@@ -59,21 +58,9 @@ class Sink:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Nothing to close: stdout belongs to the process."""
-
-
-class DeviceSink(Sink):
-    """A device or a named pipe: opened and written to, never replaced."""
-
-    def __init__(self, path: Path, place: str) -> None:
-        try:
-            super().__init__(path.open("w", encoding="utf-8", errors="replace"), place)
-        except OSError as error:
-            raise cannot_write(place, error) from error
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with contextlib.suppress(OSError):  # every write was flushed, so nothing new can fail
-            self._stream.close()
+        if self._stream is not sys.stdout:  # which belongs to the process
+            with suppress(OSError):  # every write was flushed, so nothing new can fail
+                self._stream.close()
 
 
 class FileSink(Sink):
@@ -94,16 +81,12 @@ class FileSink(Sink):
         self._temporary = Path(name)
         os.chmod(name, mode_for(path))
         super().__init__(os.fdopen(handle, "w", encoding="utf-8", errors="replace"), str(path))
-        self._is_written = False
-
-    def write(self, text: str, code: str = "") -> None:
-        super().write(text, code)
-        self._is_written = self._is_written or bool(text)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self._stream.close()
-            if self._is_written and (kind is None or issubclass(kind, Stopped)):
+            is_written = self._temporary.stat().st_size > 0
+            if is_written and (kind is None or issubclass(kind, Stopped)):
                 os.replace(self._temporary, self._final)
         except OSError as problem:
             raise cannot_write(str(self._final), problem) from problem
@@ -122,14 +105,13 @@ class TraceFile:
     def __init__(self, path: Path, place: str) -> None:
         self.problem: SpecxError | None = None
         self._path, self._place = path, place
-        self._is_new = not path.exists()
-        self._is_written = False
+        self._is_new, self._is_written = not path.exists(), False
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, _NEW_FILE)
-            self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         except OSError as error:
             raise cannot_write(place, error) from error
         self._stream = os.fdopen(descriptor, "wb", buffering=0)
+        self._is_file = path.is_file()
 
     def write(self, line: str) -> None:
         """Append a line; it is on its way to the disk when this returns."""
@@ -163,34 +145,34 @@ def open_sink(out: str | None, *, force: bool, inputs: list[str]) -> Sink:
         return Sink()
     path = Path(os.path.realpath(out))
     try:
-        kind = path.stat().st_mode
+        if not stat.S_ISREG(path.stat().st_mode):  # a device is written to, never replaced
+            return Sink(path.open("w", encoding="utf-8", errors="replace"), out)
     except (FileNotFoundError, NotADirectoryError):
-        check_parent(path, out)
+        _check_parent(path, out)
         return FileSink(path)
-    except OSError as error:
+    except OSError as error:  # a directory, too
         raise cannot_write(out, error) from error
-    if stat.S_ISDIR(kind):
-        raise cannot_write(out, OSError(errno.EISDIR, "it is a directory"))
-    if not stat.S_ISREG(kind):
-        return DeviceSink(path, out)
     check_replaceable(path, out, force=force, inputs=inputs)
     return FileSink(path)
 
 
-def open_trace(name: str, *, force: bool, inputs: list[str], out: str | None) -> TraceFile:
-    """The file for ``--trace``. ``UsageError`` for a place that cannot be used."""
+def open_trace(
+    name: str | None, *, force: bool, inputs: list[str], out: str | None
+) -> AbstractContextManager[TraceFile | None]:
+    """The file for ``--trace``, if that is given. ``UsageError`` as in ``open_sink``."""
+    if name is None:
+        return nullcontext()
     path = Path(os.path.realpath(name))
     if out is not None and os.path.realpath(out) == str(path):
         raise UsageError("--trace and --out name the same file", hints=("choose two",))
     if path.is_file():
         check_replaceable(path, name, force=force, inputs=inputs)
     else:
-        check_parent(path, name)
+        _check_parent(path, name)
     return TraceFile(path, name)
 
 
-def check_parent(path: Path, out: str) -> None:
-    """Raise ``UsageError`` unless the directory of the file named ``out`` exists."""
+def _check_parent(path: Path, out: str) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"cannot write to {out}", reason=f"there is no directory {path.parent}")
 

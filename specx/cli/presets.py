@@ -46,7 +46,7 @@ def list_presets(output: Format = "text") -> int:
         Sink().write(dumps(PresetsObject(schema="specx.presets/1", presets=entries), output))
         return 0
     header = ("name", "target", "draft", "license", "gated", "download", "memory at 16K", "from")
-    print_table(header, [_cells(entry) for entry in entries])
+    print_table(header, map(_cells, entries))
     return 0
 
 
@@ -86,24 +86,26 @@ def check_presets(
     if (name is None) != every:
         raise UsageError("name a preset, or give --all", hints=["specx presets check pocket"])
     results = _checked(name, recorded, offline)
-    failed = [each for each, found in results.items() if any(o.problem for o in found)]
+    # A preset's checks end with its first problem.
+    problems = [found[-1].problem for found in results.values() if found[-1].problem]
     if output == "json":
-        rows = [_checked_preset(each, found) for each, found in results.items()]
+        rows = [_facts(each, found) for each, found in results.items()]
         listed = PresetsCheckObject(schema="specx.presets-check/1", presets=rows)
         Sink().write(dumps(listed, output))
     else:
-        lines = [
-            _check_cells(each, outcome) for each, found in results.items() for outcome in found
+        cells = [
+            (each, one.check.name, _result(one), str(one.problem or one.doubt or one.check.about))
+            for each, found in results.items()
+            for one in found
         ]
-        print_table(("preset", "check", "result", "about"), lines)
-    problem = next((o.problem for found in results.values() for o in found if o.problem), None)
-    if problem is None:
+        print_table(("preset", "check", "result", "about"), cells)
+    if not problems:
         return 0
     if every:
-        return SOME_FAILED if len(failed) < len(results) else problem.exit_code
+        return SOME_FAILED if len(problems) < len(results) else problems[0].exit_code
     if output == "text":
-        raise problem  # with its reason and hints
-    return problem.exit_code
+        raise problems[0]  # with its reason and hints
+    return problems[0].exit_code
 
 
 def _checked(
@@ -135,12 +137,7 @@ def _result(outcome: "Outcome") -> Literal["ok", "odd", "fail"]:
     return "odd" if outcome.doubt else "ok"
 
 
-def _check_cells(name: str, outcome: "Outcome") -> tuple[str, str, str, str]:
-    about = str(outcome.problem) if outcome.problem else outcome.doubt or outcome.check.about
-    return name, outcome.check.name, _result(outcome), about
-
-
-def _checked_preset(name: str, found: "list[Outcome]") -> CheckedPreset:
+def _facts(name: str, found: "list[Outcome]") -> CheckedPreset:
     checks = [
         CheckFacts(
             check=outcome.check.name,
@@ -151,10 +148,10 @@ def _checked_preset(name: str, found: "list[Outcome]") -> CheckedPreset:
         )
         for outcome in found
     ]
-    return CheckedPreset(name=name, fits=not any(o.problem for o in found), checks=checks)
+    return CheckedPreset(name=name, fits=found[-1].problem is None, checks=checks)
 
 
-def _cells(entry: "PresetEntry") -> tuple[str, ...]:
+def _cells(entry: PresetEntry) -> tuple[str, ...]:
     if entry.problem:
         return entry.name, f"broken: {entry.problem}", *[""] * 5, entry.origin
     sizes = [

@@ -1,20 +1,17 @@
-"""Progress on stderr: a prefill bar and a live line on a terminal, a rare plain line elsewhere.
-
-It does not know engines, files or the text itself.
-"""
+"""Progress on stderr: a prefill bar and a live line on a terminal, a rare plain line elsewhere."""
 
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from specx.cli.format import download_line, prefill_line, status_line
+from specx.cli.format import download_line, prefill_line, prefill_tokens_per_s, status_line
 from specx.wording import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
     from rich.progress import Progress as Bar
-    from rich.progress import ProgressColumn, TaskID
+    from rich.progress import ProgressColumn
     from rich.status import Status
     from rich.text import Text
 
@@ -57,9 +54,7 @@ class LogProgress(Progress):
     def __init__(
         self, write: Callable[[str], None], mode: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._write = write
-        self._mode = mode
-        self._clock = clock
+        self._write, self._mode, self._clock = write, mode, clock
         self._last_s = clock()
         self._tenths = -1
 
@@ -86,57 +81,55 @@ class LogProgress(Progress):
 
 
 class TerminalProgress(Progress):
-    """Rich on a terminal that shows no model text: bar, then a live line in the same place."""
+    """Rich on a terminal that shows no model text: one display at a time, in the same place."""
 
     def __init__(self, console: "Console", mode: str) -> None:
         self._console = console
         self._mode = mode
         self._busy_with = ""
-        self._status: Status | None = None
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
-        self._live: Live | None = None
+        self._shown: Status | Bar | Live | None = None
         self._drawn_s = 0.0
 
     def busy(self, what: str) -> None:
-        self.close()
         self._busy_with = what
-        self._status = self._console.status(what, spinner="dots")
-        self._status.start()
+        self._show(self._console.status(what, spinner="dots"))
 
     def download(self, event: "Download") -> None:
-        what = f"downloading {event.repo}"
-        self._advance(_download_bar, what, event.done_bytes, event.total_bytes)
+        from rich.progress import DownloadColumn, TransferSpeedColumn
+
+        columns = DownloadColumn(binary_units=True), TransferSpeedColumn()
+        self._advance(f"downloading {event.repo}", event.done_bytes, event.total_bytes, columns)
         if event.done_bytes == event.total_bytes:
-            self._close_bars()
+            self.close()
             if self._busy_with:  # goes on after the interruption
                 self.busy(self._busy_with)
 
     def prefill(self, event: "Prefill") -> None:
-        rate = event.done_tokens / event.elapsed_s if event.elapsed_s > 0 else 0.0
-        self._advance(_prefill_bar, "reading", event.done_tokens, event.total_tokens, rate)
+        from rich.progress import TextColumn
 
-    def before_text(self, text: str) -> None:
-        self._close_bars()
+        done = TextColumn("{task.completed:,.0f}/{task.total:,.0f} tok", markup=False)
+        rate = TextColumn("{task.fields[rate]:,.0f} tok/s", markup=False)
+        self._advance(
+            *("reading", event.done_tokens, event.total_tokens, (done, rate)),
+            rate=prefill_tokens_per_s(event),
+        )
 
     def step(self, stats: "GenerationStats") -> None:
         from rich.live import Live
 
-        self._close_bars()
-        now_s = time.monotonic()
-        if self._live is None:
-            self._live = Live(console=self._console, transient=True, auto_refresh=False)
-            self._live.start()
+        now_s, live = time.monotonic(), self._shown
+        if not isinstance(live, Live):
+            live = Live(console=self._console, transient=True, auto_refresh=False)
+            self._show(live)
         elif now_s - self._drawn_s < REDRAW_S:
             return
         self._drawn_s = now_s
-        self._live.update(self._status_text(stats), refresh=True)
+        live.update(self._status_text(stats), refresh=True)
 
     def close(self) -> None:
-        self._close_bars()
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        if self._shown is not None:
+            self._shown.stop()
+            self._shown = None
 
     def _status_text(self, stats: "GenerationStats") -> "Text":
         from rich.text import Text
@@ -146,24 +139,28 @@ class TerminalProgress(Progress):
         return text
 
     def _advance(
-        self, make: Callable[["Console"], "Bar"], what: str, done: int, total: int, rate: float = 0
+        self,
+        what: str,
+        done: int,
+        total: int,
+        columns: "tuple[ProgressColumn, ProgressColumn]",
+        rate: float = 0.0,
     ) -> None:
-        if self._bar is None:
-            self.close()
-            self._bar = make(self._console)
-            self._bar.start()
-        if self._task is None:
-            self._task = self._bar.add_task(what, total=total, rate=rate)
-        self._bar.update(self._task, completed=done, description=what, rate=rate)
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def _close_bars(self) -> None:
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-            self._task = None
+        bar = self._shown
+        if not isinstance(bar, Progress):
+            begin = TextColumn("{task.description}", markup=False), BarColumn(24)
+            left = TimeRemainingColumn(compact=True)
+            bar = Progress(*begin, *columns, left, console=self._console, transient=True)
+            bar.add_task(what, total=total, rate=rate)
+            self._show(bar)
+        bar.update(bar.task_ids[0], completed=done, description=what, rate=rate)
+
+    def _show(self, display: "Status | Bar | Live") -> None:
+        self.close()
+        self._shown = display
+        display.start()
 
 
 class SharedProgress(TerminalProgress):
@@ -187,19 +184,21 @@ class SharedProgress(TerminalProgress):
         self._line = ""
 
     def before_text(self, text: str) -> None:
-        super().before_text(text)
+        super().close()
         self._wipe()
         self._column = column_after(printable(text), self._column, self._console.width)
 
     def step(self, stats: "GenerationStats") -> None:
-        self._close_bars()
+        super().close()
         now_s = time.monotonic()
         is_due = now_s - self._drawn_s >= REDRAW_S
         if self._is_drawn and not is_due:
             return
         if is_due or not self._line:
             self._drawn_s = now_s
-            self._line = self._rendered(stats)
+            with self._console.capture() as captured:
+                self._console.print(self._status_text(stats), end="")
+            self._line = captured.get()
         self._wipe()
         if self._column < self._console.width - 1:
             self._write(self.ROW_BELOW + self._line + self.BACK)
@@ -209,11 +208,6 @@ class SharedProgress(TerminalProgress):
         super().close()
         self._wipe()
         self._column = 0
-
-    def _rendered(self, stats: "GenerationStats") -> str:
-        with self._console.capture() as captured:
-            self._console.print(self._status_text(stats), end="")
-        return captured.get()
 
     def _wipe(self) -> None:
         if self._is_drawn:
@@ -242,24 +236,3 @@ def column_after(text: str, column: int, width: int) -> int:
         cells = cell_len(char)
         column = cells if column + cells > width else column + cells
     return column
-
-
-def _prefill_bar(console: "Console") -> "Bar":
-    from rich.progress import TextColumn
-
-    done = TextColumn("{task.completed:,.0f}/{task.total:,.0f} tok", markup=False)
-    return _bar(console, done, TextColumn("{task.fields[rate]:,.0f} tok/s", markup=False))
-
-
-def _download_bar(console: "Console") -> "Bar":
-    from rich.progress import DownloadColumn, TransferSpeedColumn
-
-    return _bar(console, DownloadColumn(binary_units=True), TransferSpeedColumn())
-
-
-def _bar(console: "Console", done: "ProgressColumn", rate: "ProgressColumn") -> "Bar":
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    what = TextColumn("{task.description}", markup=False)
-    left = TimeRemainingColumn(compact=True)
-    return Progress(what, BarColumn(24), done, rate, left, console=console, transient=True)

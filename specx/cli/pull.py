@@ -1,31 +1,26 @@
-"""``specx pull``: bring a preset's files to this disk before they are needed.
-
-Goes in: a preset's name and options. Comes out: a table or a JSON object on stdout, progress on
-stderr, an exit code. It does not know how files travel or how a pair is checked.
-"""
+"""``specx pull``: bring a preset's files to this disk before they are needed."""
 
 import os
-import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from specx.cli.console import Screen, out_console
+from specx.cli.console import Screen, print_table
 from specx.cli.fetching import downloads_shown
-from specx.cli.format import tab_separated, table
 from specx.cli.options import Assignments, ColorChoice, Offline, counter
 from specx.cli.output_file import Sink
 from specx.cli.presets import Format
 from specx.cli.result_json import dumps
 from specx.cli.settings import parse_assignments
 from specx.cli.signals import Interrupts
+from specx.preset.preset import Preset, load_preset
 from specx.wording import size
 
 if TYPE_CHECKING:
     from specx.checkpoints.download import DownloadPlan
-    from specx.preset.preset import Preset
 
 _HERE = {"bundled": "comes with specx", "directory": "a directory", "cache": "in the cache"}
 
@@ -34,19 +29,17 @@ _HERE = {"bundled": "comes with specx", "directory": "a directory", "cache": "in
 class Pulled:
     """What one command found before the download, and whether it was only asked to look."""
 
-    preset: "Preset"
+    preset: Preset
     plans: "dict[Literal['target', 'draft'], DownloadPlan]"
     free_bytes: int | None  # None: the Hub has no part in it
     is_dry: bool
 
     @property
     def total_bytes(self) -> int:
-        """All wanted files of the pair."""
         return sum(plan.total_bytes for plan in self.plans.values())
 
     @property
     def missing_bytes(self) -> int:
-        """What of them has, or had, to travel."""
         return sum(plan.missing_bytes for plan in self.plans.values())
 
 
@@ -65,7 +58,7 @@ def pull(
     screen = Screen(color=color, quiet=quiet)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with Interrupts():
-        found = _pull(name, parse_assignments(set_), offline, dry_run, screen)
+        found = _pull(load_preset(name, parse_assignments(set_)), offline, dry_run, screen)
     if output == "json":
         Sink().write(dumps(_object(found), output))
     else:
@@ -74,45 +67,33 @@ def pull(
     return 0
 
 
-def _pull(
-    name: str, changes: dict[str, str], offline: bool, is_dry: bool, screen: Screen
-) -> Pulled:
-    from specx.preset.preset import load_preset
-
-    preset = load_preset(name, changes)
+def _pull(preset: Preset, offline: bool, is_dry: bool, screen: Screen) -> Pulled:
     progress = screen.progress("", shows_text=False)
-    progress.busy(f"checking {preset.name}")
-    try:
-        with downloads_shown(screen, progress):
-            from specx.checkpoints import load as hub
-            from specx.checkpoints.download import Notice, free_bytes, pickle_notice, plan, tell
+    with closing(progress), downloads_shown(screen, progress):
+        progress.busy(f"checking {preset.name}")
+        from specx.checkpoints import load as hub
+        from specx.checkpoints.download import Notice, free_bytes, pickle_notice, plan, tell
 
-            files, sources = hub.located(preset, offline=offline)
-            plans = [plan(source) for source in sources]
-            for note in filter(None, map(pickle_notice, sources)):
-                tell(Notice(note))
-            room = next((free_bytes(each.source.folder) for each in plans if each.files), None)
-            if not is_dry:
-                hub.fetch_weights(files, sources)
-    finally:
-        progress.close()
+        files, sources = hub.located(preset, offline=offline)
+        plans = [plan(source) for source in sources]
+        for note in filter(None, map(pickle_notice, sources)):
+            tell(Notice(note))
+        room = next((free_bytes(each.source.folder) for each in plans if each.files), None)
+        if not is_dry:
+            hub.fetch_weights(files, sources)
     return Pulled(preset, dict(zip(("target", "draft"), plans, strict=False)), room, is_dry)
 
 
 def _print(found: Pulled, color: str) -> None:
     if found.is_dry:
-        header: tuple[str, ...] = ("model", "repository", "file", "size", "here")
-        cells = [row for role, plan in found.plans.items() for row in _file_cells(role, plan)]
-    else:
-        header = ("model", "repository", "size", "directory")
-        cells = [
-            (role, plan.source.repo, _size(plan), str(plan.source.directory))
-            for role, plan in found.plans.items()
-        ]
-    if sys.stdout.isatty():
-        out_console(color).print(table(header, cells))
-    else:
-        Sink().write(tab_separated(header, cells))
+        rows = [row for role, plan in found.plans.items() for row in _file_cells(role, plan)]
+        print_table(("model", "repository", "file", "size", "here"), rows, color)
+        return
+    models = [
+        (role, plan.source.repo, _size(plan), str(plan.source.directory))
+        for role, plan in found.plans.items()
+    ]
+    print_table(("model", "repository", "size", "directory"), models, color)
 
 
 def _file_cells(role: str, plan: "DownloadPlan") -> Iterator[tuple[str, ...]]:
@@ -130,7 +111,6 @@ def _size(plan: "DownloadPlan") -> str:
 
 
 def _closing(found: Pulled) -> str:
-    """The one line below the table."""
     name, total, missing = found.preset.name, size(found.total_bytes), size(found.missing_bytes)
     if found.free_bytes is None:
         return f"{name}: nothing to download"
@@ -155,15 +135,14 @@ def _object(found: Pulled) -> dict[str, Any]:
 
 def _model(role: str, plan: "DownloadPlan") -> dict[str, Any]:
     source = plan.source
-    files = [
-        {"name": file.name, "bytes": file.size_bytes, "cached_bytes": file.kept_bytes}
-        for file in plan.files
-    ]
     return {
         "role": role,
         "repo": source.repo,
         "commit": source.commit or None,
         "origin": source.origin,
         "directory": str(source.directory),
-        "files": files,
+        "files": [
+            {"name": file.name, "bytes": file.size_bytes, "cached_bytes": file.kept_bytes}
+            for file in plan.files
+        ],
     }

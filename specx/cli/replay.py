@@ -1,13 +1,11 @@
-"""``specx trace``: replay a recorded run in the terminal, or make a page of it.
-
-Where nobody watches, its totals and text are printed. It does not know engines.
-"""
+"""``specx trace``: replay a recorded run in the terminal, or make a page of it."""
 
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Annotated
 
 from typer import Argument
@@ -16,15 +14,7 @@ from specx.cli.console import Screen
 from specx.cli.format import acceptance, closing_line, seconds, tab_separated
 from specx.cli.options import ColorChoice, option
 from specx.cli.output_file import Sink, open_sink
-from specx.cli.show import (
-    Scene,
-    TextLook,
-    codes_for,
-    open_live,
-    print_map,
-    view_console,
-    write_pieces,
-)
+from specx.cli.show import Scene, TextLook, codes_for, print_scene, view, view_console
 from specx.cli.signals import Interrupts
 from specx.core.stats import GenerationStats, Prefill
 from specx.errors import UsageError
@@ -59,16 +49,17 @@ def trace(
     for warning in recorded.warnings:
         screen.warn(warning)
     if export is not None:
-        return _export(recorded, export, file, screen, force=force)
-    sink = Sink()
-    is_watched = sink.is_terminal and screen.is_terminal and os.environ.get("TERM") != "dumb"
-    if not is_watched:
-        sink.write(summary(recorded))
-        sink.write("\n")
-        sink.write(recorded.text)
-        sink.end_line()
+        with open_sink(export, force=force, inputs=[file]) as sink:
+            sink.write(trace_page(recorded))
+        if sys.stderr.isatty():
+            screen.note(f"{one_line(export)} has the whole run, and the document's text")
         return 0
-    return _replay(recorded, sink, TextLook("map", *codes_for(color), color), screen, speed)
+    sink = Sink()
+    if sink.is_terminal and screen.is_terminal and os.environ.get("TERM") != "dumb":
+        return _replay(recorded, sink, TextLook("map", *codes_for(color), color), screen, speed)
+    sink.write(f"{summary(recorded)}\n{recorded.text}")
+    sink.end_line()
+    return 0
 
 
 def summary(recorded: Trace) -> str:
@@ -94,38 +85,22 @@ def summary(recorded: Trace) -> str:
 def _replay(recorded: Trace, sink: Sink, look: TextLook, screen: Screen, speed: float) -> int:
     header = recorded.header
     title = f"{header.title} · {header.prompt_tokens:,} tokens · {header.created[:10]}"
-    scene = Scene(title, header.document_map(), header.note)
+    scene = Scene(title, header.document_map(), header.mode, header.note)
     console = view_console(look.color)
-    frames = _frames(recorded, scene)
     with Interrupts() as interrupts:
-        if speed > 0:
-            stops: list[bool] = []
-            interrupts.on_first(lambda: stops.append(True))
-            live = open_live(console, scene)
-            try:
-                _play(frames, speed, lambda: bool(stops))
-            finally:
-                interrupts.on_first(None)
-                live.stop()
-        if interrupts.exit_code is None:
-            for _ in frames:
-                pass
-        print_map(console, scene)
-        write_pieces(sink, scene.pieces, look)
-        sink.end_line()
+        interrupts.on_first(lambda: None)  # the loop looks itself
+        with view(console, scene) if speed > 0 else nullcontext():
+            began_s = time.monotonic()
+            for at_s in _frames(recorded, scene):
+                due_s = began_s + at_s / speed if speed > 0 else began_s
+                while interrupts.exit_code is None and (left_s := due_s - time.monotonic()) > 0:
+                    time.sleep(min(left_s, _NAP_S))
+                if interrupts.exit_code is not None:
+                    break
+        print_scene(console, scene, sink, look)
     ending = "cut short" if recorded.end is None else ""
     screen.note(closing_line(recorded.stats(), "not checked", ending))
     return interrupts.exit_code or 0
-
-
-def _play(frames: Iterator[float], speed: float, is_stopped: Callable[[], bool]) -> None:
-    """Let each frame come at its time, until the last or until ``is_stopped``."""
-    began_s = time.monotonic()
-    for at_s in frames:
-        while not is_stopped() and (left_s := at_s / speed - (time.monotonic() - began_s)) > 0:
-            time.sleep(min(left_s, _NAP_S))
-        if is_stopped():
-            return
 
 
 def _frames(recorded: Trace, scene: Scene) -> Iterator[float]:
@@ -138,14 +113,6 @@ def _frames(recorded: Trace, scene: Scene) -> Iterator[float]:
         yield step.elapsed_s
         add_step(stats, step)
         pieces = [(piece.text, piece.accepted) for piece in step.pieces]
-        scene.show_step(pieces, step.retrieved, stats, recorded.header.mode)
+        scene.show_step(pieces, step.retrieved, stats)
     if recorded.end is not None:
         yield recorded.end.elapsed_s
-
-
-def _export(recorded: Trace, export: str, file: str, screen: Screen, *, force: bool) -> int:
-    with open_sink(export, force=force, inputs=[file]) as sink:
-        sink.write(trace_page(recorded))
-    if sys.stderr.isatty():
-        screen.note(f"{one_line(export)} has the whole run, and the document's text")
-    return 0

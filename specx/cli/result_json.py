@@ -8,9 +8,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from specx.cli.settings import Setting
+from specx.errors import SpecxError
 from specx.preset.preset import PresetEntry
 from specx.trace.records import Record
-from specx.trace.result import ErrorObject
+from specx.trace.result import ErrorObject, error_object
 
 
 class SettingsObject(Record):
@@ -61,3 +62,8 @@ def dumps(value: Any, output: str) -> str:
         value = value.model_dump(mode="json", by_alias=True, exclude_unset=True)
     indent = 2 if output == "json" else None
     return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def error_json(error: SpecxError, output: str, *, document: str | None = None) -> str:
+    """``specx.error/1``; ``document`` is the path of the failed input, where there are several."""
+    return dumps(error_object(error, document=document), output)

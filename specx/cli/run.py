@@ -1,12 +1,9 @@
-"""``specx generate`` and ``specx summarize``: from options to exit code.
-
-Answers go to the sink, everything else to stderr. How an answer is made is in ``answer``.
-"""
+"""``specx generate`` and ``specx summarize``: from options to exit code."""
 
 import json
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import closing
 from typing import TYPE_CHECKING, TextIO
 
 from typer import Context
@@ -17,7 +14,7 @@ from specx.cli.errors import SOME_FAILED
 from specx.cli.fetching import downloads_shown
 from specx.cli.format import tab_separated
 from specx.cli.options import Question, RunRequest, Sources, sources_of, takes
-from specx.cli.output_file import Sink, TraceFile, open_sink, open_trace
+from specx.cli.output_file import Sink, open_sink, open_trace
 from specx.cli.settings import Settings, resolve, setting_rows
 from specx.cli.show import choose_look, show_legend
 from specx.cli.signals import Interrupts
@@ -57,21 +54,18 @@ def generate(context: Context, question: Question, request: RunRequest) -> int:
         raise UsageError("--raw excludes --prompt and --system", reason=reason)
     if question.prompt is not None and not question.prompt.strip():
         raise UsageError("--prompt is empty")
+    prompt = PLACE if question.prompt is None else question.prompt
 
     def ask(engine: "Engine", document: Document | None) -> "Prompt":
         text = "" if document is None else document.text
         if question.raw:
             return engine.prompt(text, raw=True)
-        if question.prompt is None:
-            return engine.prompt("", text, system=question.system)
-        if PLACE in question.prompt:
+        if PLACE in prompt:
             # Replaced, never formatted: braces in the question or the document are only text.
-            placed = question.prompt.replace(PLACE, text)
-            return engine.prompt("", placed, system=question.system)
-        return engine.prompt(text, question.prompt, system=question.system)
+            return engine.prompt("", prompt.replace(PLACE, text), system=question.system)
+        return engine.prompt(text, prompt, system=question.system)
 
-    needs_document = question.prompt is None or PLACE in question.prompt
-    return execute("generate", request, sources_of(context), ask, needs_document=needs_document)
+    return execute("generate", request, sources_of(context), ask, needs_document=PLACE in prompt)
 
 
 def execute(
@@ -83,13 +77,9 @@ def execute(
     if request.show_settings:
         return _show_settings(request, settings, sources)
     names = choose_inputs(request.files, sys.stdin, command=command, needed=needs_document)
-    if request.output == "json" and len(names) > 1:
-        raise UsageError(
-            "-o json writes one object, but there are several documents",
-            hints=("-o jsonl writes one line for each",),
-        )
+    _check_single(request, names)
     with (
-        _open_trace(request, names) as trace,
+        open_trace(request.trace, force=request.force, inputs=names, out=request.out) as trace,
         open_sink(request.out, force=request.force, inputs=names) as sink,
         Interrupts() as interrupts,
     ):
@@ -99,11 +89,8 @@ def execute(
         if engine.kernels_note:
             screen.note(engine.kernels_note)
         show_legend(look, screen)
-        job = Job(
-            *(command, request.output, settings, screen, sink, interrupts, engine, ask),
-            look=look,
-            trace=trace,
-        )
+        streams = (screen, sink, interrupts, look, trace)
+        job = Job(command, request.output, settings, engine, ask, *streams)
         code = _run_all(job, inputs, keeps_going=request.keep_going)
     if trace is None or trace.problem is None:
         return code
@@ -150,15 +137,20 @@ def _is_null(stream: TextIO) -> bool:
         return False
 
 
-def _open_trace(request: RunRequest, names: list[str]) -> AbstractContextManager[TraceFile | None]:
-    if request.trace is None:
-        return nullcontext()
-    if len(names) > 1:
+def _check_single(request: RunRequest, names: list[str]) -> None:
+    """Raise ``UsageError`` for several documents where there may be only one."""
+    if len(names) < 2:
+        return
+    if request.output == "json":
+        raise UsageError(
+            "-o json writes one object, but there are several documents",
+            hints=("-o jsonl writes one line for each",),
+        )
+    if request.trace is not None:
         raise UsageError(
             "--trace records one run, but there are several documents",
             hints=("one document a command, each with a trace of its own",),
         )
-    return open_trace(request.trace, force=request.force, inputs=names, out=request.out)
 
 
 def _show_settings(request: RunRequest, settings: Settings, sources: Sources) -> int:
@@ -190,7 +182,7 @@ def _read_all(names: list[str], request: RunRequest) -> list[NamedInput]:
         try:
             inputs.append((name, read_input(name, request.encoding)))
         except SpecxError as error:
-            if not request.keep_going or len(names) == 1:
+            if not request.keep_going:
                 raise
             inputs.append((name, error))
     failures = [found for _, found in inputs if isinstance(found, SpecxError)]
@@ -206,19 +198,13 @@ def _load(settings: Settings, screen: Screen) -> "Engine":
     if is_demonstration and (screen.is_terminal or screen.verbose):
         screen.note("pocket is a small demonstration model; see specx presets for others")
     progress = screen.progress(settings.mode, shows_text=False)
-    progress.busy(f"loading {settings.preset.name}")
-    try:
+    with closing(progress), downloads_shown(screen, progress):
+        progress.busy(f"loading {settings.preset.name}")
         from specx.engine import load
 
-        with downloads_shown(screen, progress):
-            return load(
-                settings.preset,
-                device=settings.device,
-                dtype=settings.dtype,
-                offline=settings.offline,
-            )
-    finally:
-        progress.close()
+        return load(
+            settings.preset, device=settings.device, dtype=settings.dtype, offline=settings.offline
+        )
 
 
 def _run_all(job: Job, inputs: list[NamedInput], *, keeps_going: bool) -> int:
@@ -251,7 +237,6 @@ def _report_failure(job: Job, name: str, error: SpecxError) -> None:
     named = type(error)(f"{name}: {error.message}", reason=error.reason, hints=error.hints)
     job.screen.fail(error if name in error.message else named)
     if job.output == "jsonl":
-        from specx.cli.result_json import dumps
-        from specx.trace.result import error_object
+        from specx.cli.result_json import error_json
 
-        job.sink.write(dumps(error_object(error, document=name), job.output))
+        job.sink.write(error_json(error, job.output, document=name))

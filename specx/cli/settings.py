@@ -1,11 +1,8 @@
-"""What an absent option means: flag over ``SPECX_*`` over preset, each with its source.
-
-It does not know models, documents or the screen.
-"""
+"""What an absent option means: flag over ``SPECX_*`` over preset, each with its source."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -15,9 +12,10 @@ from specx.errors import UsageError
 from specx.preset.preset import Preset, load_preset
 
 # Keys of a preset that are listed as options, or that decide nothing.
-_LISTED_AS_OPTIONS = ("mode", "max_new_tokens", "sampling")
-_NOT_LISTED = (*_LISTED_AS_OPTIONS, "schema", "name", "about", "requires", "measured", "extends")
-
+_NOT_LISTED = (
+    *("mode", "max_new_tokens", "sampling"),
+    *("schema", "name", "about", "requires", "measured", "extends"),
+)
 _NOT_OF_A_PRESET = (
     *("stop", "ignore_eos", "device", "dtype", "offline", "verify"),
     *("output", "show", "trace", "out"),
@@ -144,9 +142,6 @@ def setting_rows(request: RunRequest, settings: Settings, sources: Sources) -> l
     preset = settings.preset
     assigned = parse_assignments(request.set_)
 
-    def own(key: str, value: Any, option: str, fallback: str) -> Setting:
-        return Setting(key, value, sources.get(option, fallback))
-
     def from_preset(key: str) -> str:
         if key in assigned:
             return "--set"
@@ -158,17 +153,15 @@ def setting_rows(request: RunRequest, settings: Settings, sources: Sources) -> l
     named, source = request.preset, sources.get("preset", "default")
     if request.target is not None:
         named, source = preset.name, "--target"
-    rows = [
-        Setting("preset", named, source),
-        own("mode", settings.mode, "mode", from_preset("mode")),
-        own("max_tokens", settings.max_tokens, "max_tokens", from_preset("max_new_tokens")),
-    ]
-    for each in fields(SamplingConfig):
-        value = getattr(settings.sampling, each.name)
-        rows.append(own(each.name, value, each.name, from_preset(f"sampling.{each.name}")))
+    rows = [Setting("preset", named, source)]
+    resolved = {"mode": settings.mode, "max_new_tokens": settings.max_tokens}
+    resolved |= _flat(asdict(settings.sampling), "sampling.")
+    for key, value in resolved.items():
+        name = "max_tokens" if key == "max_new_tokens" else key.removeprefix("sampling.")
+        rows.append(Setting(name, value, sources.get(name, from_preset(key))))
     for name in _NOT_OF_A_PRESET:
-        rows.append(own(name, getattr(request, name), name, "default"))
-    for key, value in _flat(preset.as_mapping()):
+        rows.append(Setting(name, getattr(request, name), sources.get(name, "default")))
+    for key, value in _flat(preset.as_mapping()).items():
         if key.split(".")[0] not in _NOT_LISTED:
             rows.append(Setting(key, value, from_preset(key)))
     return rows
@@ -187,11 +180,10 @@ def _sampling(request: RunRequest, preset: Preset) -> SamplingConfig:
         raise UsageError(f"--{name.replace('_', '-')} {rest}") from error
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested groups as one mapping: ``{"tree.nodes": 8}``."""
+    rows: dict[str, Any] = {}
     for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", value))
+        is_group = isinstance(value, Mapping) and bool(value)
+        rows |= _flat(value, f"{prefix}{key}.") if is_group else {f"{prefix}{key}": value}
     return rows

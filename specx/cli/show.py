@@ -1,17 +1,16 @@
 """``--show``: what a terminal shows while an answer is made: plain text, two looks, or the map.
 
-It does not know how text is made, nor whether a run or a recording feeds a ``Scene``. Model text
-is never read as markup.
+A run or a recording feeds a ``Scene``. Model text is never read as markup.
 """
 
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from specx.cli.console import Screen, plain_console
+from specx.cli.console import Screen, plain_console, wants_color
 from specx.cli.format import prefill_line, status_line
 from specx.cli.options import RunRequest, Show
 from specx.cli.output_file import Sink, split_space
@@ -44,11 +43,10 @@ SHADE_STYLES = ("dim", "#00785a", "#009e73", "#2cc89c", "#7de8c8")
 HELD = "▀"
 
 _TEXT_COLUMNS = 100
-_TEXT_CHARACTERS = 20_000  # of the end of the text, all that is laid out
+_TEXT_PIECES = 5_000  # of the end of the text, all that is laid out
 _QUOTE_ROWS = 4
 _MARGIN = 1
 _LEAST_LABEL = 10
-
 
 Piece = tuple[str, bool]  # text, and whether the draft guessed it
 
@@ -69,6 +67,7 @@ class Scene:
 
     title: str
     document_map: DocumentMap
+    mode: str = ""
     note: str = ""  # why nothing is retrieved
     status: str = ""
     read: float = 0.0  # share of the prompt that has been read
@@ -79,25 +78,18 @@ class Scene:
         self.retrievals = Retrievals(self.document_map)
 
     def show_prefill(self, event: "Prefill") -> None:
-        """The prompt has been read this far: the strip fills."""
         self.read = event.done_tokens / max(event.total_tokens, 1)
         self.status = prefill_line(event)
 
     def show_step(
-        self,
-        pieces: Iterable[Piece],
-        retrieved: Sequence[int] | None,
-        stats: "GenerationStats",
-        mode: str,
+        self, pieces: list[Piece], retrieved: Sequence[int] | None, stats: "GenerationStats"
     ) -> None:
-        """A step has added ``pieces`` of text, and perhaps retrieved chunks."""
         self.read = 1.0
         self.retrievals.add(retrieved)
         self.pieces += pieces
-        self.status = status_line(stats, mode)
+        self.status = status_line(stats, self.mode)
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["Text"]:
-        """The whole scene on as many rows as the console has."""
         rows = options.height or console.height
         margin = _MARGIN if options.max_width > 2 * _MARGIN else 0
         width = options.max_width - 2 * margin
@@ -128,24 +120,20 @@ def choose_look(request: RunRequest, sink: Sink, screen: Screen) -> TextLook:
         advice = "" if request.trace else "; --trace run.jsonl records the run for specx trace"
         screen.warn(f"--show {request.show}: {problem}{advice}")
         return TextLook()
-    accepted, own = codes_for(request.color)
-    return TextLook(request.show, accepted, own, request.color)
+    return TextLook(request.show, *codes_for(request.color), request.color)
 
 
-def codes_for(color: str, environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
+def codes_for(color: str) -> tuple[str, str]:
     """Codes of accepted text and of the target's own; without colours, an underline remains."""
     from rich.console import Console
 
-    if not _wants_color(color, environ):
-        return _CODES[""]
-    system = Console(force_terminal=True, _environ=environ).color_system
-    return _CODES.get(system or "standard", _CODES["standard"])
+    system = Console(force_terminal=True).color_system or "standard"
+    return _CODES.get(system, _CODES["standard"]) if wants_color(color) else _CODES[""]
 
 
-def view_console(color: str, environ: Mapping[str, str] = os.environ) -> "Console":
+def view_console(color: str) -> "Console":
     """stderr for views: without colours, underlines and shades remain."""
-    no_color = not _wants_color(color, environ)
-    return plain_console(stderr=True, force_terminal=True, no_color=no_color)
+    return plain_console(stderr=True, force_terminal=True, no_color=not wants_color(color))
 
 
 def show_legend(look: TextLook, screen: Screen) -> None:
@@ -167,59 +155,45 @@ class AnswerDisplay:
 
     def __init__(self, progress: Progress, sink: Sink, look: TextLook | None, heading: str) -> None:
         self._progress, self._sink, self._look = progress, sink, look
+        self.prefill = progress.prefill
         if look is not None:
             sink.write(heading)
 
-    def prefill(self, event: "Prefill") -> None:
-        """Show how far the prompt has been read."""
-        self._progress.prefill(event)
-
-    def chunk(self, chunk: "TextChunk") -> None:
-        """Show a step's text."""
+    def step(self, chunk: "TextChunk") -> None:
         if chunk.text and self._look is not None:
             self._progress.before_text(chunk.text)
             write_pieces(self._sink, pieces_of(chunk), self._look)
         self._progress.step(chunk.stats)
 
     def close(self) -> None:
-        """Wipe the progress and end the last line of text; also when the run ended badly."""
-        # What stderr says next must not be in a line of text.
-        self._progress.close()
+        self._progress.close()  # what stderr says next must not be in a line of text
         if self._look is not None:
             self._sink.end_line()
 
 
-class MapDisplay(AnswerDisplay):
+class MapDisplay:
     """The map with the growing text on a screen of its own, then map and text in ordinary rows."""
 
-    def __init__(self, scene: Scene, sink: Sink, look: TextLook, heading: str, mode: str) -> None:
-        super().__init__(Progress(), sink, None, "")
-        self._scene, self._text_look, self._heading, self._mode = scene, look, heading, mode
+    def __init__(self, scene: Scene, sink: Sink, look: TextLook, heading: str) -> None:
+        self._scene, self._sink, self._look, self._heading = scene, sink, look, heading
+        self.prefill = scene.show_prefill
         self._console = view_console(look.color)
-        self._live: Live | None = open_live(self._console, scene)
+        self._live = view(self._console, scene)
+        self._live.start(refresh=True)
 
-    def prefill(self, event: "Prefill") -> None:
-        self._scene.show_prefill(event)
-
-    def chunk(self, chunk: "TextChunk") -> None:
-        self._scene.show_step(pieces_of(chunk), chunk.retrieved_chunks, chunk.stats, self._mode)
+    def step(self, chunk: "TextChunk") -> None:
+        self._scene.show_step(pieces_of(chunk), chunk.retrieved_chunks, chunk.stats)
 
     def close(self) -> None:
-        if self._live is None:
-            return
         self._live.stop()
-        self._live = None
-        print_map(self._console, self._scene)
-        self._sink.write(self._heading)
-        write_pieces(self._sink, self._scene.pieces, self._text_look)
-        self._sink.end_line()
+        print_scene(self._console, self._scene, self._sink, self._look, self._heading)
 
 
-def open_live(console: "Console", scene: Scene) -> "Live":
-    """A started view on the terminal's second screen, which a change of size does not garble."""
+def view(console: "Console", scene: Scene) -> "Live":
+    """A view on the terminal's second screen, which a change of size does not garble."""
     from rich.live import Live
 
-    live = Live(
+    return Live(
         scene,
         console=console,
         screen=True,
@@ -227,17 +201,20 @@ def open_live(console: "Console", scene: Scene) -> "Live":
         redirect_stdout=False,
         redirect_stderr=False,
     )
-    live.start(refresh=True)
-    return live
 
 
-def print_map(console: "Console", scene: Scene) -> None:
-    """The map in ordinary rows, to stay."""
+def print_scene(
+    console: "Console", scene: Scene, sink: Sink, look: TextLook, heading: str = ""
+) -> None:
+    """The map in ordinary rows and then the text, to stay."""
     width = max(console.width - 1, 1)
     for row in [*head_rows(scene, width), *quote_rows(console, scene, width, rows=6)]:
         row.truncate(width, overflow="ellipsis")
         console.print(row, soft_wrap=True)
     console.print()
+    sink.write(heading)
+    write_pieces(sink, scene.pieces, look)
+    sink.end_line()
 
 
 def pieces_of(chunk: "TextChunk") -> list[Piece]:
@@ -262,10 +239,6 @@ def _why_not(request: RunRequest, sink: Sink, screen: Screen) -> str:
     if sink.is_terminal or (request.color == "always" and request.out is None):
         return ""
     return "standard output is not a terminal (--color always insists)"
-
-
-def _wants_color(color: str, environ: Mapping[str, str]) -> bool:
-    return color == "always" or (color == "auto" and not environ.get("NO_COLOR"))
 
 
 def head_rows(scene: Scene, width: int, *, is_low: bool = False) -> list["Text"]:
@@ -294,26 +267,19 @@ def quote_rows(console: "Console", scene: Scene, width: int, rows: int) -> list[
     place = one_line(scene.document_map.heading_of(most))
     found = f"most retrieved: chunk {most + 1:,} of {len(texts):,}"
     times = f"{retrievals.counts[most]:,} of {retrievals.refreshes:,} times"
-    parts = [found, times, *([place] if place else [])]
-    title = _text(" · ".join(parts), STRIP)
-    quote = _text("“…" + " ".join(one_line(texts[most]).replace("␊", " ").split()) + "…”")
-    lines = list(quote.wrap(console, max(width - 2, 1)))
+    title = _text(" · ".join(filter(None, (found, times, place))), STRIP)
+    passage = " ".join(one_line(texts[most]).replace("␊", " ").split())
+    lines = list(_text(f"“…{passage}…”", "italic").wrap(console, max(width - 2, 1)))
     if len(lines) > rows:
         lines = lines[:rows]
-        lines[-1] = _text(lines[-1].plain.rstrip()[: max(width - 4, 1)] + " …")
-    for line in lines:
-        line.stylize("italic")
-    bar = [_text().append("│ ", STRIP).append_text(line) for line in lines]
-    return [_text(), title, *bar]
+        lines[-1] = _text(lines[-1].plain.rstrip()[: max(width - 4, 1)] + " …", "italic")
+    return [_text(), title, *(_text().append("│ ", STRIP).append_text(line) for line in lines)]
 
 
 def text_rows(console: "Console", scene: Scene, width: int, rows: int) -> list["Text"]:
     """The end of the text so far, in both looks."""
-    whole, last, characters = _text(), len(scene.pieces), 0
-    while last and characters < _TEXT_CHARACTERS:
-        last -= 1
-        characters += len(scene.pieces[last][0])
-    for text, is_accepted in scene.pieces[last:]:
+    whole = _text()
+    for text, is_accepted in scene.pieces[-_TEXT_PIECES:]:
         start, rest = split_space(printable(text))
         whole.append(start).append(rest, ACCEPTED if is_accepted else OWN)
     return list(whole.wrap(console, width))[-rows:]
@@ -329,15 +295,10 @@ def legend(*, is_coloured: bool = True) -> "Text":
 def _key(scene: Scene, width: int) -> "Text":
     """What the shades and marks mean, shorter where it does not fit."""
     held, count = len(scene.retrievals.held), len(scene.document_map.chunks)
-    row = _text()
-    for more, now in (
-        ("retrieved more often   ", f"in the draft's cache now: {held:,} of {count:,} chunks"),
-        ("retrieved  ", f"held {held:,}/{count:,}"),
-    ):
-        row = _text("░▒▓█ ", STRIP).append(more, "dim").append(f"{HELD} ").append(now, "dim")
-        if row.cell_len <= width:
-            break
-    return row
+    words = "retrieved more often   ", f"in the draft's cache now: {held:,} of {count:,} chunks"
+    if len("".join(words)) + 7 > width:
+        words = "retrieved  ", f"held {held:,}/{count:,}"
+    return _text("░▒▓█ ", STRIP).append(words[0], "dim").append(f"{HELD} ").append(words[1], "dim")
 
 
 def _tick_row(document_map: DocumentMap, width: int) -> str:

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pexpect
+
 from tests.helpers import PairDirs, preset_for
 
 
@@ -89,3 +91,28 @@ def process(
         timeout=120,
         check=False,
     )
+
+
+def on_terminal(
+    command: list[str], *, columns: int = 80, rows: int = 24, **environment: str
+) -> pexpect.spawn:
+    """Start a program on a terminal of its own."""
+    # What runs the tests may set COLUMNS, which counts more than the terminal's size.
+    inherited = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    return pexpect.spawn(
+        command[0],
+        command[1:],
+        encoding="utf-8",
+        codec_errors="replace",
+        dimensions=(rows, columns),
+        timeout=60,
+        env={**inherited, "TERM": "xterm-256color", **environment},
+    )
+
+
+def exit_code(terminal: pexpect.spawn) -> int:
+    """Wait for the program's end; what it wrote is in ``terminal.before``."""
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus is not None
+    return terminal.exitstatus

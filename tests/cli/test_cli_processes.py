@@ -6,10 +6,9 @@ import signal
 import subprocess
 import sys
 
-import pexpect
 import pytest
 
-from tests.cli.support import process, specx
+from tests.cli.support import exit_code, on_terminal, process, specx
 
 CONTROL = re.compile(rb"\x1b|[\x00-\x08\x0b-\x1f]")
 CURSOR_CODES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|.)")
@@ -66,21 +65,11 @@ def test_sigterm_keeps_the_text(long_run):
 
 def test_ctrl_c_on_a_terminal(long_run):
     """Bar, text with a live line below, ^C: the text stays, the stats follow, code 130."""
-    terminal = pexpect.spawn(
-        long_run[0],
-        long_run[1:],
-        encoding="utf-8",
-        codec_errors="replace",
-        dimensions=(24, 80),
-        timeout=60,
-        env={**os.environ, "TERM": "xterm-256color", "NO_COLOR": "1"},
-    )
+    terminal = on_terminal(long_run, NO_COLOR="1")
     terminal.expect_exact("loading tiny")
     terminal.expect(r"(\d+) tok · .* tok/s .* plain\x1b8")
     terminal.sendintr()
-    terminal.expect(pexpect.EOF)
-    terminal.close()
-    assert terminal.exitstatus == 130
+    assert exit_code(terminal) == 130
     tail = CURSOR_CODES.sub("", terminal.before)
     assert "interrupted" in tail
     assert "equal to plain: not checked" in tail
@@ -91,22 +80,18 @@ def test_ctrl_c_on_a_terminal(long_run):
 def test_ctrl_c_while_loading_stops_at_once(workplace):
     """Nothing runs yet that could end in good order."""
     words = specx("summarize", workplace.short, "-m", workplace.preset)
-    terminal = pexpect.spawn(words[0], words[1:], encoding="utf-8", timeout=60)
+    terminal = on_terminal(words)
     terminal.expect_exact("loading tiny")
     terminal.sendintr()
-    terminal.expect(pexpect.EOF)
-    terminal.close()
-    assert terminal.exitstatus == 130
+    assert exit_code(terminal) == 130
     assert "Traceback" not in terminal.before
 
 
 def test_a_terminal_without_input_is_told_at_once():
     words = specx("generate")
-    terminal = pexpect.spawn(words[0], words[1:], encoding="utf-8", timeout=60)
+    terminal = on_terminal(words)
     terminal.expect_exact("specx generate report.txt")
-    terminal.expect(pexpect.EOF)
-    terminal.close()
-    assert terminal.exitstatus == 2
+    assert exit_code(terminal) == 2
 
 
 def test_a_closed_stdout_is_an_error_and_not_silence():

@@ -1,7 +1,6 @@
 """``--show`` and ``--trace``: the same text, with more to see; and what happens where it cannot."""
 
 import json
-import os
 import re
 
 import pexpect
@@ -13,7 +12,7 @@ from specx.core.config import RetrievalConfig
 from specx.trace.map import DocumentMap, Tick
 from specx.trace.read import read_trace
 from specx.wording import printable
-from tests.cli.support import Untouchable, specx
+from tests.cli.support import Untouchable, exit_code, on_terminal, specx
 
 CODES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|.)")
 OWN = re.compile(r"\x1b\[4(?:;[0-9;]+)?m(.*?)\x1b\[0m", re.DOTALL)
@@ -35,15 +34,7 @@ def terminal(words):
 
     def start(*more, columns=80, rows=24, **environment):
         command = specx(*words, *more)
-        return pexpect.spawn(
-            command[0],
-            command[1:],
-            encoding="utf-8",
-            codec_errors="replace",
-            dimensions=(rows, columns),
-            timeout=60,
-            env={**os.environ, "TERM": "xterm-256color", **environment},
-        )
+        return on_terminal(command, columns=columns, rows=rows, **environment)
 
     return start
 
@@ -118,9 +109,7 @@ def test_the_accept_view_shares_the_terminal_with_the_live_line(terminal, cli, w
     child.expect_exact("accepted draft tokens")
     child.expect(r"tok/s")
     child.expect(r"equal to plain: not checked")
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
+    assert exit_code(child) == 0
 
 
 @pytest.fixture
@@ -140,9 +129,7 @@ def test_the_map_is_drawn_and_the_text_stays(terminal, cli, words):
     child = terminal("--show", "map", NO_COLOR="1", COLORTERM="truecolor")
     child.expect_exact("\x1b[?1049h")
     child.expect_exact("\x1b[?1049l")
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
+    assert exit_code(child) == 0
     drawn, after = child.before, CODES.sub("", child.before).replace("\r\n", "\n")
     assert plain.rstrip() in after
     assert re.search("[░▒▓█]", after)
@@ -176,9 +163,7 @@ def test_a_change_of_size_and_ctrl_c(terminal):
     child.sendintr()
     child.expect_exact("\x1b[?1049l")
     child.expect("interrupted")
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 130
+    assert exit_code(child) == 130
 
 
 def test_a_mode_that_retrieves_nothing_says_so(on_screen):

@@ -1,15 +1,13 @@
 """``specx trace``: a recorded run again, on a terminal, in a pipe, as a page."""
 
 import json
-import os
 import re
 import time
 
-import pexpect
 import pytest
 
 from specx.trace.read import read_trace
-from tests.cli.support import specx
+from tests.cli.support import exit_code, on_terminal, specx
 
 CODES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|.)")
 
@@ -40,16 +38,7 @@ def replay(bundled):
     """``replay("--speed", "0")`` on a terminal."""
 
     def start(*more, columns=80, **environment):
-        command = specx("trace", bundled[0], *more)
-        return pexpect.spawn(
-            command[0],
-            command[1:],
-            encoding="utf-8",
-            codec_errors="replace",
-            dimensions=(24, columns),
-            timeout=60,
-            env={**os.environ, "TERM": "xterm-256color", **environment},
-        )
+        return on_terminal(specx("trace", bundled[0], *more), columns=columns, **environment)
 
     return start
 
@@ -78,9 +67,7 @@ def test_in_a_pipe_totals_and_text(cli, bundled):
 
 def test_at_once(replay, bundled):
     child = replay("--speed", "0", NO_COLOR="1")
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
+    assert exit_code(child) == 0
     assert "\x1b[?1049h" not in child.before
     shown = CODES.sub("", child.before).replace("\r\n", "\n")
     assert bundled[1] in shown
@@ -97,9 +84,7 @@ def test_at_a_speed(replay, bundled, columns):
     began = time.monotonic()
     child.expect_exact("\x1b[?1049l")
     assert whole_s / 8 * 0.5 < time.monotonic() - began < whole_s / 8 + 20
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
+    assert exit_code(child) == 0
     assert bundled[1] in CODES.sub("", child.before).replace("\r\n", "\n")
 
 
@@ -108,9 +93,7 @@ def test_ctrl_c_ends_a_replay(replay):
     child.expect_exact("\x1b[?1049h")
     child.sendintr()
     child.expect_exact("\x1b[?1049l")
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 130
+    assert exit_code(child) == 130
     assert "Traceback" not in child.before
 
 
