@@ -42,7 +42,7 @@ def _engine(dtype: str, preset: str = "pocket") -> Engine:
 def _document(words: int) -> str:
     from importlib.resources import files
 
-    text = files("training").joinpath("report.txt").read_text(encoding="utf-8")
+    text = files("specx").joinpath("pocket", "report.txt").read_text(encoding="utf-8")
     return " ".join(text.split()[:words])
 
 
