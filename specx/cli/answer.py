@@ -17,9 +17,8 @@ from specx.cli.settings import Settings
 from specx.cli.show import AnswerDisplay, MapDisplay, Scene, TextLook
 from specx.cli.signals import Interrupts, Stopped
 from specx.core.stats import Prefill
-from specx.errors import VerifyError
+from specx.errors import VerifyError, one_line
 from specx.trace.map import DocumentMap, map_prompt, why_nothing_is_retrieved
-from specx.wording import one_line
 
 if TYPE_CHECKING:
     from specx.documents.document import Document

@@ -21,7 +21,7 @@ from specx.cli.presets import Format
 from specx.cli.result_json import dumps
 from specx.cli.settings import parse_assignments
 from specx.cli.signals import Interrupts
-from specx.wording import size
+from specx.errors import size
 
 if TYPE_CHECKING:
     from specx.checkpoints.download import DownloadPlan

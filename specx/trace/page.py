@@ -11,9 +11,9 @@ import re
 from importlib.resources import files
 from typing import Any
 
+from specx.errors import printable
 from specx.trace.read import Trace
 from specx.trace.records import StepLine, StepTimes, TreeFacts
-from specx.wording import printable
 
 _PLACE = re.compile(r"\{\{([a-z]+)\}\}")
 _STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)

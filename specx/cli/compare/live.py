@@ -32,8 +32,7 @@ from specx.cli.settings import Settings, chosen_preset, parse_assignments, resol
 from specx.cli.signals import Interrupts, Stopped
 from specx.documents.document import Document
 from specx.environment import environment
-from specx.errors import SpecxError, VerifyError
-from specx.wording import one_line
+from specx.errors import SpecxError, VerifyError, one_line
 
 
 def run_live(
