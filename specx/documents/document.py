@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -67,21 +68,31 @@ def read_document(path: str, *, encoding: str | None = None) -> Document:
     that Python does not know.
     """
     codec = _codec(encoding)
+    if os.path.isdir(path):
+        hint = f"name the files in it: specx summarize {shlex.quote(path.rstrip('/'))}/*.txt"
+        raise DocumentError(f"{path} is a directory", hints=[hint])
+    raw = read_file(path, MAX_DOCUMENT_BYTES, _near)
+    is_markdown = Path(path).suffix.lower() in _MARKDOWN
+    return _document(raw, path, codec, "markdown" if is_markdown else "text")
+
+
+def read_file(
+    path: str, most_bytes: int, hints_for: Callable[[str], list[str]] = lambda path: []
+) -> bytes:
+    """What is in a file, up to one byte more than ``most_bytes``; ``hints_for`` a missing one.
+
+    Raises ``DocumentError``.
+    """
     try:
-        if os.path.isdir(path):
-            hint = f"name the files in it: specx summarize {shlex.quote(path.rstrip('/'))}/*.txt"
-            raise DocumentError(f"{path} is a directory", hints=[hint])
         with open(path, "rb") as file:
-            raw = file.read(MAX_DOCUMENT_BYTES + 1)
+            return file.read(most_bytes + 1)
     except FileNotFoundError as error:
-        raise DocumentError(f"there is no file {path}", hints=_near(path)) from error
+        raise DocumentError(f"there is no file {path}", hints=hints_for(path)) from error
     except OSError as error:
         reason = (error.strerror or "").lower()
         raise DocumentError(f"{path} cannot be read", reason=reason) from error
     except ValueError as error:  # a NUL character in the path
         raise DocumentError("that is not a file name", reason=str(error)) from error
-    is_markdown = Path(path).suffix.lower() in _MARKDOWN
-    return _document(raw, path, codec, "markdown" if is_markdown else "text")
 
 
 def read_stdin(stream: BinaryIO, *, encoding: str | None = None) -> Document:

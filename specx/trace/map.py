@@ -6,7 +6,9 @@ It does not know models, screens or files.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Ge, Lt
 
 from specx.core.config import RetrievalConfig, parts_for
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from specx.preset.preset import Preset
 
 TickKind = Literal["heading", "page"]
+Index = Annotated[int, Ge(0), Lt(1 << 31)]
 
 MAX_TICKS = 1000
 _LABEL_CHARACTERS = 60
@@ -27,9 +30,9 @@ _TITLE_END = tuple(".,;:!?…-–—”\"'")
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A place that a reader knows: a heading, or the first text of a page."""
+    """A place that a reader knows: a heading, or the first text of a page, in its chunk."""
 
-    chunk: int
+    chunk: Index
     kind: TickKind
     label: str
 
