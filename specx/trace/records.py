@@ -36,7 +36,8 @@ class Record(BaseModel):
     @classmethod
     def of(cls, source: object, suffix: str = "", **others: Any) -> Self:
         """Made of what ``source`` has under the same names, ``suffix`` added, and of ``others``."""
-        names = cls.model_fields.keys() - others.keys()
+        fields = cls.model_fields.items()
+        names = [name for name, field in fields if (field.alias or name) not in others]
         return cls(**{name: getattr(source, name + suffix) for name in names}, **others)
 
 
@@ -163,16 +164,21 @@ class TreeFacts(Record):
         return self
 
 
-class StepTimes(Record):
-    """Seconds of a step by phase; ``draft_levels`` is part of ``draft``."""
+class PhaseSums(Record):
+    """Seconds by phase, over the verify steps."""
 
     draft: Seconds
-    draft_levels: list[Seconds]
     verify: Seconds
     accept: Seconds
     commit: Seconds
     retrieve: Seconds
     host: Seconds
+
+
+class StepTimes(PhaseSums):
+    """Seconds of a step by phase; ``draft_levels`` is part of ``draft``."""
+
+    draft_levels: list[Seconds]
 
 
 class StepLine(Record):

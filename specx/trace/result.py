@@ -14,7 +14,16 @@ from specx.core.config import Mode, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.core.stats import FinishReason
 from specx.environment import Environment, environment
 from specx.errors import SpecxError
-from specx.trace.records import Asked, Count, InputFacts, PresetName, Program, Record
+from specx.trace.records import (
+    Asked,
+    Count,
+    InputFacts,
+    PhaseSums,
+    PresetName,
+    Program,
+    Record,
+    Seconds,
+)
 
 if TYPE_CHECKING:
     from specx.documents.document import Document
@@ -80,27 +89,16 @@ class TokenCounts(Record):
     new: Count
 
 
-class PhaseSums(Record):
-    """Sums over the verify steps."""
-
-    draft: Amount
-    verify: Amount
-    accept: Amount
-    commit: Amount
-    retrieve: Amount
-    host: Amount
-
-
 class RunSeconds(Record):
     """How long each part took."""
 
-    load: Amount
-    prefill_target: Amount
-    prefill_draft: Amount
-    tune: Amount = Field(description="Timing verify widths to size the tree.")
-    ttft: Amount = Field(description="From the request to the first token.")
-    decode: Amount = Field(description="From the first token to the last.")
-    total: Amount = Field(description="Without loading.")
+    load: Seconds
+    prefill_target: Seconds
+    prefill_draft: Seconds
+    tune: Seconds = Field(description="Timing verify widths to size the tree.")
+    ttft: Seconds = Field(description="From the request to the first token.")
+    decode: Seconds = Field(description="From the first token to the last.")
+    total: Seconds = Field(description="Without loading.")
     steps: PhaseSums
 
 
@@ -237,7 +235,8 @@ def result_object(
     """A finished request as an object."""
     preset, stats = engine.preset, result.stats
     later = stats.new_tokens - 1
-    return ResultObject(
+    return ResultObject.of(
+        result,
         schema="specx.result/1",
         **run_facts(engine, command, document, prompt),
         models=Models(
@@ -251,8 +250,6 @@ def result_object(
             ignore_eos=asked.ignore_eos,
         ),
         spec=Speculation.of(preset, mode=asked.mode, mode_reason=result.mode_reason),
-        text=result.text,
-        finish_reason=result.finish_reason,
         tokens=TokenCounts(prompt=stats.prompt_tokens, new=stats.new_tokens),
         time_s=RunSeconds.of(stats, "_s", steps=PhaseSums(**stats.phases_s)),
         rate=Rates(

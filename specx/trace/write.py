@@ -93,11 +93,10 @@ class TraceWriter:
         return round(self._clock() - self._began_s, 6)
 
     def _tree(self, tree: StepTree) -> TreeFacts:
-        return TreeFacts(
-            ids=list(tree.tokens),
+        return TreeFacts.of(
+            tree,
+            ids=tree.tokens,
             texts=[self._text(token) for token in tree.tokens],
-            parents=list(tree.parents),
-            path=list(tree.path),
             bonus=Token(id=tree.bonus, text=self._text(tree.bonus)),
         )
 
@@ -116,20 +115,17 @@ def header_of(
     document_map: DocumentMap,
 ) -> Header:
     """The header of a run that is about to start."""
-    return Header(
+    return Header.of(
+        asked,
         schema="specx.trace/1",
+        kind="header",
         **run_facts(engine, command, document, prompt),
-        mode=asked.mode,
         device=engine.device,
         dtype=engine.dtype,
-        sampling=asked.sampling,
-        max_tokens=asked.max_tokens,
-        stop=list(asked.stop),
-        ignore_eos=asked.ignore_eos,
         prompt_tokens=len(prompt.tokens),
         chunk_tokens=document_map.retrieval.chunk_tokens,
-        chunks=list(document_map.chunks),
-        ticks=list(document_map.ticks),
+        chunks=document_map.chunks,
+        ticks=document_map.ticks,
         retrieval=KeptChunks.of(document_map.retrieval),
         note=why_nothing_is_retrieved(engine.preset, asked.mode, len(prompt.tokens)),
     )
