@@ -1,9 +1,6 @@
-"""Memory: what a process or GPU has used at most, what is free, what a request needs, and what
-would make it fit.
+"""Memory: what has been used at most, what is free, what a request needs, what would make it fit.
 
-In: devices; the shapes of two models, the parts of a mode, rows; exceptions. Out: bytes, a table
-of two lines, three hints; and a second try where memory was short. It does not know engines,
-requests or the screen, and importing it does not import torch.
+It does not know engines, requests or the screen, and importing it does not import torch.
 """
 
 import contextlib
@@ -237,11 +234,10 @@ class Shortage:
     def error(self, cause: BaseException) -> ResourceError:
         """What was asked, the table, the allocator's own words, and three ways out."""
         reason = self.needs.table(self.room)
-        words = next(iter(str(cause).splitlines()), "")
-        # The first sentences: what the allocator was asked for.
-        asked = re.search(r"^.*?tried to allocate [\d.,]+ ?\w*", words, re.IGNORECASE)
+        # The first sentences of the first line: what the allocator was asked for.
+        words = re.match(r".*?tried to allocate [\d.,]+ ?\w*|.+", str(cause), re.IGNORECASE)
         if words:
-            reason += f"\nsaid  {(asked[0] if asked else words)[:160]}"
+            reason += f"\nsaid  {words[0][:160]}"
         tokens = self.prompt_tokens + self.max_tokens
         message = f"no memory for a context of {tokens:,} tokens"
         return ResourceError(message, reason=reason, hints=self.hints())
@@ -314,18 +310,17 @@ def with_room(
 
     Raises what ``explain`` says if that fails too. Other errors pass through.
     """
-    try:
-        return allocate()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        make_room(error)
-    try:
-        return allocate()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise explain(error) from error
+    is_second = False
+    while True:
+        try:
+            return allocate()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if is_second:
+                raise explain(error) from error
+            make_room(error)
+        is_second = True
 
 
 def release(error: BaseException, device: "torch.device") -> None:

@@ -1,9 +1,8 @@
 """Where a repository lies: beside the code, in a directory, in the cache, on the Hub.
 
-In goes a repository's name; out comes a ``Source``: its directory and, where the Hub was asked,
-the files that it lists, without those that would lie elsewhere; or a ``SpecxError``, with one
-wording for each way in which the Hub, the network or the disk says no. The cache's layout is that
-of the Hub's client. This module fetches no file and does not know which files are wanted.
+In goes a repository's name; out comes a ``Source``, or a ``SpecxError`` with one wording for each
+way in which the Hub, the network or the disk says no. The cache's layout is that of the Hub's
+client. This module fetches no file and does not know which files are wanted.
 """
 
 import contextlib
@@ -244,9 +243,8 @@ def is_passing(error: BaseException) -> bool:
 
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code >= 500 or error.response.status_code in _BUSY
-    if isinstance(error, errors.OfflineModeIsEnabled | errors.EntryNotFoundError):
-        return False
-    return _is_network(error)
+    is_final = isinstance(error, errors.OfflineModeIsEnabled | errors.EntryNotFoundError)
+    return _is_network(error) and not is_final
 
 
 def _is_network(error: BaseException) -> bool:
