@@ -1,8 +1,7 @@
 """Text to token ids and back, by a checkpoint's own files and the ``tokenizers`` library.
 
-In: a directory in Hugging Face format. Out: a ``Tokenizer``, or a ``ModelError`` that names what
-cannot be read. ``tokenizer.json`` is the truth; a repository without one has its sentencepiece
-model read, or its vocabulary converted by transformers. It does not know prompts or models.
+``tokenizer.json`` is the truth; a repository without one has its sentencepiece model read, or its
+vocabulary converted by transformers.
 """
 
 import filecmp
@@ -240,12 +239,12 @@ def _settings(directory: Path) -> dict[str, Any]:
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
     """Text by role. A null one is left out: a template would print it as None."""
-    special: dict[str, str] = {}
-    for role, value in settings.items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if role.endswith("_token") and isinstance(text, str):
-            special[role] = text
-    return special
+    texts = {
+        role: value.get("content") if isinstance(value, dict) else value
+        for role, value in settings.items()
+        if role.endswith("_token")
+    }
+    return {role: text for role, text in texts.items() if isinstance(text, str)}
 
 
 def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
