@@ -77,7 +77,11 @@ def encode_prompt(
     Without a template the text is verbatim, ``system`` before it. What looks like a control token
     ("</s>") inside ``content`` or ``system`` stays text. Raises as ``Prompter.prompt``.
     """
-    _check_text(content, system or "")
+    try:
+        f"{content}{system}".encode()
+    except UnicodeEncodeError as error:  # bytes of the command line that Python could not decode
+        hints = ["set a UTF-8 locale, or read the text from a file"]
+        raise UsageError("the prompt is not UTF-8", reason=error.reason, hints=hints) from error
     begin, template = tokenizer.begin_ids, tokenizer.template
     if template is None or not use_template:
         return begin + tokenizer.encode(f"{system}\n\n{content}" if system else content)
@@ -87,22 +91,19 @@ def encode_prompt(
     return tokens if tokens[: len(begin)] == begin else begin + tokens
 
 
-def _check_text(*texts: str) -> None:
-    """Refuse bytes of the command line that Python could not decode."""
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        hints = ["set a UTF-8 locale, or read the text from a file"]
-        raise UsageError("the prompt is not UTF-8", reason=error.reason, hints=hints) from error
-
-
 def _render(tokenizer: Tokenizer, template: ChatTemplate, said: Said) -> str:
     """The conversation as text, control tokens masked wherever a user's text names them.
 
     The template sees the real texts. Where they name control tokens it sees masked ones next, and
     what it makes of those counts if it is the same.
     """
-    real = _real(template, said)
+    try:
+        real = template.render(_messages(said))
+    except ModelError as error:
+        if len(said) < 2:
+            raise
+        template.render(_messages(said[-1:]))  # raises when the system prompt is not the reason
+        raise _refusal(template, "refuses a system prompt", error.reason) from error
     _check_all_there(template, said, real)
     masked = [(role, tokenizer.mask(text)) for role, text in said]
     if masked == said:
@@ -117,16 +118,6 @@ def _render(tokenizer: Tokenizer, template: ChatTemplate, said: Said) -> str:
                 raise _refusal(template, "cannot be told from the text, which names its tokens")
             real = real.replace(core, hidden)
     return real
-
-
-def _real(template: ChatTemplate, said: Said) -> str:
-    try:
-        return template.render(_messages(said))
-    except ModelError as error:
-        if len(said) < 2:
-            raise
-        template.render(_messages(said[-1:]))  # raises when the system prompt is not the reason
-        raise _refusal(template, "refuses a system prompt", error.reason) from error
 
 
 def _check_all_there(template: ChatTemplate, said: Said, rendered: str) -> None:

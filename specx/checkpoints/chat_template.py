@@ -18,7 +18,7 @@ import jinja2.sandbox
 import jinja2.utils
 import jinja2.visitor
 
-from specx.checkpoints.config import summary
+from specx.checkpoints.config import DAMAGE, summary
 from specx.errors import ModelError
 
 _MAX_ROUNDS = 1_000_000  # of all loops together
@@ -30,12 +30,8 @@ Message = Mapping[str, str]
 
 #: What a template's own fault raises while it is compiled or rendered.
 _FAULTS = (
+    *DAMAGE,
     jinja2.TemplateError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
     RuntimeError,
     MemoryError,
     SyntaxError,  # from Python, about blocks that are nested too deep
