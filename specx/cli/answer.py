@@ -125,9 +125,7 @@ def _writer(
     from specx.trace.write import TraceWriter, header_of
 
     header = header_of(job.engine, job.command, job.settings, document, prompt, document_map)
-    writer = TraceWriter(job.trace.write, job.engine.tokenizer)
-    writer.header(header)
-    return writer
+    return TraceWriter(job.trace.write, job.engine.tokenizer, header)
 
 
 def _display(

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import platformdirs
@@ -39,7 +38,6 @@ MAX_PRESET_BYTES = 1 << 20
 _IDENTITY = ("schema", "name", "extends")  # belong to the file, so no override may change them
 _DOCUMENTATION = ("about", "requires", "measured", "paper")  # change nothing that is computed
 _NOT_INHERITED = ("name", "measured", "paper")  # numbers of another preset
-_NONE_SET: Mapping[str, object] = MappingProxyType({})
 
 
 class Preset(Frozen):
@@ -126,7 +124,7 @@ class PresetEntry:
 
 
 def load_preset(
-    name_or_path: "str | Preset", overrides: Mapping[str, object] = _NONE_SET
+    name_or_path: "str | Preset", overrides: Mapping[str, object] | None = None
 ) -> Preset:
     """Find, read and check a preset, then apply ``overrides`` (see ``Preset.with_overrides``).
 
@@ -164,7 +162,7 @@ def find_preset(name_or_path: str) -> PresetEntry:
 
     Raises ``UsageError`` with the closest names when there is none.
     """
-    is_path = os.sep in name_or_path or (os.altsep is not None and os.altsep in name_or_path)
+    is_path = any(mark in name_or_path for mark in (os.sep, os.altsep) if mark)
     if is_path or name_or_path.lower().endswith((".yaml", ".yml")):
         path = Path(os.path.expanduser(name_or_path))
         return PresetEntry(name=path.stem, path=path, origin="file")

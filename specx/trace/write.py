@@ -3,6 +3,7 @@
 It does not know files: each line goes to the caller at once.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -35,22 +36,16 @@ _NO_STEP = StepStats(nodes=0, depth=0, accepted=0, new_tokens=0)  # the prefill'
 
 
 class TraceWriter:
-    """Turns a stream's events into lines; ``write`` gets each with its newline, at once."""
+    """Turns a stream's events into lines; ``write`` gets each with its newline, at once.
+
+    The clock starts when the writer is made, with ``header`` as the first line.
+    """
 
     def __init__(
-        self,
-        write: Callable[[str], None],
-        tokenizer: "Tokenizer",
-        clock: Callable[[], float] = time.perf_counter,
+        self, write: Callable[[str], None], tokenizer: "Tokenizer", header: Header
     ) -> None:
-        self._write, self._tokenizer, self._clock = write, tokenizer, clock
-        self._began_s = clock()
-        self._texts: dict[int, str] = {}
-        self._steps = 0
-
-    def header(self, header: Header) -> None:
-        """Write the first line; the clock starts here."""
-        self._began_s = self._clock()
+        self._write, self._began_s, self._steps = write, time.perf_counter(), 0
+        self._text = functools.cache(functools.partial(token_text, tokenizer))
         self._line(header)
 
     def prefill(self, event: Prefill) -> None:
@@ -63,15 +58,14 @@ class TraceWriter:
         own = chunk.text[len(chunk.accepted_text) :]
         parts = ((chunk.accepted_text, True), (own, False))
         self._line(
-            StepLine(
+            StepLine.of(
+                step,
+                kind="step",
                 number=self._steps,
                 pieces=[TextPiece(text=text, accepted=guessed) for text, guessed in parts if text],
                 new_tokens=len(chunk.new_tokens),
-                nodes=step.nodes,
-                accepted=step.accepted,
                 tree=None if chunk.tree is None else self._tree(chunk.tree),
-                retrieved=None if chunk.retrieved_chunks is None else list(chunk.retrieved_chunks),
-                draft_context_tokens=step.draft_context_tokens,
+                retrieved=chunk.retrieved_chunks,
                 times_s=None if chunk.step is None else StepTimes.of(step, "_s"),
                 elapsed_s=self._elapsed_s(),
             )
@@ -90,7 +84,7 @@ class TraceWriter:
         self._write(record.model_dump_json(by_alias=True) + "\n")
 
     def _elapsed_s(self) -> float:
-        return round(self._clock() - self._began_s, 6)
+        return round(time.perf_counter() - self._began_s, 6)
 
     def _tree(self, tree: StepTree) -> TreeFacts:
         return TreeFacts.of(
@@ -99,11 +93,6 @@ class TraceWriter:
             texts=[self._text(token) for token in tree.tokens],
             bonus=Token(id=tree.bonus, text=self._text(tree.bonus)),
         )
-
-    def _text(self, token: int) -> str:
-        if token not in self._texts:
-            self._texts[token] = token_text(self._tokenizer, token)
-        return self._texts[token]
 
 
 def header_of(

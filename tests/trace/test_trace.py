@@ -32,7 +32,6 @@ def recorded(tmp_path_factory):
     stream = engine.stream(prompt, mode="specx", max_tokens=24, records_trees=True)
     lines, chunks = [], []
     found = map_prompt(prompt.tokens, engine.tokenizer, engine.preset.retrieval, text)
-    writer = TraceWriter(lines.append, engine.tokenizer)
     asked = SimpleNamespace(
         mode="specx",
         max_tokens=24,
@@ -40,7 +39,8 @@ def recorded(tmp_path_factory):
         stop=("stop",),
         ignore_eos=False,
     )
-    writer.header(header_of(engine, "summarize", asked, document, prompt, found))
+    header = header_of(engine, "summarize", asked, document, prompt, found)
+    writer = TraceWriter(lines.append, engine.tokenizer, header)
     for event in stream:
         if isinstance(event, Prefill):
             writer.prefill(event)
