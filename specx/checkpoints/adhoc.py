@@ -120,10 +120,8 @@ def _scaling(config: Mapping[str, Any]) -> Any:
 def _positions(config: Mapping[str, Any]) -> int:
     longest = layer_config(config).get("max_position_embeddings", _FALLBACK_POSITIONS)
     if type(longest) is not int or longest < 1:
-        raise ModelError(
-            f"max_position_embeddings = {str(longest)[:40]} is out of range",
-            reason="a config.json says it",
-        )
+        said = f"max_position_embeddings = {str(longest)[:40]}"
+        raise ModelError(f"{said} is out of range", reason="a config.json says it")
     return position_limit(longest, _scaling(config))
 
 

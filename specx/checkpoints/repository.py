@@ -124,10 +124,8 @@ def _local(repo: str) -> Source | None:
     if repo in _BUNDLED:
         directory = Path(__file__).parent.parent / repo
         if not (directory / "config.json").is_file():
-            raise ModelUnavailableError(
-                f"{repo} is not part of this installation",
-                hints=["install specx from its wheel, which brings the pocket models"],
-            )
+            hints = ["install specx from its wheel, which brings the pocket models"]
+            raise ModelUnavailableError(f"{repo} is not part of this installation", hints=hints)
         return Source(repo, directory, "bundled")
     directory = Path(os.path.expanduser(repo))
     if directory.is_dir():
@@ -174,8 +172,7 @@ def _cached(repo: str, revision: str | None, kind: Kind) -> Source | None:
 
     validate_repo_id(repo)
     folder, commit = _folder(repo, kind), revision or "main"
-    ref = _ref(folder, commit)
-    if ref is not None:
+    if ref := _ref(folder, commit):
         with contextlib.suppress(OSError):
             commit = ref.read_text("utf-8", errors="replace").strip()
     directory = folder / "snapshots" / commit
