@@ -1,7 +1,5 @@
-"""The machine, the libraries and the source tree that a result was made with, and the variables
-that other libraries read: the kernel caches' place, the Hub's network switch.
-
-It knows no models and no results. Only ``environment`` needs torch, which is loaded by then.
+"""The machine, the libraries and the source tree that a result was made with, and the place of
+the kernel cache. Only ``environment`` needs torch, which is loaded by then.
 """
 
 import functools
@@ -14,8 +12,6 @@ from pathlib import Path
 
 from typing_extensions import TypedDict
 
-#: Variables that name the folders of compiled programs, and our folder for each.
-_COMPILED = {"TRITON_CACHE_DIR": "triton"}
 _GIT_S = 5.0  # a slow disk must not hold up a result
 
 
@@ -64,10 +60,8 @@ def keep_compiled(environ: MutableMapping[str, str] = os.environ) -> None:
     given = environ.get("SPECX_CACHE_DIR")
     root = (Path(given) if given else platformdirs.user_cache_path("specx")).absolute()
     existing = next(each for each in (root, *root.parents) if each.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        return
-    for variable, folder in _COMPILED.items():
-        environ[variable] = environ.get(variable) or str(root / folder)
+    if existing.is_dir() and os.access(existing, os.W_OK):
+        environ["TRITON_CACHE_DIR"] = environ.get("TRITON_CACHE_DIR") or str(root / "triton")
 
 
 def driver_version() -> str | None:
@@ -78,14 +72,12 @@ def driver_version() -> str | None:
         return None
     try:
         pynvml.nvmlInit()
+        try:
+            found = pynvml.nvmlSystemGetDriverVersion()
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError:
         return None
-    try:
-        found = pynvml.nvmlSystemGetDriverVersion()
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
     return found.decode() if isinstance(found, bytes) else str(found)
 
 

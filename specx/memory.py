@@ -1,9 +1,6 @@
-"""Memory: what a process or GPU has used at most, what is free, what a request needs, and what
-would make it fit.
+"""Memory: what has been used at most, what is free, what a request needs, what would make it fit.
 
-In: devices; the shapes of two models, the parts of a mode, rows; exceptions. Out: bytes, a table
-of two lines, three hints; and a second try where memory was short. It does not know engines,
-requests or the screen, and importing it does not import torch.
+It does not know engines, requests or the screen, and importing it does not import torch.
 """
 
 import contextlib
@@ -64,7 +61,7 @@ def peak_bytes(device: "torch.device") -> int:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
-    (mark,) = _proc_bytes("self/status", "VmHWM")
+    mark = _proc_bytes("self/status", "VmHWM")
     if mark is not None:
         return mark
     try:
@@ -75,15 +72,14 @@ def peak_bytes(device: "torch.device") -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _proc_bytes(file: str, *fields: str) -> list[int | None]:
-    """Lines such as ``VmHWM:   1234 kB`` of a file in /proc, in bytes; None: not there."""
+def _proc_bytes(file: str, field: str) -> int | None:
+    """A line such as ``VmHWM:   1234 kB`` of a file in /proc, in bytes; None: not there."""
     try:
-        lines = (PROC / file).read_text(encoding="ascii", errors="replace").splitlines()
+        text = (PROC / file).read_text(encoding="ascii", errors="replace")
     except OSError:
-        lines = []
-    found = {line.partition(":")[0]: [*line.partition(":")[2].split(), ""][0] for line in lines}
-    values = (found.get(field, "") for field in fields)
-    return [int(value) * 1024 if value.isdecimal() else None for value in values]
+        return None
+    found = re.search(rf"^{field}:[ \t]*(\d+)\b", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +110,7 @@ def room_on(device: "torch.device") -> Room:
 
 def host_room() -> Room:
     """Memory of this machine; what is free is known on Linux alone."""
-    free, total = _proc_bytes("meminfo", "MemAvailable", "MemTotal")
+    free, total = (_proc_bytes("meminfo", field) for field in ("MemAvailable", "MemTotal"))
     if total is None:
         with contextlib.suppress(AttributeError, ValueError, OSError):  # not on Windows
             total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -179,9 +175,8 @@ def needs_of(
 
     ``trained_tokens``: context that the draft was trained at; its working cache is no longer.
     """
-    row = _row_bytes(target)
+    row, draft_row, working = _row_bytes(target), 0, 0
     chunk = _chunk_bytes(target, parts, rows, min(rows, chunk_tokens))
-    draft_row = working = 0
     if draft is not None and parts.has_draft_model:
         draft_row = _row_bytes(draft)
         working = rows if parts.draft_cache == "full" else min(rows, trained_tokens)
@@ -237,11 +232,10 @@ class Shortage:
     def error(self, cause: BaseException) -> ResourceError:
         """What was asked, the table, the allocator's own words, and three ways out."""
         reason = self.needs.table(self.room)
-        words = next(iter(str(cause).splitlines()), "")
-        # The first sentences: what the allocator was asked for.
-        asked = re.search(r"^.*?tried to allocate [\d.,]+ ?\w*", words, re.IGNORECASE)
+        # The first sentences of the first line: what the allocator was asked for.
+        words = re.match(r".*?tried to allocate [\d.,]+ ?\w*|.+", str(cause), re.IGNORECASE)
         if words:
-            reason += f"\nsaid  {(asked[0] if asked else words)[:160]}"
+            reason += f"\nsaid  {words[0][:160]}"
         tokens = self.prompt_tokens + self.max_tokens
         message = f"no memory for a context of {tokens:,} tokens"
         return ResourceError(message, reason=reason, hints=self.hints())
@@ -249,11 +243,9 @@ class Shortage:
     def hints(self) -> tuple[str, ...]:
         """Three ways out: those that suffice alone, then by how much they save."""
         short = max(1, self.needs.total_bytes - (self.room.free_bytes or 0))
-        ways = list(self._ways())
-        enough = [text for saved, text in ways if saved >= short]
-        rest = sorted((way for way in ways if way[0] < short), key=lambda way: -way[0])
+        ways = sorted(self._ways(), key=lambda way: -min(way[0], short))
         last = f"end other programs that use the memory of {self.room.place}"
-        return (*enough, *(text for _, text in rest), last)[:3]
+        return (*(text for _, text in ways), last)[:3]
 
     def _ways(self) -> Iterator[tuple[int, str]]:
         """Bytes that each way out saves, the least costly way first."""
@@ -269,7 +261,13 @@ class Shortage:
             kind = "float16" if on_gpu else "bfloat16"
             saved = (needs.total_bytes + needs.weights_bytes) // 2
             yield saved, f"--dtype {kind} halves weights and caches: {_size(saved)} less"
-        yield self._shorter_document()
+        over = needs.total_bytes - (self.room.free_bytes or 0)
+        fitting = self.prompt_tokens - -(-over // max(1, needs.token_bytes))
+        if not _SHORTEST <= fitting < self.prompt_tokens:
+            fitting = self.prompt_tokens // 2
+        saved = (self.prompt_tokens - fitting) * needs.token_bytes
+        which = f"of about {fitting:,} tokens, not {self.prompt_tokens:,}"
+        yield saved, f"a document {which}: {_size(saved)} less"
         if on_gpu:
             free, all_bytes = host_room().free_bytes, needs.total_bytes + needs.weights_bytes
             saved = needs.total_bytes if free is not None and free >= all_bytes else 0
@@ -281,15 +279,6 @@ class Shortage:
             yield saved, f"-n {fewer} asks for half the new tokens: {_size(saved)} less"
         if self.preset != "pocket":
             yield 0, "-m NAME with a smaller preset (specx presets), or -m pocket to try it out"
-
-    def _shorter_document(self) -> tuple[int, str]:
-        over = self.needs.total_bytes - (self.room.free_bytes or 0)
-        fitting = self.prompt_tokens - -(-over // max(1, self.needs.token_bytes))
-        if not _SHORTEST <= fitting < self.prompt_tokens:
-            fitting = self.prompt_tokens // 2
-        saved = (self.prompt_tokens - fitting) * self.needs.token_bytes
-        was = f"{self.prompt_tokens:,}"
-        return saved, f"a document of about {fitting:,} tokens, not {was}: {_size(saved)} less"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -314,18 +303,17 @@ def with_room(
 
     Raises what ``explain`` says if that fails too. Other errors pass through.
     """
-    try:
-        return allocate()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        make_room(error)
-    try:
-        return allocate()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise explain(error) from error
+    is_second = False
+    while True:
+        try:
+            return allocate()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if is_second:
+                raise explain(error) from error
+            make_room(error)
+        is_second = True
 
 
 def release(error: BaseException, device: "torch.device") -> None:

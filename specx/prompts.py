@@ -1,8 +1,6 @@
 """Between text and tokens: prompts in, streamed text out.
 
-In: a tokenizer, a preset's prompt settings, documents, instructions, token ids. Out: prompts, and
-text pieces that never split a character and never show part of a stop string. It does not know
-models, so a plan can be made without reading weights.
+It does not know models, so a plan can be made without reading weights.
 """
 
 from collections.abc import Sequence
@@ -56,18 +54,15 @@ class Prompter:
         Raises ``UsageError`` when the template does not carry a text, ``ModelError`` when it is
         broken.
         """
-        settings = self._settings
         if raw:
             content = "\n\n".join(text for text in (document, instruction) if text)
         else:
-            asked = settings.summarize if instruction is None else instruction
-            content = _fill(settings.ask, document, asked) if document else asked
+            asked = self._settings.summarize if instruction is None else instruction
+            content = _fill(self._settings.ask, document, asked) if document else asked
+        is_plain = raw or self._settings.template == "raw"
+        found = encode_prompt(self.tokenizer, content, system=system, use_template=not is_plain)
         document_tokens = len(self.tokenizer.encode(document))
-        uses_template = not raw and settings.template == "auto"
-        tokens = tuple(
-            encode_prompt(self.tokenizer, content, system=system, use_template=uses_template)
-        )
-        return Prompt(tokens, document_tokens, tokens[-_CONTEXT_TOKENS:] if raw else ())
+        return Prompt(tuple(found), document_tokens, tuple(found[-_CONTEXT_TOKENS:] if raw else ()))
 
 
 def encode_prompt(
@@ -82,7 +77,11 @@ def encode_prompt(
     Without a template the text is verbatim, ``system`` before it. What looks like a control token
     ("</s>") inside ``content`` or ``system`` stays text. Raises as ``Prompter.prompt``.
     """
-    _check_text(content, system or "")
+    try:
+        f"{content}{system}".encode()
+    except UnicodeEncodeError as error:  # bytes of the command line that Python could not decode
+        hints = ["set a UTF-8 locale, or read the text from a file"]
+        raise UsageError("the prompt is not UTF-8", reason=error.reason, hints=hints) from error
     begin, template = tokenizer.begin_ids, tokenizer.template
     if template is None or not use_template:
         return begin + tokenizer.encode(f"{system}\n\n{content}" if system else content)
@@ -92,22 +91,19 @@ def encode_prompt(
     return tokens if tokens[: len(begin)] == begin else begin + tokens
 
 
-def _check_text(*texts: str) -> None:
-    """Refuse bytes of the command line that Python could not decode."""
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        hints = ["set a UTF-8 locale, or read the text from a file"]
-        raise UsageError("the prompt is not UTF-8", reason=error.reason, hints=hints) from error
-
-
 def _render(tokenizer: Tokenizer, template: ChatTemplate, said: Said) -> str:
     """The conversation as text, control tokens masked wherever a user's text names them.
 
     The template sees the real texts. Where they name control tokens it sees masked ones next, and
     what it makes of those counts if it is the same.
     """
-    real = _real(template, said)
+    try:
+        real = template.render(_messages(said))
+    except ModelError as error:
+        if len(said) < 2:
+            raise
+        template.render(_messages(said[-1:]))  # raises when the system prompt is not the reason
+        raise _refusal(template, "refuses a system prompt", error.reason) from error
     _check_all_there(template, said, real)
     masked = [(role, tokenizer.mask(text)) for role, text in said]
     if masked == said:
@@ -122,16 +118,6 @@ def _render(tokenizer: Tokenizer, template: ChatTemplate, said: Said) -> str:
                 raise _refusal(template, "cannot be told from the text, which names its tokens")
             real = real.replace(core, hidden)
     return real
-
-
-def _real(template: ChatTemplate, said: Said) -> str:
-    try:
-        return template.render(_messages(said))
-    except ModelError as error:
-        if len(said) < 2:
-            raise
-        template.render(_messages(said[-1:]))  # raises when the system prompt is not the reason
-        raise _refusal(template, "refuses a system prompt", error.reason) from error
 
 
 def _check_all_there(template: ChatTemplate, said: Said, rendered: str) -> None:
@@ -200,42 +186,35 @@ class TextStream:
             self._tokens.append(token)
             piece = self._unshown()
             if piece and not piece.endswith("\ufffd"):
-                self._held += piece
-                self._start, self._shown = self._shown, len(self._tokens)
-                self._cut()
+                self._take(piece)
         return self._release()
 
     def finish(self) -> str:
         """What was held back, once no more tokens come."""
         if self.is_stopped:
             return ""
-        self._held += self._unshown()
-        self._start = self._shown = len(self._tokens)
-        self._cut()
+        self._take(self._unshown())
         text, self._held = self._held, ""
         return text
 
     def _unshown(self) -> str:
         """Text of the tokens that have not been taken over."""
-        before = self._decode(self._tokens[self._start : self._shown])
-        return self._decode(self._tokens[self._start :])[len(before) :]
+        before, text = (
+            self._tokenizer.decode(self._tokens[self._start : end], skip_special=True)
+            for end in (self._shown, None)
+        )
+        return text[len(before) :]
 
-    def _decode(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special=True)
-
-    def _cut(self) -> None:
+    def _take(self, piece: str) -> None:
+        self._held += piece
+        self._start, self._shown = self._shown, len(self._tokens)
         ends = [at for text in self._stop if (at := self._held.find(text)) >= 0]
         if ends:
             self._held, self.is_stopped = self._held[: min(ends)], True
 
     def _release(self) -> str:
-        keep = 0
-        if not self.is_stopped:
-            for text in self._stop:
-                for size in range(min(len(text) - 1, len(self._held)), keep, -1):
-                    if self._held.endswith(text[:size]):
-                        keep = size
-                        break
-        cut = len(self._held) - keep
+        stops = () if self.is_stopped else self._stop
+        begun = (n for stop in stops for n in range(len(stop)) if self._held.endswith(stop[:n]))
+        cut = len(self._held) - max(begun, default=0)
         text, self._held = self._held[:cut], self._held[cut:]
         return text

@@ -1,8 +1,7 @@
 """Pairs that no preset names: ``--target`` and ``--draft``, settled from their config files.
 
-In: repositories or directories. Out: a ``Preset`` in memory, as a file could hold it. Fetches
-configs and tokenizers alone. Whether the pair fits is found out where every other pair's is, by
-``specx.checkpoints.check_pair``; this module does not know weights, commands or the screen.
+Fetches configs and tokenizers alone. Whether the pair fits is found out where every other pair's
+is, by ``specx.checkpoints.check_pair``.
 """
 
 from collections.abc import Mapping
@@ -75,8 +74,11 @@ def _draft_part(draft: str, target: Mapping[str, Any], offline: bool) -> dict[st
     kind, trained = _kind(directory, config, target), _positions(config)
     if kind == "lm":
         trained = min(trained, _WINDOW)
-    elif not _is_stretched(config):
-        trained = min(trained, _HEAD_TRAINED)
+    else:
+        scaling = _scaling(config)
+        is_given = isinstance(scaling, Mapping)
+        if not is_given or scaling.get("rope_type", scaling.get("type")) == "default":
+            trained = min(trained, _HEAD_TRAINED)
     trained = max(_SHORTEST, trained)
     usual = RetrievalConfig()
     fixed = usual.sink_chunks + usual.recent_chunks
@@ -105,9 +107,8 @@ def _kind(directory: Path, config: Mapping[str, Any], target: Mapping[str, Any])
     if kind is not None:
         return kind
     is_alone = config.get("num_hidden_layers") == 1 and not has_tokenizer(directory)
-    same = all(
-        config.get(name) == target.get(name) is not None for name in ("hidden_size", "vocab_size")
-    )
+    names = ("hidden_size", "vocab_size")
+    same = all(config.get(name) == target.get(name) is not None for name in names)
     return "eagle" if is_alone and same else "lm"
 
 
@@ -116,19 +117,11 @@ def _scaling(config: Mapping[str, Any]) -> Any:
     return layer.get("rope_scaling") or layer.get("rope_parameters")
 
 
-def _is_stretched(config: Mapping[str, Any]) -> bool:
-    scaling = _scaling(config)
-    is_given = isinstance(scaling, Mapping)
-    return is_given and scaling.get("rope_type", scaling.get("type")) != "default"
-
-
 def _positions(config: Mapping[str, Any]) -> int:
     longest = layer_config(config).get("max_position_embeddings", _FALLBACK_POSITIONS)
     if type(longest) is not int or longest < 1:
-        raise ModelError(
-            f"max_position_embeddings = {str(longest)[:40]} is out of range",
-            reason="a config.json says it",
-        )
+        said = f"max_position_embeddings = {str(longest)[:40]}"
+        raise ModelError(f"{said} is out of range", reason="a config.json says it")
     return position_limit(longest, _scaling(config))
 
 

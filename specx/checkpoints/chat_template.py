@@ -1,10 +1,11 @@
 """Chat templates: a checkpoint's Jinja program that lays out a conversation as one text.
 
-In: a template's source, messages, special tokens. Out: text. Templates come from strangers: they
-run in Jinja's sandbox, with what transformers offers there, and within bounds of work and size.
+Templates come from strangers: they run in Jinja's sandbox, with what transformers offers there, and
+within bounds of work and size.
 """
 
 import datetime
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ import jinja2.sandbox
 import jinja2.utils
 import jinja2.visitor
 
-from specx.checkpoints.config import summary
+from specx.checkpoints.config import DAMAGE, summary
 from specx.errors import ModelError
 
 _MAX_ROUNDS = 1_000_000  # of all loops together
@@ -29,12 +30,8 @@ Message = Mapping[str, str]
 
 #: What a template's own fault raises while it is compiled or rendered.
 _FAULTS = (
+    *DAMAGE,
     jinja2.TemplateError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
     RuntimeError,
     MemoryError,
     SyntaxError,  # from Python, about blocks that are nested too deep
@@ -51,7 +48,6 @@ class ChatTemplate:
     def __init__(self, source: str, special: Mapping[str, str], owner: str) -> None:
         self._source, self._special, self.owner = source, special, owner
         self._rounds = 0
-        self._compiled: jinja2.Template | None = None
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation as text, up to where the model's answer begins."""
@@ -72,24 +68,21 @@ class ChatTemplate:
                 hints=["do without it: --set prompt.template=raw"],
             ) from error
 
-    @property
+    @functools.cached_property
     def _template(self) -> jinja2.Template:
-        if self._compiled is None:
-            environment = _Environment(
-                trim_blocks=True,
-                lstrip_blocks=True,
-                extensions=[_Generation, jinja2.ext.loopcontrols],
-            )
-            environment.filters |= {"tojson": _to_json, _ROUNDS: self._counted, _SIZE: _sized}
-            environment.globals |= {
-                "raise_exception": _raise,
-                "strftime_now": _now,
-                "dict": _Dict(),
-                "namespace": _Namespace,
-            }
-            program = _Bounds().visit(environment.parse(self._source))
-            self._compiled = environment.from_string(program)
-        return self._compiled
+        environment = _Environment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, jinja2.ext.loopcontrols],
+        )
+        environment.filters |= {"tojson": _to_json, _ROUNDS: self._counted, _SIZE: _sized}
+        environment.globals |= {
+            "raise_exception": _raise,
+            "strftime_now": _now,
+            "dict": _Dict(),
+            "namespace": _Namespace,
+        }
+        return environment.from_string(_Bounds().visit(environment.parse(self._source)))
 
     def _counted(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
@@ -197,13 +190,8 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
+    style: dict[str, Any] = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
+    return json.dumps(value, ensure_ascii=ensure_ascii, **style)
 
 
 def _raise(message: str) -> None:

@@ -1,13 +1,9 @@
 """What a model or a data set needs from the Hub: planned, weighed against the disk, fetched.
 
-In goes a ``Source``; out come a ``DownloadPlan`` and the files in the cache, with events on the
-way for whoever listens. Weights are safetensors where there are any, else pickles, never both.
-
-The Hub's client lists, logs in, redirects and locks; the transfer itself is ours for three
-reasons. From 1.33 on the client deletes what a broken or stopped transfer has brought, which for
-a file of 5 GB is an hour's work; while it runs, a break loses up to 10 MiB; and it compares no
-digest, so that a damaged file stays in the cache. Here every byte that has arrived is kept and no
-file is shown before its digest is right.
+Weights are safetensors where there are any, else pickles, never both. The Hub's client lists, logs
+in, redirects and locks; the transfer is ours because the client (from 1.33 on) deletes what a
+broken transfer has brought, loses up to 10 MiB at a break, and compares no digest. Here every byte
+that has arrived is kept and no file is shown before its digest is right.
 """
 
 import contextlib
@@ -36,7 +32,7 @@ from specx.checkpoints.repository import (
     refusal,
 )
 from specx.checkpoints.weights import choose_entry, is_pickled, is_plain_name, shards
-from specx.errors import ModelError, ModelUnavailableError, ResourceError
+from specx.errors import ModelError, ModelUnavailableError, ResourceError, size
 
 _METADATA = (
     "config.json",
@@ -74,7 +70,7 @@ class Notice:
 
 
 Listener = Callable[[Download | Notice], None]
-_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+_listener: ContextVar[Listener] = ContextVar("listener", default=lambda event: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,30 +105,18 @@ class DownloadPlan:
         return self.total_bytes - self.kept_bytes
 
 
-@dataclass(frozen=True, slots=True)
 class _Wanted:
     """A file that has to be in a snapshot, and where the cache keeps what there is of it."""
 
-    source: Source
-    file: HubFile
+    def __init__(self, source: Source, file: HubFile) -> None:
+        self.source, self.file, self.size_bytes = source, file, file.size_bytes
+        self.pointer = source.directory / file.name  # of the snapshot to the blob
+        self.blob = source.folder / "blobs" / (file.oid or "unlisted")
+        # As the Hub's client named it before 1.33.
+        self.partial = self.blob.with_name(f"{self.blob.name}.incomplete")
 
     def __str__(self) -> str:
         return f"{self.source.repo}/{self.file.name}"
-
-    @property
-    def pointer(self) -> Path:
-        """Where the snapshot has it."""
-        return self.source.directory / self.file.name
-
-    @property
-    def blob(self) -> Path:
-        """Where its bytes are, whatever snapshots have them."""
-        return self.source.folder / "blobs" / (self.file.oid or "unlisted")
-
-    @property
-    def partial(self) -> Path:
-        """Where its first bytes are, as the Hub's client named it before 1.33."""
-        return self.blob.with_name(f"{self.blob.name}.incomplete")
 
     @property
     def is_shown(self) -> bool:
@@ -143,9 +127,9 @@ class _Wanted:
     def kept_bytes(self) -> int:
         """How many of its bytes need not travel: all, none, or those of a broken transfer."""
         if self.is_shown or self.blob.is_file():
-            return self.file.size_bytes
+            return self.size_bytes
         there = self.partial.stat().st_size if self.partial.is_file() else 0
-        return min(there, self.file.size_bytes)
+        return min(there, self.size_bytes)
 
 
 @contextlib.contextmanager
@@ -164,9 +148,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 def tell(event: Download | Notice) -> None:
     """Pass ``event`` to whoever listens."""
-    listener = _listener.get()
-    if listener is not None:
-        listener(event)
+    _listener.get()(event)
 
 
 def fetch_metadata(source: Source) -> None:
@@ -187,8 +169,8 @@ def plan(source: Source) -> DownloadPlan:
         if source.origin == "cache":
             _check_cached(source)
         return DownloadPlan(source)
-    wanted = [*_metadata(source), *_weights(source)]
-    files = (PlannedFile(f.name, f.size_bytes, _Wanted(source, f).kept_bytes) for f in wanted)
+    wanted = (_Wanted(source, file) for file in (*_metadata(source), *_weights(source)))
+    files = (PlannedFile(each.file.name, each.size_bytes, each.kept_bytes) for each in wanted)
     return DownloadPlan(source, tuple(files))
 
 
@@ -200,10 +182,9 @@ def fetch(plans: Sequence[DownloadPlan]) -> None:
     """
     _bring(
         [
-            _Wanted(each.source, each.source.files[file.name])
+            _Wanted(each.source, (each.source.files or {})[file.name])
             for each in plans
             for file in each.files
-            if each.source.files is not None
         ]
     )
 
@@ -268,13 +249,12 @@ def _check_cached(source: Source) -> None:
     """An earlier download may have ended before the weights did."""
     names = {path.name for path in source.directory.iterdir()}
     entry = choose_entry(names)
-    lacking = [] if entry else ["its weights"]
-    if entry and entry.endswith(".json"):
-        lacking = [name for name in shards(source.directory / entry) if name not in names]
-    if lacking:
+    wanted = shards(source.directory / entry) if entry and entry.endswith(".json") else {}
+    lacking = [f"{name} is" for name in wanted if name not in names]
+    if lacking or not entry:
         raise ModelUnavailableError(
             f"{source.repo} is only partly in the local cache, and the Hub was not reached",
-            reason=f"{lacking[0]} {'is' if entry else 'are'} missing",
+            reason=f"{lacking[0] if lacking else 'its weights are'} missing",
             hints=["run once with a network and without --offline: what is there is kept"],
         )
 
@@ -284,7 +264,7 @@ def _bring(wanted: Sequence[_Wanted], *, is_silent: bool = False) -> None:
     missing = [each for each in wanted if not each.is_shown]
     if not missing:
         return
-    total_bytes = sum(each.file.size_bytes for each in missing)
+    total_bytes = sum(each.size_bytes for each in missing)
     done_bytes = sum(each.kept_bytes for each in missing)
     _check_room(total_bytes - done_bytes, missing[0].source)
 
@@ -296,7 +276,7 @@ def _bring(wanted: Sequence[_Wanted], *, is_silent: bool = False) -> None:
     for each in missing:
         done_bytes -= each.kept_bytes
         _fetch_one(each, functools.partial(report, each, done_bytes))
-        done_bytes += each.file.size_bytes
+        done_bytes += each.size_bytes
 
 
 def _check_room(needed_bytes: int, source: Source) -> None:
@@ -304,20 +284,16 @@ def _check_room(needed_bytes: int, source: Source) -> None:
     if needed_bytes <= 0 or lacking_bytes <= 0:
         return
     needed_bytes += _SPARE_BYTES
-    lacking = -(-lacking_bytes // 2**20)
+    need, have = (f"{n / 2**30:,.1f} GiB" for n in (needed_bytes, needed_bytes - lacking_bytes))
     raise ResourceError(
         f"there is no room for the download in {source.folder.parent}",
-        reason=f"need {_gib(needed_bytes)}, have {_gib(needed_bytes - lacking_bytes)}",
+        reason=f"need {need}, have {have}",
         hints=[
-            f"free {lacking:,} MiB" if lacking < 1000 else f"free {_gib(lacking * 2**20)}",
+            f"free {size(-(-lacking_bytes // 2**20) * 2**20)}",
             "point HF_HOME to a larger disk",
             SAMPLE if source.kind == "dataset" else _SMALLER,
         ],
     )
-
-
-def _gib(value_bytes: int) -> str:
-    return f"{value_bytes / 2**30:,.1f} GiB"
 
 
 def _fetch_one(wanted: _Wanted, on_size: Callable[[int], None]) -> None:
@@ -328,21 +304,18 @@ def _fetch_one(wanted: _Wanted, on_size: Callable[[int], None]) -> None:
             _fetch_blob(wanted, on_size)
             _show(wanted)
         else:
-            _fetch_unlisted(source, file)
+            # From a mirror that lists no digests: the Hub's own client can do without.
+            from huggingface_hub import hf_hub_download
+
+            kind, commit = source.kind, source.commit
+            name = file.name
+            patiently(lambda: hf_hub_download(source.repo, name, repo_type=kind, revision=commit))
     except failures() as error:
         raise refusal(error, source.repo, source.kind, source.commit) from error
     finally:
         if not isinstance(sys.exception(), Exception | None):  # Ctrl-C: errors explain themselves
             tell(Notice(_STOPPED))
     on_size(file.size_bytes)
-
-
-def _fetch_unlisted(source: Source, file: HubFile) -> None:
-    """From a mirror that lists no digests: the Hub's own client knows what to do without."""
-    from huggingface_hub import hf_hub_download
-
-    kind, commit = source.kind, source.commit
-    patiently(lambda: hf_hub_download(source.repo, file.name, repo_type=kind, revision=commit))
 
 
 def _fetch_blob(wanted: _Wanted, on_size: Callable[[int], None]) -> None:
@@ -375,7 +348,7 @@ def _fetch_blob(wanted: _Wanted, on_size: Callable[[int], None]) -> None:
 
 def _receive(wanted: _Wanted, on_size: Callable[[int], None]) -> None:
     """One request, from the first byte that is not here; raises ``OSError`` where it ends early."""
-    whole_bytes = wanted.file.size_bytes
+    whole_bytes = wanted.size_bytes
     with wanted.partial.open("ab") as out:
         if out.tell() > whole_bytes:
             out.truncate(0)

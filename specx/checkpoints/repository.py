@@ -1,9 +1,8 @@
 """Where a repository lies: beside the code, in a directory, in the cache, on the Hub.
 
-In goes a repository's name; out comes a ``Source``: its directory and, where the Hub was asked,
-the files that it lists, without those that would lie elsewhere; or a ``SpecxError``, with one
-wording for each way in which the Hub, the network or the disk says no. The cache's layout is that
-of the Hub's client. This module fetches no file and does not know which files are wanted.
+In goes a repository's name; out comes a ``Source``, or a ``SpecxError`` with one wording for each
+way in which the Hub, the network or the disk says no. The cache's layout is that of the Hub's
+client. This module fetches no file and does not know which files are wanted.
 """
 
 import contextlib
@@ -125,10 +124,8 @@ def _local(repo: str) -> Source | None:
     if repo in _BUNDLED:
         directory = Path(__file__).parent.parent / repo
         if not (directory / "config.json").is_file():
-            raise ModelUnavailableError(
-                f"{repo} is not part of this installation",
-                hints=["install specx from its wheel, which brings the pocket models"],
-            )
+            hints = ["install specx from its wheel, which brings the pocket models"]
+            raise ModelUnavailableError(f"{repo} is not part of this installation", hints=hints)
         return Source(repo, directory, "bundled")
     directory = Path(os.path.expanduser(repo))
     if directory.is_dir():
@@ -175,8 +172,7 @@ def _cached(repo: str, revision: str | None, kind: Kind) -> Source | None:
 
     validate_repo_id(repo)
     folder, commit = _folder(repo, kind), revision or "main"
-    ref = _ref(folder, commit)
-    if ref is not None:
+    if ref := _ref(folder, commit):
         with contextlib.suppress(OSError):
             commit = ref.read_text("utf-8", errors="replace").strip()
     directory = folder / "snapshots" / commit
@@ -244,9 +240,8 @@ def is_passing(error: BaseException) -> bool:
 
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code >= 500 or error.response.status_code in _BUSY
-    if isinstance(error, errors.OfflineModeIsEnabled | errors.EntryNotFoundError):
-        return False
-    return _is_network(error)
+    is_final = isinstance(error, errors.OfflineModeIsEnabled | errors.EntryNotFoundError)
+    return _is_network(error) and not is_final
 
 
 def _is_network(error: BaseException) -> bool:

@@ -1,8 +1,8 @@
 """A sentencepiece model (``tokenizer.model``) as a tokenizer of the ``tokenizers`` library.
 
-In: a file of a BPE model, as Llama 1 and 2, Vicuna and early Mistral models have it. Out: a
-tokenizer that gives sentencepiece's own ids. Read from the protobuf wire format, so that neither
-sentencepiece nor protobuf nor transformers is needed. Field numbers: sentencepiece_model.proto.
+BPE models alone, as Llama 1 and 2, Vicuna and early Mistral have them; the ids are sentencepiece's
+own. Read from the protobuf wire format, so that no further library is needed. Field numbers:
+sentencepiece_model.proto.
 """
 
 import struct
@@ -41,8 +41,9 @@ def read_sentencepiece(path: Path, *, begins: bool) -> Tokenizer:
     try:
         model = list(_fields(path.read_bytes()))
         pieces = [_piece(value) for number, value in model if number == _PIECES]
+        last = dict(model)
         trainer, normalizer = (
-            dict(_fields(_last(model, number, b""))) for number in (_TRAINER, _NORMALIZER)
+            dict(_fields(_bytes(last.get(number, b"")))) for number in (_TRAINER, _NORMALIZER)
         )
     except (LookupError, TypeError, ValueError, struct.error) as error:
         raise ModelError(f"{path} is damaged", reason="it is no sentencepiece model") from error
@@ -124,10 +125,6 @@ def _piece(message: Value) -> _Piece:
     return _Piece(_bytes(fields[_TEXT]).decode(), score, kind)
 
 
-def _last(fields: Sequence[tuple[int, Value]], number: int, default: bytes) -> bytes:
-    return _bytes(next((v for n, v in reversed(fields) if n == number), default))
-
-
 def _bytes(value: Value) -> bytes:
     if not isinstance(value, bytes):
         raise TypeError("bytes are expected here")
@@ -140,18 +137,14 @@ def _fields(message: bytes) -> Iterator[tuple[int, Value]]:
     while at < len(message):
         key, at = _varint(message, at)
         kind = key & 7
-        if kind == 0:
-            value: Value
-            value, at = _varint(message, at)
-        else:
-            if kind == 2:
-                size, at = _varint(message, at)
-            else:
-                size = {1: 8, 5: 4}[kind]
-            if at + size > len(message):
-                raise ValueError("a field ends beyond the message")
-            value, at = message[at : at + size], at + size
-        yield key >> 3, value
+        number, size = 0, {0: 0, 1: 8, 2: 0, 5: 4}[kind]
+        if kind in (0, 2):
+            number, at = _varint(message, at)
+        end = at + (number if kind == 2 else size)
+        if end > len(message):
+            raise ValueError("a field ends beyond the message")
+        yield key >> 3, number if kind == 0 else message[at:end]
+        at = end
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

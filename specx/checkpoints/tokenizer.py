@@ -1,8 +1,7 @@
 """Text to token ids and back, by a checkpoint's own files and the ``tokenizers`` library.
 
-In: a directory in Hugging Face format. Out: a ``Tokenizer``, or a ``ModelError`` that names what
-cannot be read. ``tokenizer.json`` is the truth; a repository without one has its sentencepiece
-model read, or its vocabulary converted by transformers. It does not know prompts or models.
+``tokenizer.json`` is the truth; a repository without one has its sentencepiece model read, or its
+vocabulary converted by transformers.
 """
 
 import filecmp
@@ -59,6 +58,7 @@ class Tokenizer:
         self.special_ids = {i for i, token in added.items() if token.special or i in roles}
         controls = [i for i, token in added.items() if _is_control(token)]
         self._marks = _Marks([self._added[i] for i in controls])
+        self.mask, self.unmask = self._marks.mask, self._marks.unmask
         model = whole.model  # some, unigrams among them, spell control tokens out of plain text
         self._spelled_ids = {i for i in controls if model.id_to_token(i) is not None}
         self._plain = tokenizers.Tokenizer(model)  # shares the vocabulary: no second copy
@@ -103,14 +103,6 @@ class Tokenizer:
         The texts in it must have passed ``mask`` before they went into the template.
         """
         return self.encode(self._marks.unmask(self._marks.enable(rendered)))
-
-    def mask(self, text: str) -> str:
-        """``text`` with the names of control tokens masked; the same text where it has none."""
-        return self._marks.mask(text)
-
-    def unmask(self, text: str) -> str:
-        """The reverse of ``mask``."""
-        return self._marks.unmask(text)
 
     def decode(self, tokens: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of ``tokens``; special tokens by name unless they are skipped."""
@@ -166,9 +158,11 @@ class _Marks:
         return self._names.sub(lambda found: self._enable[found[0]], text)
 
     def mask(self, text: str) -> str:
+        """``text`` with the names of control tokens masked; the same text where it has none."""
         return self._names.sub(lambda found: self._mask[found[0]], text)
 
     def unmask(self, text: str) -> str:
+        """The reverse of ``mask``."""
         return self._masked.sub(lambda found: self._unmask[found[0]], text)
 
 
@@ -240,12 +234,12 @@ def _settings(directory: Path) -> dict[str, Any]:
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
     """Text by role. A null one is left out: a template would print it as None."""
-    special: dict[str, str] = {}
-    for role, value in settings.items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if role.endswith("_token") and isinstance(text, str):
-            special[role] = text
-    return special
+    texts = {
+        role: value.get("content") if isinstance(value, dict) else value
+        for role, value in settings.items()
+        if role.endswith("_token")
+    }
+    return {role: text for role, text in texts.items() if isinstance(text, str)}
 
 
 def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
@@ -265,11 +259,5 @@ def _is_control(token: AddedToken) -> bool:
 
 
 def _renamed(token: AddedToken, content: str) -> AddedToken:
-    return AddedToken(
-        content,
-        single_word=token.single_word,
-        lstrip=token.lstrip,
-        rstrip=token.rstrip,
-        normalized=token.normalized,
-        special=token.special,
-    )
+    names = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    return AddedToken(content, **{name: getattr(token, name) for name in names})

@@ -15,9 +15,8 @@ from specx.cli.settings import Settings
 from specx.cli.show import AnswerDisplay, MapDisplay, Scene, TextLook
 from specx.cli.signals import Interrupts, Stopped
 from specx.core.stats import Prefill
-from specx.errors import VerifyError
+from specx.errors import VerifyError, one_line
 from specx.trace.map import map_prompt, why_nothing_is_retrieved
-from specx.wording import one_line
 
 if TYPE_CHECKING:
     from specx.documents.document import Document
@@ -113,9 +112,9 @@ def _watchers(
     if job.trace is not None:
         from specx.trace.write import TraceWriter, header_of
 
-        writer = TraceWriter(job.trace.write, job.engine.tokenizer)
         asked = (job.engine, job.command, job.settings)
-        writer.header(header_of(*asked, document, prompt, document_map))
+        header = header_of(*asked, document, prompt, document_map)
+        writer = TraceWriter(job.trace.write, job.engine.tokenizer, header)
     if job.look.show != "map":
         return AnswerDisplay(job.progress(), job.sink, look, heading), writer
     note = why_nothing_is_retrieved(preset, mode, len(prompt.tokens))

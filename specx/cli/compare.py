@@ -40,8 +40,7 @@ from specx.cli.result_json import dumps
 from specx.cli.run import choose_inputs, read_input
 from specx.cli.settings import Settings, chosen_preset, parse_assignments, resolve
 from specx.cli.signals import Interrupts, Stopped
-from specx.errors import SpecxError, UsageError, VerifyError
-from specx.wording import one_line
+from specx.errors import SpecxError, UsageError, VerifyError, one_line
 
 if TYPE_CHECKING:
     from specx.bench.comparison import Contestant, LiveRun, Race

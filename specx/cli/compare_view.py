@@ -16,7 +16,7 @@ from specx.bench.render.numbers import number, times
 from specx.cli.format import fold
 from specx.cli.progress import REDRAW_S, Progress
 from specx.core.stats import GenerationStats, Prefill
-from specx.wording import one_line, printable
+from specx.errors import one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -10,8 +10,7 @@ from specx.cli.errors import OutputClosed, debug_lines, error_lines, is_on
 from specx.cli.format import fold, tab_separated, table
 from specx.cli.output_file import Sink
 from specx.cli.progress import LogProgress, Progress, SharedProgress, TerminalProgress
-from specx.errors import SpecxError
-from specx.wording import printable
+from specx.errors import SpecxError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,7 +6,7 @@ It prints nothing: everything is returned as strings or as what Rich can draw.
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from specx.wording import size
+from specx.errors import size
 
 if TYPE_CHECKING:
     from rich.table import Table

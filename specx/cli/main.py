@@ -27,8 +27,7 @@ from specx.cli.errors import (
 from specx.cli.options import VerifyCommand
 from specx.cli.output_file import Sink
 from specx.cli.signals import Stopped
-from specx.errors import SpecxError, UsageError
-from specx.wording import printable
+from specx.errors import SpecxError, UsageError, printable
 
 #: Name → the first line of its docstring; in the order of ``--help``.
 COMMANDS = {

@@ -13,8 +13,7 @@ from typing import Self, TextIO
 
 from specx.cli.errors import OutputClosed, cannot_write
 from specx.cli.signals import Stopped
-from specx.errors import SpecxError, UsageError
-from specx.wording import printable
+from specx.errors import SpecxError, UsageError, printable
 
 _RESET = "\x1b[0m"
 _NEW_FILE = 0o666  # less what the umask takes

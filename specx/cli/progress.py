@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from specx.cli.format import download_line, prefill_line, prefill_tokens_per_s, status_line
-from specx.wording import printable
+from specx.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -16,8 +16,8 @@ from specx.cli.presets import Format
 from specx.cli.result_json import dumps
 from specx.cli.settings import parse_assignments
 from specx.cli.signals import Interrupts
+from specx.errors import size
 from specx.preset.preset import Preset, load_preset
-from specx.wording import size
 
 if TYPE_CHECKING:
     from specx.checkpoints.download import DownloadPlan

@@ -17,10 +17,9 @@ from specx.cli.output_file import Sink, open_sink
 from specx.cli.show import Scene, TextLook, codes_for, print_scene, view, view_console
 from specx.cli.signals import Interrupts
 from specx.core.stats import GenerationStats, Prefill
-from specx.errors import UsageError
+from specx.errors import UsageError, one_line
 from specx.trace.page import trace_page
 from specx.trace.read import Trace, add_step, read_trace
-from specx.wording import one_line
 
 _NAP_S = 0.03  # how long a signal may have to wait
 

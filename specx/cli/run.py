@@ -19,8 +19,7 @@ from specx.cli.settings import Settings, resolve, setting_rows
 from specx.cli.show import choose_look, show_legend
 from specx.cli.signals import Interrupts
 from specx.documents.document import Document, read_document, read_stdin
-from specx.errors import SpecxError, UsageError
-from specx.wording import one_line
+from specx.errors import SpecxError, UsageError, one_line
 
 if TYPE_CHECKING:
     from specx.engine import Engine

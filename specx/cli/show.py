@@ -15,8 +15,8 @@ from specx.cli.format import prefill_line, status_line
 from specx.cli.options import RunRequest, Show
 from specx.cli.output_file import Sink, split_space
 from specx.cli.progress import Progress
+from specx.errors import one_line, printable
 from specx.trace.map import DocumentMap, Retrievals
-from specx.wording import one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions

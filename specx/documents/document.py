@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -21,29 +22,28 @@ Format = Literal["text", "markdown"]
 MAX_DOCUMENT_BYTES = 64 << 20
 _MARKDOWN = (".md", ".markdown", ".mdown", ".mkd")
 _ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252", "cp1251", "shift_jis", "gb18030", "big5")
-_OLD_WORD = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
-_MAGIC = (  # first bytes, what they mean, and the command that turns the rest into text
-    (b"%PDF-", "a PDF", "pdftotext {name} - | specx summarize"),
-    (b"{\\rtf", "an RTF document", "pandoc -t plain {name} | specx summarize"),
-    (_OLD_WORD, "an old Word document", "antiword {name} | specx summarize"),
-    (b"\x1f\x8b\x08", "compressed with gzip", "gzip -dc {name} | specx summarize"),
-    (b"BZh91AY&SY", "compressed with bzip2", "bzip2 -dc {name} | specx summarize"),
-    (b"\xfd7zXZ\x00", "compressed with xz", "xz -dc {name} | specx summarize"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "zstd -dc {name} | specx summarize"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x -so {name} | specx summarize"),
-    (b"Rar!\x1a\x07", "a RAR archive", "unrar p -inul {name} | specx summarize"),
-    (b"\x89PNG\r\n", "a PNG image", "tesseract {name} - | specx summarize"),
-    (b"\xff\xd8\xff", "a JPEG image", "tesseract {name} - | specx summarize"),
-    (b"II*\x00", "a TIFF image", "tesseract {name} - | specx summarize"),
-    (b"MM\x00*", "a TIFF image", "tesseract {name} - | specx summarize"),
-    (b"\x7fELF", "a program (ELF)", ""),
-    (b"SQLite format 3\x00", "an SQLite database", ""),
-)
-_ZIP = b"PK\x03\x04"
-_ZIP_KINDS = (  # a name near the start of the archive, what it means
-    (b"word/", "a Word document (DOCX)"),
-    (b"application/vnd.oasis.opendocument.text", "an OpenDocument text"),
-    (b"application/epub+zip", "an EPUB book"),
+_DOCX, _ODT, _EPUB = b"word/", b"application/vnd.oasis.opendocument.text", b"application/epub+zip"
+#: First bytes, others near the start, what they mean, and the command that makes text of the file.
+_FORMATS = (
+    (b"%PDF-", b"", "a PDF", "pdftotext {name} -"),
+    (b"{\\rtf", b"", "an RTF document", "pandoc -t plain {name}"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"", "an old Word document", "antiword {name}"),
+    (b"\x1f\x8b\x08", b"", "compressed with gzip", "gzip -dc {name}"),
+    (b"BZh91AY&SY", b"", "compressed with bzip2", "bzip2 -dc {name}"),
+    (b"\xfd7zXZ\x00", b"", "compressed with xz", "xz -dc {name}"),
+    (b"\x28\xb5\x2f\xfd", b"", "compressed with zstd", "zstd -dc {name}"),
+    (b"7z\xbc\xaf\x27\x1c", b"", "a 7z archive", "7z x -so {name}"),
+    (b"Rar!\x1a\x07", b"", "a RAR archive", "unrar p -inul {name}"),
+    (b"\x89PNG\r\n", b"", "a PNG image", "tesseract {name} -"),
+    (b"\xff\xd8\xff", b"", "a JPEG image", "tesseract {name} -"),
+    (b"II*\x00", b"", "a TIFF image", "tesseract {name} -"),
+    (b"MM\x00*", b"", "a TIFF image", "tesseract {name} -"),
+    (b"\x7fELF", b"", "a program (ELF)", ""),
+    (b"SQLite format 3\x00", b"", "an SQLite database", ""),
+    (b"PK\x03\x04", _DOCX, "a Word document (DOCX)", "pandoc -t plain {name}"),
+    (b"PK\x03\x04", _ODT, "an OpenDocument text", "pandoc -t plain {name}"),
+    (b"PK\x03\x04", _EPUB, "an EPUB book", "pandoc -t plain {name}"),
+    (b"PK\x03\x04", b"", "a ZIP archive", "unzip -p {name}"),
 )
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -67,21 +67,31 @@ def read_document(path: str, *, encoding: str | None = None) -> Document:
     that Python does not know.
     """
     codec = _codec(encoding)
+    if os.path.isdir(path):
+        hint = f"name the files in it: specx summarize {shlex.quote(path.rstrip('/'))}/*.txt"
+        raise DocumentError(f"{path} is a directory", hints=[hint])
+    raw = read_file(path, MAX_DOCUMENT_BYTES, _near)
+    is_markdown = Path(path).suffix.lower() in _MARKDOWN
+    return _document(raw, path, codec, "markdown" if is_markdown else "text")
+
+
+def read_file(
+    path: str, most_bytes: int, hints_for: Callable[[str], list[str]] = lambda path: []
+) -> bytes:
+    """What is in a file, up to one byte more than ``most_bytes``; ``hints_for`` a missing one.
+
+    Raises ``DocumentError``.
+    """
     try:
-        if os.path.isdir(path):
-            hint = f"name the files in it: specx summarize {shlex.quote(path.rstrip('/'))}/*.txt"
-            raise DocumentError(f"{path} is a directory", hints=[hint])
         with open(path, "rb") as file:
-            raw = file.read(MAX_DOCUMENT_BYTES + 1)
+            return file.read(most_bytes + 1)
     except FileNotFoundError as error:
-        raise DocumentError(f"there is no file {path}", hints=_near(path)) from error
+        raise DocumentError(f"there is no file {path}", hints=hints_for(path)) from error
     except OSError as error:
         reason = (error.strerror or "").lower()
         raise DocumentError(f"{path} cannot be read", reason=reason) from error
     except ValueError as error:  # a NUL character in the path
         raise DocumentError("that is not a file name", reason=str(error)) from error
-    is_markdown = Path(path).suffix.lower() in _MARKDOWN
-    return _document(raw, path, codec, "markdown" if is_markdown else "text")
 
 
 def read_stdin(stream: BinaryIO, *, encoding: str | None = None) -> Document:
@@ -129,18 +139,12 @@ def _text(raw: bytes, path: str | None, codec: str) -> str:
 
 
 def _refuse_formats(raw: bytes, what: str, name: str) -> None:
-    for magic, kind, command in _MAGIC:
-        if raw.startswith(magic):
-            hints = [f"convert it first: {command.format(name=name)}"] if command else []
-            raise DocumentError(f"{what} is {kind}, not text", hints=hints)
-    if raw.startswith(_ZIP):
-        found = [kind for mark, kind in _ZIP_KINDS if mark in raw[: 1 << 16]]
-        hint = f"unpack it first: unzip -p {name} | specx summarize"
-        if found:
-            hint = f"convert it first: pandoc -t plain {name} | specx summarize"
-        raise DocumentError(
-            f"{what} is {found[0] if found else 'a ZIP archive'}, not text", hints=[hint]
-        )
+    start = raw[: 1 << 16]
+    for magic, mark, kind, command in _FORMATS:
+        if start.startswith(magic) and mark in start:
+            verb = "unpack" if kind == "a ZIP archive" else "convert"
+            hint = f"{verb} it first: {command.format(name=name)} | specx summarize"
+            raise DocumentError(f"{what} is {kind}, not text", hints=[hint] if command else [])
 
 
 def _refuse_binary(raw: bytes, what: str) -> None:

@@ -1,8 +1,7 @@
 """Presets: which models run, and with which settings, as one small YAML file.
 
 A name is looked up among the user's presets and then among those shipped with specx, never in the
-current directory. This module does not know torch, checkpoints, the network or the screen: whether
-a repository exists and a pair fits together is found out in ``specx.checkpoints``.
+current directory. Whether repositories exist and fit is found out in ``specx.checkpoints``.
 """
 
 import dataclasses
@@ -12,7 +11,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import platformdirs
@@ -40,7 +38,6 @@ MAX_PRESET_BYTES = 1 << 20
 _IDENTITY = ("schema", "name", "extends")  # belong to the file, so no override may change them
 _DOCUMENTATION = ("about", "requires", "measured", "paper")  # change nothing that is computed
 _NOT_INHERITED = ("name", "measured", "paper")  # numbers of another preset
-_NONE_SET: Mapping[str, object] = MappingProxyType({})
 
 
 class Preset(Frozen):
@@ -127,7 +124,7 @@ class PresetEntry:
 
 
 def load_preset(
-    name_or_path: "str | Preset", overrides: Mapping[str, object] = _NONE_SET
+    name_or_path: "str | Preset", overrides: Mapping[str, object] | None = None
 ) -> Preset:
     """Find, read and check a preset, then apply ``overrides`` (see ``Preset.with_overrides``).
 
@@ -165,7 +162,7 @@ def find_preset(name_or_path: str) -> PresetEntry:
 
     Raises ``UsageError`` with the closest names when there is none.
     """
-    is_path = os.sep in name_or_path or (os.altsep is not None and os.altsep in name_or_path)
+    is_path = any(mark in name_or_path for mark in (os.sep, os.altsep) if mark)
     if is_path or name_or_path.lower().endswith((".yaml", ".yml")):
         path = Path(os.path.expanduser(name_or_path))
         return PresetEntry(name=path.stem, path=path, origin="file")
@@ -174,7 +171,7 @@ def find_preset(name_or_path: str) -> PresetEntry:
 
 def available_presets() -> list[PresetEntry]:
     """Every preset that has a name, sorted; a broken file is listed with its ``problem``."""
-    return sorted((_described(entry) for entry in _entries()), key=lambda entry: entry.name)
+    return [_described(entry) for _, entry in sorted(_entries().items())]
 
 
 def user_preset_dir() -> Path:
@@ -198,7 +195,7 @@ def preset_json_schema() -> dict[str, Any]:
 
 
 def _named(name: str) -> PresetEntry:
-    entries = {entry.name: entry for entry in _entries()}
+    entries = _entries()
     if name in entries:
         return entries[name]
     raise UsageError(
@@ -211,21 +208,18 @@ def _named(name: str) -> PresetEntry:
     )
 
 
-def _entries() -> Iterator[PresetEntry]:
+def _entries() -> dict[str, PresetEntry]:
+    """By name; the user's are before those of the same name that come with specx."""
     package = Path(__file__).parent.parent
     shipped = package / "presets"  # in a wheel; in a checkout the folder is beside the package
     if not shipped.is_dir():
         shipped = package.parent / "presets"
-    seen: set[str] = set()
-    places: tuple[tuple[Literal["user", "shipped"], Path], ...] = (
-        ("user", user_preset_dir()),
-        ("shipped", shipped),
-    )
-    for origin, directory in places:
-        for path in sorted(directory.glob("*.yaml")):
-            if path.stem not in seen:
-                seen.add(path.stem)
-                yield PresetEntry(name=path.stem, path=path, origin=origin)
+    found: dict[str, PresetEntry] = {}
+    for path in sorted(user_preset_dir().glob("*.yaml")):
+        found[path.stem] = PresetEntry(path.stem, path, "user")
+    for path in sorted(shipped.glob("*.yaml")):
+        found.setdefault(path.stem, PresetEntry(path.stem, path, "shipped"))
+    return found
 
 
 def _described(entry: PresetEntry) -> PresetEntry:
@@ -233,16 +227,12 @@ def _described(entry: PresetEntry) -> PresetEntry:
         preset = load_preset(str(entry.path))
     except UsageError as error:
         return dataclasses.replace(entry, problem=str(error))
-    requires = preset.requires
     return dataclasses.replace(
         entry,
         about=preset.about,
         target=preset.target.repo,
         draft_kind=preset.draft.kind,
-        license=requires.license,
-        gated=requires.gated,
-        download_gib=requires.download_gib,
-        memory_at_16k_gib=requires.memory_at_16k_gib,
+        **preset.requires.model_dump(exclude={"sources", "unverified"}),
     )
 
 
@@ -307,13 +297,11 @@ def _assign(data: dict[str, Any], key: str, value: object) -> None:
         raise UsageError(f"{key} {what}", hints=hints or [f"settings: {', '.join(leaves)}"])
     *groups, last = key.split(".")
     for group in groups:
-        if data.get(group) is None:  # an optional group that the file leaves out
-            data[group] = {}
+        data[group] = data.get(group) or {}  # an optional group may be left out
         data = data[group]
     if is_left_out:
-        data[last] = None
-    else:
-        data[last] = _scalar(value, leaves[key]) if isinstance(value, str) else value
+        value = None
+    data[last] = _scalar(value, leaves[key]) if isinstance(value, str) else value
 
 
 def _scalar(text: str, types: frozenset[str]) -> object:

@@ -36,9 +36,7 @@ def parse_mapping(text: str, source: str) -> tuple[dict[str, Any], Lines]:
     """
     lines: Lines = {}
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        data = None if node is None else loader.plain(node, (), lines)
+        data = _value(text, lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -59,9 +57,7 @@ def parse_scalar(text: str) -> int | float | bool | str | None:
     if len(text) > 64:  # no number is longer, and nothing is gained by parsing a paragraph
         return text
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        value = None if node is None else loader.plain(node, (), {})
+        value = _value(text, {})
     except (yaml.YAMLError, ValueError):
         return text
     return value if value is None or isinstance(value, int | float) else text
@@ -125,6 +121,12 @@ def _explain(detail: Any, lines: Lines, known_keys: Iterable[str]) -> tuple[str,
     elif isinstance(value, int | float) and "string" in wanted:
         hints = [f"{value} is a number to YAML: put it in quotes"]
     return f"{where}{key} {wanted}, not {json.dumps(value)[:60]}", hints
+
+
+def _value(text: str, lines: Lines) -> Any:
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    return None if node is None else loader.plain(node, (), lines)
 
 
 class _Loader(yaml.SafeLoader):

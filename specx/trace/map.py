@@ -3,10 +3,14 @@
 It does not know models, screens or files.
 """
 
+import bisect
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Ge, Lt
 
 from specx.core.config import RetrievalConfig, parts_for
 
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from specx.preset.preset import Preset
 
 TickKind = Literal["heading", "page"]
+Index = Annotated[int, Ge(0), Lt(1 << 31)]
 
 MAX_TICKS = 1000
 _LABEL_CHARACTERS = 60
@@ -27,9 +32,9 @@ _TITLE_END = tuple(".,;:!?…-–—”\"'")
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A place that a reader knows: a heading, or the first text of a page."""
+    """A place that a reader knows: a heading, or the first text of a page, in its chunk."""
 
-    chunk: int
+    chunk: Index
     kind: TickKind
     label: str
 
@@ -86,12 +91,9 @@ class Retrievals:
     @property
     def most(self) -> int | None:
         """The chunk chosen most often; of equals one that is held now, then the first."""
-        best = max(
-            range(len(self.counts)),
-            key=lambda chunk: (self.counts[chunk], chunk in self.held, -chunk),
-            default=0,
-        )
-        return best if self.counts and self.counts[best] else None
+        chosen = [chunk for chunk, count in enumerate(self.counts) if count]
+        rank = {chunk: (self.counts[chunk], chunk in self.held) for chunk in chosen}
+        return max(chosen, key=rank.__getitem__, default=None)
 
     def cells(self, width: int) -> list[MapCell]:
         """All chunks as ``width`` cells; cell ``i`` shows the chunks from ``i·n/width`` on."""
@@ -118,14 +120,11 @@ def map_prompt(
     text = "".join(chunks)
     start = max(0, text.find(document))
     end = start + len(document) if document and document in text else len(text)
-    ends: list[int] = []
-    for chunk in chunks:
-        ends.append((ends[-1] if ends else 0) + len(chunk))
-    ticks, at = [], 0
-    for offset, kind, label in _landmarks(text[start:end]):
-        while ends[at] <= start + offset:
-            at += 1
-        ticks.append(Tick(at, kind, label))
+    ends = list(itertools.accumulate(map(len, chunks)))
+    ticks = [
+        Tick(bisect.bisect(ends, start + offset), kind, label)
+        for offset, kind, label in _landmarks(text[start:end])
+    ]
     return DocumentMap(tuple(chunks), tuple(ticks[:: -(-len(ticks) // MAX_TICKS) or 1]), retrieval)
 
 
@@ -175,7 +174,7 @@ def why_nothing_is_retrieved(preset: "Preset", mode: str, prompt_tokens: int) ->
     return ""
 
 
-def _landmarks(text: str) -> Iterator[tuple[int, TickKind, str]]:
+def _landmarks(text: str) -> list[tuple[int, TickKind, str]]:
     """(offset, kind, label) of headings and pages, in the order of the text.
 
     Markdown headings, or where there is none, short lines between blank lines that read like
@@ -186,13 +185,11 @@ def _landmarks(text: str) -> Iterator[tuple[int, TickKind, str]]:
         lines.append((offset, line.rstrip("\n\f")))
         offset += len(line)
     headings = _markdown_headings(lines) or _titles(lines)
-    found: list[tuple[int, TickKind, str]] = [
-        (offset, "heading", _label(title)) for offset, title in headings
-    ]
-    for page, feed in enumerate(re.finditer("\f", text), start=2):
-        if text[feed.end() :].strip():
-            found.append((feed.end(), "page", f"p. {page}"))
-    return iter(sorted(found))
+    found: list[tuple[int, TickKind, str]] = []
+    found += [(offset, "heading", _label(title)) for offset, title in headings]
+    for page, feed in enumerate(re.finditer("\f", text.rstrip()), start=2):
+        found.append((feed.end(), "page", f"p. {page}"))
+    return sorted(found)
 
 
 def _markdown_headings(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:

@@ -11,17 +11,16 @@ import re
 from importlib.resources import files
 from typing import Any
 
+from specx.errors import printable
 from specx.trace.read import Trace
 from specx.trace.records import StepLine, StepTimes, TreeFacts
-from specx.wording import printable
 
 _PLACE = re.compile(r"\{\{([a-z]+)\}\}")
 _STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 _PHASES = tuple(phase for phase in StepTimes.model_fields if phase != "draft_levels")
 #: What the script reads of a header as it is.
-_SAME = {"title", "command", "created", "mode", "device", "dtype", "prompt_tokens", "chunk_tokens"}
-_SAME |= {"note", "chunks"}
+_SAME = {"command", "created", "mode", "device", "dtype", "prompt_tokens", "chunk_tokens", "note"}
 
 
 def trace_page(trace: Trace) -> str:
@@ -48,13 +47,15 @@ def page_data(trace: Trace) -> dict[str, Any]:
     texts: dict[str, int] = {}
     steps = [_step(step, texts) for step in trace.steps]
     return {
-        **{name: getattr(header, name) for name in sorted(_SAME)},
+        **header.model_dump(include=_SAME),
+        "title": header.title,
+        "chunks": header.chunks,
         "version": header.specx.version,
         "preset": header.preset.name,
         "temperature": header.sampling.temperature,
         "sink_chunks": header.retrieval.sink_chunks,
         "recent_chunks": header.retrieval.recent_chunks,
-        "ticks": [[mark.chunk, mark.kind, mark.label] for mark in header.ticks],
+        "ticks": [[tick.chunk, tick.kind, tick.label] for tick in header.ticks],
         "read_s": trace.prefill[-1].elapsed_s if trace.prefill else 0.0,
         "phases": list(_PHASES),
         "texts": list(texts),

@@ -4,12 +4,13 @@ A trace has a header, a line for each piece of prefill and each step, and an end
 killed leaves one without an end, which is still readable.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from pydantic import TypeAdapter, ValidationError
 
-from specx.core.stats import GenerationStats, Memory
+from specx.core.stats import GenerationStats, Memory, StepStats
+from specx.documents.document import read_file
 from specx.errors import DocumentError
 from specx.trace.records import End, Header, Line, PrefillLine, StepLine
 
@@ -32,31 +33,39 @@ class Trace:
     @property
     def text(self) -> str:
         """All the text of the run."""
-        return "".join(piece.text for step in self.steps for piece in step.pieces)
+        return _text(self.steps)
 
     def stats(self) -> GenerationStats:
         """The run's totals, as far as it was recorded."""
         stats = GenerationStats(prompt_tokens=self.header.prompt_tokens)
         for step in self.steps:
             add_step(stats, step)
-        if self.prefill:
-            stats.prefill_target_s = self.prefill[-1].elapsed_s
-        if self.end is not None:
-            totals = self.end.totals
-            stats.prefill_target_s = totals.prefill_target_s
-            stats.prefill_draft_s, stats.tune_s = totals.prefill_draft_s, totals.tune_s
-            stats.ttft_s, stats.total_s = totals.ttft_s, totals.total_s
-            stats.memory = Memory(peak_bytes=totals.peak_bytes)
-        return stats
+        if self.end is None:
+            stats.prefill_target_s = self.prefill[-1].elapsed_s if self.prefill else 0.0
+            return stats
+        totals = self.end.totals
+        names = {"prefill_target_s", "prefill_draft_s", "tune_s", "ttft_s", "total_s"}
+        memory = Memory(peak_bytes=totals.peak_bytes)
+        return replace(stats, memory=memory, **totals.model_dump(include=names))
 
 
 def add_step(stats: GenerationStats, step: StepLine) -> None:
     """Count one more step in running totals."""
     stats.new_tokens += step.new_tokens
-    record = step.stats()
-    if record is not None:
-        stats.steps.append(record)
-        stats.decode_s += record.total_s
+    if step.times_s is None:
+        return
+    times = step.times_s.model_dump()
+    record = StepStats(
+        nodes=step.nodes,
+        depth=0,
+        accepted=step.accepted,
+        new_tokens=step.new_tokens,
+        draft_levels_s=tuple(times.pop("draft_levels")),
+        draft_context_tokens=step.draft_context_tokens,
+        **{f"{phase}_s": seconds for phase, seconds in times.items()},
+    )
+    stats.steps.append(record)
+    stats.decode_s += record.total_s
 
 
 def read_trace(path: str) -> Trace:
@@ -64,90 +73,67 @@ def read_trace(path: str) -> Trace:
 
     Raises ``DocumentError`` with the number of the wrong line.
     """
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_TRACE_BYTES + 1)
-    except FileNotFoundError as error:
-        raise DocumentError(f"there is no file {path}") from error
-    except OSError as error:
-        raise DocumentError(f"{path} cannot be read", reason=error.strerror or "") from error
-    except ValueError as error:  # a NUL character in the path
-        raise DocumentError("that is not a file name", reason=str(error)) from error
+    raw = read_file(path, MAX_TRACE_BYTES)
     if len(raw) > MAX_TRACE_BYTES:
         raise DocumentError(f"{path} is larger than {MAX_TRACE_BYTES >> 20} MiB")
-    return _assembled(path, _lines(path, raw))
-
-
-def _lines(path: str, raw: bytes) -> Iterator[tuple[int, _AnyLine | None]]:
-    """Line numbers with lines; None for a last line that was cut off."""
-    lines = raw.split(b"\n")
-    is_complete = lines[-1] == b""
-    for number, line in enumerate(lines[:-1] if is_complete else lines, start=1):
+    *complete, rest = raw.split(b"\n")
+    warning = ""
+    lines: list[_AnyLine] = []
+    steps: list[StepLine] = []
+    for number, text in enumerate([*complete, rest] if rest else complete, start=1):
         try:
-            yield number, _LINE.validate_json(line)
+            line = _LINE.validate_json(text)
         except ValidationError as error:
+            problem = _problem(error)
             if number == 1:
                 raise DocumentError(
                     f"{path} is not a trace",
-                    reason=f"line 1: {_problem(error)}",
+                    reason=f"line 1: {problem}",
                     hints=["specx summarize report.txt --trace run.jsonl writes one"],
                 ) from error
-            if number == len(lines):
-                yield number, None
-                return
-            raise _damaged(path, number, _problem(error)) from error
-
-
-def _assembled(path: str, lines: Iterable[tuple[int, _AnyLine | None]]) -> Trace:
-    header: Header | None = None
-    end: End | None = None
-    prefill: list[PrefillLine] = []
-    steps: list[StepLine] = []
-    last_s, warning = 0.0, "the run was cut short: the trace has no end"
-    for number, line in lines:
-        if header is None:
-            if not isinstance(line, Header):
-                raise _damaged(path, number, "the first line must be the header")
-            header = line
-            continue
-        if line is None:
-            warning = f"line {number} was cut off and is left out: the trace has no end"
-            break
-        problem = _misplaced(line, steps, end, last_s)
-        if problem or isinstance(line, Header):
-            raise _damaged(path, number, problem)
-        last_s = line.elapsed_s
-        if isinstance(line, PrefillLine):
-            prefill.append(line)
-        elif isinstance(line, StepLine):
-            steps.append(line)
+            if number > len(complete):
+                warning = f"line {number} was cut off and is left out: the trace has no end"
+                break
         else:
-            end, warning = line, ""
-    if header is None:
+            problem = _misplaced(line, lines, steps)
+        if problem:
+            raise DocumentError(f"{path} is damaged", reason=f"line {number}: {problem}")
+        lines.append(line)
+        if isinstance(line, StepLine):
+            steps.append(line)
+    if not lines:
         raise DocumentError(f"{path} is empty")
-    return Trace(header, tuple(prefill), tuple(steps), end, (warning,) if warning else ())
+    header, last = lines[0], lines[-1]
+    assert isinstance(header, Header)
+    prefill = tuple(line for line in lines if isinstance(line, PrefillLine))
+    end = last if isinstance(last, End) else None
+    if end is None and not warning:
+        warning = "the run was cut short: the trace has no end"
+    return Trace(header, prefill, tuple(steps), end, (warning,) if warning else ())
 
 
-def _misplaced(line: _AnyLine, steps: list[StepLine], end: End | None, last_s: float) -> str:
-    """Why ``line`` cannot follow what came before; "" if it can."""
+def _misplaced(line: _AnyLine, lines: list[_AnyLine], steps: list[StepLine]) -> str:
+    """Why ``line`` cannot follow ``lines``, ``steps`` among them; "" if it can."""
+    if not lines:
+        return "" if isinstance(line, Header) else "the first line must be the header"
     if isinstance(line, Header):
         return "there is a second header"
-    if end is not None:
+    last = lines[-1]
+    if isinstance(last, End):
         return "nothing may follow the end"
-    if line.elapsed_s < last_s:
+    if not isinstance(last, Header) and line.elapsed_s < last.elapsed_s:
         return "elapsed_s goes back in time"
     if isinstance(line, PrefillLine) and steps:
         return "prefill follows a step"
     if isinstance(line, StepLine) and line.number != len(steps):
         return f"step {len(steps)} is missing"
-    if isinstance(line, End):
-        text = "".join(piece.text for step in steps for piece in step.pieces)
-        return "" if line.text == text else "the text is not that of the steps"
+    if isinstance(line, End) and line.text != _text(steps):
+        return "the text is not that of the steps"
     return ""
 
 
-def _damaged(path: str, number: int, problem: str) -> DocumentError:
-    return DocumentError(f"{path} is damaged", reason=f"line {number}: {problem}")
+def _text(steps: Sequence[StepLine]) -> str:
+    return "".join(piece.text for step in steps for piece in step.pieces)
 
 
 def _problem(error: ValidationError) -> str:

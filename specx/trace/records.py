@@ -1,16 +1,15 @@
 """The lines of ``specx.trace/1``, checked by pydantic; the reader checks their order."""
 
-from typing import Annotated, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from specx.core.config import Mode, RetrievalConfig, SamplingConfig
-from specx.core.stats import FinishReason, StepStats
-from specx.trace.map import DocumentMap, Tick
+from specx.core.stats import FinishReason
+from specx.trace.map import DocumentMap, Index, Tick
 
 Count = Annotated[int, Field(ge=0, lt=1 << 60)]
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
-Index = Annotated[int, Field(ge=0, lt=1 << 31)]
 Positive = Annotated[int, Field(ge=1, lt=1 << 31)]
 
 
@@ -32,7 +31,14 @@ class Asked(Protocol):
 class Record(BaseModel):
     """A part of a JSON file. Unknown keys are ignored: a later specx may add some."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True)
+
+    @classmethod
+    def of(cls, source: object, suffix: str = "", **others: Any) -> Self:
+        """Made of what ``source`` has under the same names, ``suffix`` added, and of ``others``."""
+        fields = cls.model_fields.items()
+        names = [name for name, field in fields if (field.alias or name) not in others]
+        return cls(**{name: getattr(source, name + suffix) for name in names}, **others)
 
 
 class Program(Record):
@@ -56,14 +62,6 @@ class InputFacts(Record):
     bytes: Count
     sha256: str
     tokens: Count = Field(description="Of the document alone, in target tokens.")
-
-
-class Mark(Record):
-    """A heading or page that begins in a chunk."""
-
-    chunk: Index
-    kind: Literal["heading", "page"]
-    label: str
 
 
 class KeptChunks(Record):
@@ -95,7 +93,7 @@ class Header(Record):
     prompt_tokens: Positive
     chunk_tokens: Positive
     chunks: list[str]
-    ticks: list[Mark]
+    ticks: list[Tick]
     retrieval: KeptChunks
     note: str = Field("", description="Why nothing is retrieved.")
 
@@ -103,7 +101,7 @@ class Header(Record):
     def _fits(self) -> Self:
         chunks = -(-self.prompt_tokens // self.chunk_tokens)
         _require(len(self.chunks) == chunks, f"there must be {chunks} chunks")
-        places = [mark.chunk for mark in self.ticks]
+        places = [tick.chunk for tick in self.ticks]
         _require(places == sorted(places), "ticks must be in the order of the text")
         _require(all(place < chunks for place in places), "a tick lies after the last chunk")
         return self
@@ -115,9 +113,8 @@ class Header(Record):
 
     def document_map(self) -> DocumentMap:
         """The prompt's map, as it was recorded."""
-        ticks = tuple(Tick(mark.chunk, mark.kind, mark.label) for mark in self.ticks)
         config = RetrievalConfig(chunk_tokens=self.chunk_tokens, **self.retrieval.model_dump())
-        return DocumentMap(tuple(self.chunks), ticks, config)
+        return DocumentMap(tuple(self.chunks), tuple(self.ticks), config)
 
 
 class PrefillLine(Record):
@@ -167,16 +164,21 @@ class TreeFacts(Record):
         return self
 
 
-class StepTimes(Record):
-    """Seconds of a step by phase; ``draft_levels`` is part of ``draft``."""
+class PhaseSums(Record):
+    """Seconds by phase, over the verify steps."""
 
     draft: Seconds
-    draft_levels: list[Seconds]
     verify: Seconds
     accept: Seconds
     commit: Seconds
     retrieve: Seconds
     host: Seconds
+
+
+class StepTimes(PhaseSums):
+    """Seconds of a step by phase; ``draft_levels`` is part of ``draft``."""
+
+    draft_levels: list[Seconds]
 
 
 class StepLine(Record):
@@ -202,21 +204,6 @@ class StepLine(Record):
             _require(self.nodes == len(self.tree.ids), "nodes must be the tree's")
             _require(self.accepted == len(self.tree.path) - 1, "accepted must be the path's")
         return self
-
-    def stats(self) -> StepStats | None:
-        """The step as the statistics know it; None for step 0."""
-        if self.times_s is None:
-            return None
-        seconds = {f"{phase}_s": value for phase, value in self.times_s if phase != "draft_levels"}
-        return StepStats(
-            nodes=self.nodes,
-            depth=0,
-            accepted=self.accepted,
-            new_tokens=self.new_tokens,
-            draft_levels_s=tuple(self.times_s.draft_levels),
-            draft_context_tokens=self.draft_context_tokens,
-            **seconds,
-        )
 
 
 class Totals(Record):

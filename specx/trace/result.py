@@ -5,16 +5,25 @@ Times are seconds, sizes bytes, rates tokens per second. Fields may be added wit
 
 import datetime
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from specx._version import __version__
 from specx.core.config import Mode, RetrievalConfig, SamplingConfig, TreeConfig
-from specx.core.stats import FinishReason, GenerationStats
+from specx.core.stats import FinishReason
 from specx.environment import Environment, environment
 from specx.errors import SpecxError
-from specx.trace.records import Asked, Count, InputFacts, PresetName, Program, Record
+from specx.trace.records import (
+    Asked,
+    Count,
+    InputFacts,
+    PhaseSums,
+    PresetName,
+    Program,
+    Record,
+    Seconds,
+)
 
 if TYPE_CHECKING:
     from specx.documents.document import Document
@@ -41,8 +50,6 @@ class LoadedTarget(Record):
 
 class LoadedDraft(Record):
     """What guessed tokens in the modes other than plain."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     kind: str
     repo: str | None
@@ -82,27 +89,16 @@ class TokenCounts(Record):
     new: Count
 
 
-class PhaseSums(Record):
-    """Sums over the verify steps."""
-
-    draft: Amount
-    verify: Amount
-    accept: Amount
-    commit: Amount
-    retrieve: Amount
-    host: Amount
-
-
 class RunSeconds(Record):
     """How long each part took."""
 
-    load: Amount
-    prefill_target: Amount
-    prefill_draft: Amount
-    tune: Amount = Field(description="Timing verify widths to size the tree.")
-    ttft: Amount = Field(description="From the request to the first token.")
-    decode: Amount = Field(description="From the first token to the last.")
-    total: Amount = Field(description="Without loading.")
+    load: Seconds
+    prefill_target: Seconds
+    prefill_draft: Seconds
+    tune: Seconds = Field(description="Timing verify widths to size the tree.")
+    ttft: Seconds = Field(description="From the request to the first token.")
+    decode: Seconds = Field(description="From the first token to the last.")
+    total: Seconds = Field(description="Without loading.")
     steps: PhaseSums
 
 
@@ -147,8 +143,6 @@ class BytesByOwner(Record):
 class FirstDifference(Record):
     """Token ids; null is the end of the text. ``margin``: logit distance in the target."""
 
-    model_config = ConfigDict(from_attributes=True)
-
     index: Count
     expected: Count | None
     got: Count | None
@@ -157,8 +151,6 @@ class FirstDifference(Record):
 
 class PlainCheck(Record):
     """Comparison with plain decoding, over so many checked tokens."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     checked: Count
     equal: bool
@@ -242,17 +234,14 @@ def result_object(
 ) -> ResultObject:
     """A finished request as an object."""
     preset, stats = engine.preset, result.stats
-    target = preset.target
-    return ResultObject(
+    later = stats.new_tokens - 1
+    return ResultObject.of(
+        result,
         schema="specx.result/1",
-        specx=Program(version=__version__),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=command,
-        input=None if document is None else input_facts(document, prompt),
-        preset=PresetName(name=preset.name, sha256=preset.fingerprint),
+        **run_facts(engine, command, document, prompt),
         models=Models(
-            target=LoadedTarget(repo=target.repo, revision=target.revision, dtype=engine.dtype),
-            draft=LoadedDraft.model_validate(preset.draft),
+            target=LoadedTarget.of(preset.target, dtype=engine.dtype),
+            draft=LoadedDraft.of(preset.draft),
         ),
         sampling=AskedSampling(
             **asdict(asked.sampling),
@@ -260,67 +249,41 @@ def result_object(
             stop=asked.stop,
             ignore_eos=asked.ignore_eos,
         ),
-        spec=Speculation(
-            mode=asked.mode,
-            mode_reason=result.mode_reason,
-            tree=preset.tree,
-            retrieval=preset.retrieval,
-        ),
-        text=result.text,
-        finish_reason=result.finish_reason,
+        spec=Speculation.of(preset, mode=asked.mode, mode_reason=result.mode_reason),
         tokens=TokenCounts(prompt=stats.prompt_tokens, new=stats.new_tokens),
-        time_s=_seconds(stats),
-        rate=_rates(stats),
-        accept=_acceptance(stats),
-        memory=_bytes(stats),
-        verify=None if verification is None else PlainCheck.model_validate(verification),
+        time_s=RunSeconds.of(stats, "_s", steps=PhaseSums(**stats.phases_s)),
+        rate=Rates(
+            prefill_tok_s=stats.prefill_tokens_per_s or None,
+            decode_tok_s=stats.decode_tokens_per_s or None,
+            end_to_end_tok_s=stats.end_to_end_tokens_per_s or None,
+            tpot_ms=1000 * stats.decode_s / later if later > 0 and stats.decode_s > 0 else None,
+        ),
+        accept=Acceptance.of(
+            stats,
+            steps=len(stats.steps),
+            rate=stats.accepted / stats.drafted if stats.drafted else None,
+            histogram=stats.accepted_histogram,
+            by_position=stats.tokens_per_step_by_position,
+        ),
+        memory=BytesByOwner.of(stats.memory, "_bytes"),
+        verify=None if verification is None else PlainCheck.of(verification),
         env=environment(engine.device),
         warnings=[Remark(message=message) for message in (*engine.remarks, *result.warnings)],
     )
 
 
-def input_facts(document: "Document", prompt: "Prompt") -> SourceFacts:
-    """The document that a prompt was made of."""
-    return SourceFacts(
-        path=document.path,
-        name=document.name.encode("utf-8", "replace").decode(),  # JSON knows text only
-        format=document.format,
-        bytes=document.bytes,
-        sha256=document.sha256,
-        tokens=prompt.document_tokens,
-    )
-
-
-def _seconds(stats: GenerationStats) -> RunSeconds:
-    names = [name for name in RunSeconds.model_fields if name != "steps"]
-    steps = PhaseSums(**stats.phases_s)
-    return RunSeconds(steps=steps, **{name: getattr(stats, f"{name}_s") for name in names})
-
-
-def _bytes(stats: GenerationStats) -> BytesByOwner:
-    owners = BytesByOwner.model_fields
-    return BytesByOwner(**{owner: getattr(stats.memory, f"{owner}_bytes") for owner in owners})
-
-
-def _rates(stats: GenerationStats) -> Rates:
-    later = stats.new_tokens - 1
-    return Rates(
-        prefill_tok_s=stats.prefill_tokens_per_s or None,
-        decode_tok_s=stats.decode_tokens_per_s or None,
-        end_to_end_tok_s=stats.end_to_end_tokens_per_s or None,
-        tpot_ms=1000 * stats.decode_s / later if later > 0 and stats.decode_s > 0 else None,
-    )
-
-
-def _acceptance(stats: GenerationStats) -> Acceptance:
-    return Acceptance(
-        steps=len(stats.steps),
-        drafted=stats.drafted,
-        accepted=stats.accepted,
-        accepted_per_step=stats.accepted_per_step,
-        tokens_per_step=stats.tokens_per_step,
-        rate=stats.accepted / stats.drafted if stats.drafted else None,
-        histogram=stats.accepted_histogram,
-        copied=stats.copied,
-        by_position=stats.tokens_per_step_by_position,
-    )
+def run_facts(
+    engine: "Engine", command: str, document: "Document | None", prompt: "Prompt"
+) -> dict[str, Any]:
+    """What a result and the header of a trace have in common."""
+    source = None
+    if document is not None:
+        name = document.name.encode("utf-8", "replace").decode()  # JSON knows text only
+        source = SourceFacts.of(document, name=name, tokens=prompt.document_tokens)
+    return {
+        "specx": Program(version=__version__),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "preset": PresetName(name=engine.preset.name, sha256=engine.preset.fingerprint),
+        "input": source,
+    }

@@ -14,7 +14,7 @@ from specx.cli import progress
 from specx.cli.format import closing_line, fold, seconds, tab_separated
 from specx.cli.progress import LOG_S, LogProgress, SharedProgress, column_after
 from specx.core.stats import GenerationStats, Memory, Prefill, StepStats
-from specx.wording import one_line, printable, size
+from specx.errors import one_line, printable, size
 
 WIDTH = 24
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]))

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specx.core.config import SamplingConfig
+from specx.trace.map import Tick
 from specx.trace.page import page_data, trace_page
 from specx.trace.read import Trace
 from specx.trace.records import (
     Header,
     KeptChunks,
-    Mark,
     PresetName,
     Program,
     StepLine,
@@ -52,7 +52,7 @@ def a_trace(text):
         prompt_tokens=3,
         chunk_tokens=2,
         chunks=[text, text],
-        ticks=[Mark(chunk=1, kind="heading", label=text)],
+        ticks=[Tick(chunk=1, kind="heading", label=text)],
         retrieval=KeptChunks(top_chunks=1, sink_chunks=0, recent_chunks=1, every_steps=1),
         note=text,
     )

@@ -32,7 +32,6 @@ def recorded(tmp_path_factory):
     stream = engine.stream(prompt, mode="specx", max_tokens=24, records_trees=True)
     lines, chunks = [], []
     found = map_prompt(prompt.tokens, engine.tokenizer, engine.preset.retrieval, text)
-    writer = TraceWriter(lines.append, engine.tokenizer)
     asked = SimpleNamespace(
         mode="specx",
         max_tokens=24,
@@ -40,7 +39,8 @@ def recorded(tmp_path_factory):
         stop=("stop",),
         ignore_eos=False,
     )
-    writer.header(header_of(engine, "summarize", asked, document, prompt, found))
+    header = header_of(engine, "summarize", asked, document, prompt, found)
+    writer = TraceWriter(lines.append, engine.tokenizer, header)
     for event in stream:
         if isinstance(event, Prefill):
             writer.prefill(event)
@@ -100,8 +100,9 @@ def test_a_trace_says_what_happened(recorded, read):
         if chunk.step is not None:
             assert step.tree is not None
             assert step.tree.ids == list(chunk.tree.tokens)
-            assert step.stats().total_s == pytest.approx(chunk.step.total_s)
     stats = trace.stats()
+    timed = [chunk.step.total_s for chunk in chunks if chunk.step is not None]
+    assert [step.total_s for step in stats.steps] == pytest.approx(timed)
     assert stats.new_tokens == result.stats.new_tokens
     assert stats.accepted == result.stats.accepted
     assert stats.decode_s == pytest.approx(result.stats.decode_s)
