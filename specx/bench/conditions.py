@@ -7,7 +7,6 @@ It does not know options, exit codes or the screen.
     condition := metric [".low"|".high"] operator NUMBER ["%"] ("@" mode | "@" length)*
 """
 
-import difflib
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from specx.bench.lengths import parse_lengths
-from specx.bench.modes import parse_mode
+from specx.bench.modes import did_you_mean, parse_mode
 from specx.bench.schema import Bench, BenchRow, Interval, Spread, Summary
 from specx.errors import UsageError
 
@@ -105,9 +104,7 @@ def parse_condition(text: str, metrics: Mapping[str, Metric]) -> Condition:
         raise _wrong(text, "it is not of the form METRIC OPERATOR NUMBER", metrics)
     name, sign = found["metric"], found["operator"]
     if name not in metrics:
-        near = difflib.get_close_matches(name, list(metrics), n=2)
-        hints = [f"did you mean {' or '.join(near)}?"] if near else []
-        hints.append(f"known: {', '.join(metrics)}")
+        hints = [*did_you_mean(name, metrics), f"known: {', '.join(metrics)}"]
         raise UsageError(f"unknown metric {name!r} in {text.strip()!r}", hints=hints)
     metric = metrics[name]
     if sign not in _OPERATORS:

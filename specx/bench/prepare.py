@@ -122,9 +122,11 @@ def prepare(options: Options) -> Setup:
     texts, too_short = _long_enough(data, prompters, max(lengths), options.samples)
     meter = None
     if options.energy:
-        access = open_energy(device)
-        meter = access.meter
-        notes += [] if meter is not None else [f"no energy: {access.reason}"]
+        opened = open_energy(device)
+        if isinstance(opened, str):
+            notes.append(f"no energy: {opened}")
+        else:
+            meter = opened
     facts = [_facts(preset, options, device) for preset in presets]
     plan = Plan(
         presets=tuple(facts),
