@@ -11,10 +11,10 @@ import os
 import re
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from specx.bench.schema import BenchDocument, SkippedText
 from specx.checkpoints.download import fetch_file
@@ -294,7 +294,7 @@ def _read_lines(label: str, path: Path, field: str) -> Found:
         raise DocumentError(f"{path} cannot be read", reason=error.strerror or "") from error
     with plain, gzip.open(plain) if path.name.lower().endswith(".gz") else plain as file:
         try:
-            for raw in _lines(file):
+            for raw in _lines(file.readline):
                 number += 1
                 try:
                     found = _parse(raw, field)
@@ -315,17 +315,17 @@ class _Unusable(Exception):
     """A line, or the rest of a file, that cannot be used; the text says why."""
 
 
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
+def _lines(read: Callable[[int], bytes]) -> Iterator[bytes]:
     """Lines with their ends; of one that is too long, its first part. Raises ``_Unusable``."""
     total = 0
     while total < MAX_FILE_BYTES:
-        line = file.readline(MAX_LINE_BYTES + 1)
+        line = read(MAX_LINE_BYTES + 1)
         if not line:
             return
         total += len(line)
         yield line
         while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n") and total < MAX_FILE_BYTES:
-            line = file.readline(MAX_LINE_BYTES + 1) or b"\n"
+            line = read(MAX_LINE_BYTES + 1) or b"\n"
             total += len(line)
     raise _Unusable(f"not read beyond {MAX_FILE_BYTES >> 20:,} MiB")
 
@@ -360,8 +360,9 @@ def _parse(raw: bytes, field: str) -> tuple[str, str] | None:
     if "\0" in text:
         raise _Unusable("the text holds NUL characters")
     name = row.get("name")
-    is_name = isinstance(name, str) and len(name) <= 80 and name.isprintable()
-    return name.strip() if is_name else "", text
+    if not isinstance(name, str) or len(name) > 80 or not name.isprintable():
+        name = ""
+    return name.strip(), text
 
 
 def unframed(text: str) -> str:

@@ -1,8 +1,5 @@
 """Names of what is compared: modes, modes with a single part replaced, and outside witnesses.
 
-In: words of ``--modes``. Out: ``Variant``s with the engine's mode and parts. It does not know
-engines, presets or whether a preset has a draft.
-
 The paper's ablation (SpecExtend, arXiv 2505.20776, Table 4) starts from ``standard``: tree
 speculation with dense prefill attention, masked tree attention and a full draft cache; each of its
 rows replaces one part. ``gpu`` takes away, one at a time, what makes a step fast on a GPU.

@@ -1,7 +1,6 @@
 """Published results beside our own: which rows of a preset's paper belong to a bench.
 
-In: presets that name such rows, and a bench. Out: the bench with those rows added. It judges
-nothing: devices, texts and clocks differ, and every row says so.
+Nothing is judged: devices, texts and clocks differ, and every row says so.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Runs the cells of a plan in order and keeps each sample as soon as it is there.
 
 In: a plan, texts, a way to load a preset, a journal. Out: events while it works; the journal holds
-the rest. It does not know engines, screens or what the numbers mean.
+the rest.
 """
 
 import time
@@ -132,13 +132,14 @@ class Runner:
         """Cells with one prompt, and then the comparison with plain decoding."""
         first = group[0]
         prompt = subject.prompt(self._texts[first.document], first.length)
-        for cell in group:
-            if prompt is None:
+        if prompt is None:
+            for cell in group:
                 yield self._miss(cell, "the document is too short")
-                continue
+            return
+        for cell in group:
             self._check_budget(cell)
             yield from self._cell(subject, cell, prompt)
-        if prompt is not None and self._plan.verify:
+        if self._plan.verify:
             self._compare(subject, group, prompt)
 
     def _cell(self, subject: Subject, cell: BenchCell, prompt: Prompt) -> Iterator[Event]:

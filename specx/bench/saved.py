@@ -1,10 +1,8 @@
 """Saved benches: read one back, and join two of them row by row.
 
 In: paths of ``specx.bench/1`` files from anywhere, so nothing in them is believed. Out: the checked
-bench, and a ``SavedComparison`` of two. It does not know engines, tables or the screen.
-
-Two benches are joined on preset name, mode and length, and inside such a row on the SHA-256 of the
-documents: what changed is measured on the same texts or not at all.
+bench, and a ``SavedComparison`` of two: joined on preset, mode and length, and inside such a row on
+the SHA-256 of the documents. What changed is measured on the same texts or not at all.
 """
 
 import math
@@ -107,8 +105,7 @@ def join(
     ``metric`` is one of ``METRICS``. Raises ``UsageError`` for another one, and when nothing can
     be joined, with what differs.
     """
-    known = {name: name for name in METRICS}.get(metric)  # type: ignore[call-overload]
-    if known is None:
+    if metric not in METRICS:
         hints = [*did_you_mean(metric, METRICS), f"metrics: {', '.join(METRICS)}"]
         raise UsageError(f"unknown metric {shown(metric)}", hints=hints)
     ours, theirs = _rows(a, metric), _rows(b, metric)
@@ -117,7 +114,7 @@ def join(
         others = theirs.get(key, {})
         both = [(documents[sha], others[sha]) for sha in documents if sha in others]
         if both:
-            rows.append(_change(key, both, _environment(a, b, key[0]), _settings(a, b, metric)))
+            rows.append(_change(key, both, *_differences(a, b, key[0], metric)))
     if not rows:
         hint = "run the second with the presets, --modes, --lengths and --data of the first"
         reason = _why_apart(ours, theirs)
@@ -125,7 +122,7 @@ def join(
     return SavedComparison(
         a=_origin(a, paths[0]),
         b=_origin(b, paths[1]),
-        metric=known,
+        metric=metric,
         rows=rows,
         only_in_a=_rest(ours, theirs),
         only_in_b=_rest(theirs, ours),
@@ -135,7 +132,7 @@ def join(
 def _rows(bench: Bench, metric: str) -> _Rows:
     """Every row with the metric, in the plan's order; a document listed twice counts once."""
     listed = bench.plan.data.documents
-    by_key = {(row.preset, row.mode, row.length): row for row in bench.cells}
+    by_key = {row.place: row for row in bench.cells}
     rows: _Rows = {}
     for key, row in by_key.items():
         baseline = by_key.get((row.preset, bench.plan.baseline or "", row.length))
@@ -187,10 +184,14 @@ def _change(
     )
 
 
-def _environment(a: Bench, b: Bench, preset: str) -> list[str]:
-    """Names of what differs between the two benches' surroundings, for one preset."""
+def _differences(a: Bench, b: Bench, preset: str, metric: str) -> tuple[list[str], list[str]]:
+    """Names of what differs in the surroundings of one preset, and of settings that do."""
     ours, theirs = _facts(a, preset), _facts(b, preset)
-    return [name for name in ours if ours[name] != theirs[name]]
+    settings = (*_SETTINGS, "baseline") if metric == "speedup" else _SETTINGS
+    return (
+        [name for name in ours if ours[name] != theirs[name]],
+        [name for name in settings if getattr(a.plan, name) != getattr(b.plan, name)],
+    )
 
 
 def _facts(bench: Bench, preset: str) -> dict[str, Any]:
@@ -214,11 +215,6 @@ def _origin(bench: Bench, path: str | None) -> Origin:
         env=bench.env,
         stand_in=any(preset.stand_in for preset in bench.plan.presets),
     )
-
-
-def _settings(a: Bench, b: Bench, metric: str) -> list[str]:
-    names = (*_SETTINGS, "baseline") if metric == "speedup" else _SETTINGS
-    return [name for name in names if getattr(a.plan, name) != getattr(b.plan, name)]
 
 
 def _rest(ours: _Rows, theirs: _Rows) -> list[Unmatched]:

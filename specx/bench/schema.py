@@ -1,9 +1,7 @@
 """``specx.bench/1`` and ``specx.compare/1``, from one measured run to the whole report.
 
-These models are the formats: their JSON Schemas are generated from them, and files of unknown
-origin are read through them. They do not know engines, files or tables.
-
-Times are in seconds, sizes in bytes, nothing is rounded, and None is what was not measured.
+Their JSON Schemas are generated from these models, and files of unknown origin are read through
+them. Times are in seconds, sizes in bytes, nothing is rounded, and None is what was not measured.
 Unknown keys are passed over: a later specx may add some within version 1.
 """
 
@@ -230,8 +228,8 @@ class Floor(JsonRecord):
     @computed_field(description="What limits a step.")  # type: ignore[prop-decorator]
     @property
     def bound(self) -> Literal["memory", "compute"]:
-        is_memory = self.step_s == self.step_bytes / self.bandwidth_bytes_s
-        return "memory" if is_memory else "compute"
+        memory_s = self.step_bytes / self.bandwidth_bytes_s
+        return "memory" if memory_s >= self.step_flop / self.rate_flop_s else "compute"
 
 
 # What was to be measured
@@ -332,8 +330,9 @@ class Plan(JsonRecord):
 
     def cells(self) -> Iterator[BenchCell]:
         """Every cell, in the order of running."""
-        groups = (self.groups(preset.name) for preset in self.presets)
-        return itertools.chain.from_iterable(itertools.chain.from_iterable(groups))
+        for preset in self.presets:
+            for group in self.groups(preset.name):
+                yield from group
 
     @property
     def size(self) -> int:
