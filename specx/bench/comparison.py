@@ -17,6 +17,7 @@ from specx.bench.schema import (
     Acceptance,
     Environment,
     LiveComparison,
+    LiveInput,
     LiveRow,
     LiveTimes,
     Rates,
@@ -220,7 +221,12 @@ class Race:
     def _turn(self, index: int, contestant: Contestant) -> Iterator[Event]:
         if contestant.source not in self._engines:
             yield Began(index, "loading")
-            self._engines[contestant.source] = self._load(contestant.preset)
+            from specx.engine import load  # imports torch
+
+            task = self.task
+            self._engines[contestant.source] = load(
+                contestant.preset, device=task.device, dtype=task.dtype, offline=task.offline
+            )
         engine = self._engines[contestant.source]
         prompt = engine.prompt(self.task.document, self.task.instruction)
         yield Began(index, "warming up")
@@ -228,7 +234,7 @@ class Race:
         if self._is_cancelled:
             return
         yield Began(index, "reading")
-        stream = self._start(engine, prompt, contestant.variant)
+        stream = self._start(engine, prompt, contestant.variant, self.task.max_tokens)
         for event in stream:
             yield Progressed(index, event)
         self._stream = None
@@ -236,17 +242,11 @@ class Race:
         self.runs.append(run)
         yield Ended(index, run)
 
-    def _load(self, preset: Preset) -> "Engine":
-        from specx.engine import load  # imports torch
-
-        task = self.task
-        return load(preset, device=task.device, dtype=task.dtype, offline=task.offline)
-
     def _warm_up(self, engine: "Engine", prompt: "Prompt", variant: Variant) -> None:
         """A few steps on the prompt's beginning: what is paid once, no run shall pay."""
         beginning = replace(prompt, tokens=prompt.tokens[:WARMUP_PROMPT_TOKENS])
         few = min(WARMUP_NEW_TOKENS, self.task.max_tokens)
-        for _ in self._start(engine, beginning, variant, max_tokens=few, ignore_eos=True):
+        for _ in self._start(engine, beginning, variant, few, ignore_eos=True):
             pass
         self._stream = None
 
@@ -255,15 +255,15 @@ class Race:
         engine: "Engine",
         prompt: "Prompt",
         variant: Variant,
+        max_tokens: int,
         *,
-        max_tokens: int | None = None,
         ignore_eos: bool = False,
     ) -> "Stream":
         self._stream = engine.stream(
             prompt,
             mode=variant.mode,
             parts=variant.parts,
-            max_tokens=self.task.max_tokens if max_tokens is None else max_tokens,
+            max_tokens=max_tokens,
             sampling=self.task.sampling,
             ignore_eos=ignore_eos,
         )
@@ -336,7 +336,7 @@ def live_comparison(
     return LiveComparison(
         specx={"version": __version__},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        input=input_facts(document, runs[0].prompt),
+        input=LiveInput(**input_facts(document, runs[0].prompt).model_dump()),
         env=Environment(**environment),
         runs=[_live_row(run, runs[0]) for run in runs],
     )

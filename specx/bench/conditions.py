@@ -175,20 +175,13 @@ def _part(text: str, name: str, word: str | None, metrics: Mapping[str, MetricKi
 def _scope(
     text: str, scope: str, metrics: Mapping[str, MetricKind]
 ) -> tuple[str | None, int | None]:
-    mode: str | None = None
-    length: int | None = None
     words = [word.strip() for word in scope.split("@")[1:]]
-    for word in words:
-        if word[:1].isdecimal():
-            lengths = parse_lengths(word)
-            if length is not None or len(lengths) > 1:
-                raise _wrong(text, "only one length is allowed", metrics)
-            length = lengths[0]
-        else:
-            if mode is not None:
-                raise _wrong(text, "only one mode is allowed", metrics)
-            mode = parse_mode(word).name
-    return mode, length
+    lengths = [each for word in words if word[:1].isdecimal() for each in parse_lengths(word)]
+    modes = [parse_mode(word).name for word in words if not word[:1].isdecimal()]
+    for what, found in (("mode", modes), ("length", lengths)):
+        if len(found) > 1:
+            raise _wrong(text, f"only one {what} is allowed", metrics)
+    return next(iter(modes), None), next(iter(lengths), None)
 
 
 def _wrong(text: str, reason: str, metrics: Mapping[str, MetricKind]) -> UsageError:

@@ -32,21 +32,18 @@ def open_energy(device: str) -> GpuEnergy | str:
         import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         return "the package nvidia-ml-py is not installed"
+    import torch
+
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         return f"NVML does not answer: {error}"
     try:
-        handle = pynvml.nvmlDeviceGetHandleByUUID(_uuid(device))
+        # By UUID, as CUDA_VISIBLE_DEVICES renumbers torch's GPUs and not NVML's.
+        uuid = torch.cuda.get_device_properties(torch.device(device)).uuid
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except pynvml.NVMLError as error:
         pynvml.nvmlShutdown()
         return f"this GPU has no energy counter: {error}"
     return GpuEnergy(pynvml, handle)
-
-
-def _uuid(device: str) -> str:
-    """NVML's name of the GPU. Its numbers are no use: CUDA_VISIBLE_DEVICES renumbers torch's."""
-    import torch
-
-    return f"GPU-{torch.cuda.get_device_properties(torch.device(device)).uuid}"

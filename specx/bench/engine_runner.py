@@ -6,6 +6,7 @@ token ends the prefill, and the device has finished its work when a token is see
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import zip_longest
 
 from specx.bench.data import cut_prompt
@@ -151,20 +152,12 @@ class Subject:
             cell=cell,
             prompt_tokens=len(prompt.tokens),
             new_tokens=len(run.tokens),
-            finish_reason=run.finish_reason,
             prefill_target_s=run.prefill_s,
             prefill_draft_s=0.0,
             ttft_s=run.prefill_s,
-            decode_s=run.decode_s,
-            total_s=run.total_s,
-            first_tokens=run.first_tokens,
-            steps=run.steps,
             drafted=None,
-            accepted=run.accepted,
-            histogram=list(run.histogram),
-            memory=run.memory,
             energy=_joules(start_j, first_j, self._joules()),
-            tokens=list(run.tokens),
+            **asdict(run),
         )
 
     def _joules(self) -> float | None:

@@ -260,7 +260,7 @@ def _facts(preset: Preset, options: Options, device: str) -> PresetFacts:
         target=TargetFacts(
             repo=target.repo, revision=target.revision, dtype=str(dtype).removeprefix("torch.")
         ),
-        draft=DraftFacts.model_validate(preset.draft, from_attributes=True),
+        draft=DraftFacts.model_validate(preset.draft),
         kernels=kernels_on(device),
         stand_in=stand_in if options.stand_in else None,
     )

@@ -18,7 +18,7 @@ from specx.bench.journal import (
     SampleLine,
 )
 from specx.bench.modes import Variant
-from specx.bench.schema import BenchCell, Plan, Sample
+from specx.bench.schema import BenchCell, Place, Plan, Sample
 from specx.errors import ResourceError
 from specx.prompts import Prompt
 
@@ -83,7 +83,7 @@ class Runner:
         self._subject: Subject | None = None
         self._began = clock()
         self._before_s = journal.finished.elapsed_s
-        self._costs_s: dict[tuple[str, str, int], float] = {}  # newest duration by mode and length
+        self._costs_s: dict[Place, float] = {}  # newest durations
         self._done = sum(self._is_known(cell) for cell in plan.cells())
         self._is_cancelled = False
         self.stopped = ""
@@ -113,8 +113,7 @@ class Runner:
                 self._subject = self._load(preset.name)
                 if self._is_cancelled:
                     raise Interrupted
-                notes = NotesLine(preset=preset.name, notes=self._subject.notes)
-                self._journal.keep(notes)
+                self._journal.keep(NotesLine(preset=preset.name, notes=self._subject.notes))
                 self._measure_floors(self._subject, again=False)
                 for group in groups:
                     if group:
@@ -143,13 +142,13 @@ class Runner:
             self._compare(subject, group, prompt)
 
     def _cell(self, subject: Subject, cell: BenchCell, prompt: Prompt) -> Iterator[Event]:
-        variant, key = self._variants[cell.mode], cell.place
+        variant = self._variants[cell.mode]
         try:
             for to_come in range(self._runs_of(cell), 0, -1):
                 yield self._running(cell, is_warmup=to_come > 1)
                 began = self._clock()
                 sample = subject.run(cell, variant, prompt)
-                self._costs_s[key] = self._clock() - began
+                self._costs_s[cell.place] = self._clock() - began
         except ResourceError as error:
             yield self._miss(cell, error.reason or error.message)
             return
@@ -190,29 +189,29 @@ class Runner:
         if self._budget_s is None:
             return
         spent_s = self._clock() - self._began
-        if spent_s + self._runs_of(cell) * (self._predicted_s(cell) or 0.0) > self._budget_s:
+        if spent_s + self._runs_of(cell) * self._predicted_s(cell) > self._budget_s:
             raise _BudgetSpent
 
     def _running(self, cell: BenchCell, *, is_warmup: bool) -> Running:
         left = [each for each in self._plan.cells() if not self._is_known(each)]
         first = {each.place: each for each in reversed(left)}.values()
         runs = [*left, *(each for each in first for _ in range(self._runs_of(each) - 1))]
-        known = [seconds for each in runs if (seconds := self._predicted_s(each)) is not None]
-        left_s = sum(known) if known and len(known) == len(runs) else None
+        left_s = sum(map(self._predicted_s, runs)) if self._costs_s else None
         return Running(cell, is_warmup, self._done, self._plan.size, left_s)
 
     def _runs_of(self, cell: BenchCell) -> int:
         """How often ``cell`` runs: the first of its cost is warmed up before."""
         return 1 if cell.place in self._costs_s else 1 + self._plan.warmup
 
-    def _predicted_s(self, cell: BenchCell) -> float | None:
-        """What this mode took at this length, else another mode there, else by proportion."""
-        costs = self._costs_s
-        own = costs.get(cell.place)
-        if own is not None or not costs:
-            return own
-        nearest = min(costs, key=lambda key: abs(key[2] - cell.length))
-        return costs[nearest] * cell.length / nearest[2]
+    def _predicted_s(self, cell: BenchCell) -> float:
+        """What this mode took at this length, else another mode there, else by proportion; 0 where
+        nothing has run."""
+        if not self._costs_s:
+            return 0.0
+        nearest = min(
+            self._costs_s, key=lambda at: (at != cell.place, abs(at.length - cell.length))
+        )
+        return self._costs_s[nearest] * cell.length / nearest.length
 
 
 class _BudgetSpent(Exception):

@@ -20,6 +20,7 @@ from specx.bench.schema import (
     Change,
     Metric,
     Origin,
+    Place,
     SavedComparison,
     Unmatched,
     complaint,
@@ -36,8 +37,6 @@ MAX_BENCH_BYTES = 512 << 20
 _PLAUSIBLE = 1e100  # a metric beyond this, or under its inverse, was not measured by a clock
 _SETTINGS = ("max_tokens", "ignore_eos", "sampling")
 
-Key = tuple[str, str, int]  # preset, mode, length
-
 
 @dataclass(slots=True)
 class _Measured:
@@ -52,7 +51,7 @@ class _Measured:
         return median(self.values)
 
 
-_Rows = dict[Key, dict[str, _Measured]]  # by SHA-256 of the document
+_Rows = dict[Place, dict[str, _Measured]]  # by SHA-256 of the document
 
 
 class _Labelled(BaseModel):
@@ -110,11 +109,11 @@ def join(
         raise UsageError(f"unknown metric {shown(metric)}", hints=hints)
     ours, theirs = _rows(a, metric), _rows(b, metric)
     rows = []
-    for key, documents in ours.items():
-        others = theirs.get(key, {})
+    for place, documents in ours.items():
+        others = theirs.get(place, {})
         both = [(documents[sha], others[sha]) for sha in documents if sha in others]
         if both:
-            rows.append(_change(key, both, *_differences(a, b, key[0], metric)))
+            rows.append(_change(place, both, *_differences(a, b, place.preset, metric)))
     if not rows:
         hint = "run the second with the presets, --modes, --lengths and --data of the first"
         reason = _why_apart(ours, theirs)
@@ -132,10 +131,10 @@ def join(
 def _rows(bench: Bench, metric: str) -> _Rows:
     """Every row with the metric, in the plan's order; a document listed twice counts once."""
     listed = bench.plan.data.documents
-    by_key = {row.place: row for row in bench.cells}
+    by_place = {row.place: row for row in bench.cells}
     rows: _Rows = {}
-    for key, row in by_key.items():
-        baseline = by_key.get((row.preset, bench.plan.baseline or "", row.length))
+    for place, row in by_place.items():
+        baseline = by_place.get(place._replace(mode=bench.plan.baseline or ""))
         repetitions = by_document(row.samples)
         by_sha: dict[str, _Measured] = {}
         for number, values in _values(row, baseline, metric).items():
@@ -145,7 +144,7 @@ def _rows(bench: Bench, metric: str) -> _Rows:
                 measured.values += plausible
                 measured.texts |= {tuple(run.tokens) for run in repetitions[number]}
         if by_sha:
-            rows[key] = by_sha
+            rows[place] = by_sha
     return rows
 
 
@@ -162,7 +161,7 @@ def _values(row: BenchRow, baseline: BenchRow | None, metric: str) -> dict[int, 
 
 
 def _change(
-    key: Key,
+    place: Place,
     both: Sequence[tuple[_Measured, _Measured]],
     environment: list[str],
     settings: list[str],
@@ -170,9 +169,7 @@ def _change(
     change = geometric_interval([[b.value / a.value] for a, b in both])
     same = all(len(a.texts | b.texts) == 1 for a, b in both)
     return Change(
-        preset=key[0],
-        mode=key[1],
-        length=key[2],
+        **place._asdict(),
         n=change.n,
         a=math.exp(fmean(math.log(a.value) for a, _ in both)),
         b=math.exp(fmean(math.log(b.value) for _, b in both)),
@@ -220,15 +217,11 @@ def _origin(bench: Bench, path: str | None) -> Origin:
 def _rest(ours: _Rows, theirs: _Rows) -> list[Unmatched]:
     """What ``ours`` has and ``theirs`` has not."""
     rest = []
-    for (preset, mode, length), documents in ours.items():
-        others = theirs.get((preset, mode, length), {})
+    for place, documents in ours.items():
+        others = theirs.get(place, {})
         alone = [measured.document for sha, measured in documents.items() if sha not in others]
         if alone:
-            rest.append(
-                Unmatched(
-                    preset=preset, mode=mode, length=length, whole_row=not others, documents=alone
-                )
-            )
+            rest.append(Unmatched(**place._asdict(), whole_row=not others, documents=alone))
     return rest
 
 
@@ -237,11 +230,11 @@ def _why_apart(ours: _Rows, theirs: _Rows) -> str:
     for name, rows in (("first", ours), ("second", theirs)):
         if not rows:
             return f"the {name} has no row with this metric"
-    for place, what in enumerate(("presets", "modes", "lengths")):
-        mine, yours = (list(dict.fromkeys(key[place] for key in rows)) for rows in (ours, theirs))
-        if not set(mine) & set(yours):
-            left, right = (", ".join(str(each) for each in side[:5]) for side in (mine, yours))
-            return f"their {what} differ: {left} and {right}"
+    for what in Place._fields:
+        mine, yours = ({getattr(place, what): None for place in rows} for rows in (ours, theirs))
+        if mine.keys().isdisjoint(yours):
+            left, right = (", ".join(map(str, list(side)[:5])) for side in (mine, yours))
+            return f"their {what}s differ: {left} and {right}"
     if ours.keys() & theirs.keys():
         return "their rows were measured on different documents"
     return "no row has its preset, mode and length in both"

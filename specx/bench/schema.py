@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     BaseModel,
@@ -22,7 +22,7 @@ from pydantic import (
 
 from specx.core.config import SamplingConfig
 from specx.core.stats import FinishReason, Memory
-from specx.trace.result import Remark, SourceFacts, TokenCounts
+from specx.trace.result import LoadedDraft, LoadedTarget, Remark, SourceFacts, TokenCounts
 
 if TYPE_CHECKING:
     from specx.stream import Difference
@@ -51,10 +51,18 @@ class JsonRecord(BaseModel):
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON values."""
-        return self.model_dump(mode="json", by_alias=True)
+        return self.model_dump(mode="json")
 
 
 # One run
+
+
+class Place(NamedTuple):
+    """What rows are looked up and joined by."""
+
+    preset: str
+    mode: str
+    length: int
 
 
 class BenchPlace(JsonRecord):
@@ -65,9 +73,9 @@ class BenchPlace(JsonRecord):
     length: Positive = Field(description="Prompt tokens asked for.")
 
     @property
-    def place(self) -> tuple[str, str, int]:
-        """The three of them, to look up and to join by."""
-        return self.preset, self.mode, self.length
+    def place(self) -> Place:
+        """The same as a key."""
+        return Place(self.preset, self.mode, self.length)
 
 
 class BenchCell(BenchPlace):
@@ -235,21 +243,8 @@ class Floor(JsonRecord):
 # What was to be measured
 
 
-class TargetFacts(JsonRecord):
-    """Which target."""
-
-    repo: str
-    revision: str | None
-    dtype: str
-
-
-class DraftFacts(JsonRecord):
-    """Which draft."""
-
-    kind: str
-    repo: str | None
-    revision: str | None
-    trained_context_tokens: Count
+TargetFacts = LoadedTarget
+DraftFacts = LoadedDraft
 
 
 class StandInFacts(JsonRecord):
@@ -580,6 +575,12 @@ class SavedComparison(JsonRecord):
     only_in_b: list[Unmatched]
 
 
+class LiveInput(SourceFacts):
+    """The document as it was read."""
+
+    sha256: Sha256
+
+
 class LiveTimes(JsonRecord):
     """Seconds, loading excluded."""
 
@@ -635,7 +636,7 @@ class LiveComparison(JsonRecord):
     kind: Literal["live"] = "live"
     specx: dict[Literal["version"], str]
     created: str
-    input: SourceFacts
+    input: LiveInput
     env: Environment
     runs: Annotated[list[LiveRow], Field(min_length=1)]
 

@@ -93,14 +93,12 @@ def rows(plan: Plan, samples: Samples, floors: Sequence[Floor]) -> list[BenchRow
     groups = grouped(plan, samples)
     least = {(floor.preset, floor.length): floor for floor in floors}
     found = []
-    for (preset, length, mode), group in groups.items():
+    for place, group in groups.items():
         baseline: Samples = ()
-        if plan.baseline is not None and mode != plan.baseline:
-            baseline = groups.get((preset, length, plan.baseline), ())
-        summary = summarize(group, baseline, least.get((preset, length)))
-        found.append(
-            BenchRow(preset=preset, mode=mode, length=length, samples=group, summary=summary)
-        )
+        if plan.baseline is not None and place.mode != plan.baseline:
+            baseline = groups.get(place._replace(mode=plan.baseline), ())
+        summary = summarize(group, baseline, least.get((place.preset, place.length)))
+        found.append(BenchRow(**place._asdict(), samples=group, summary=summary))
     return found
 
 
