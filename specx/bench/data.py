@@ -179,16 +179,13 @@ def _nearest(
 
     keep = min(keep, len(ends))
     for _ in range(_CORRECTIONS):
-        excess = excess_of(keep)
-        if excess == 0:
-            return tried[ends[keep - 1]]
-        keep = min(max(1, keep - excess), len(ends))
+        keep = min(max(1, keep - excess_of(keep)), len(ends))
     reach = range(max(1, keep - MAX_BELOW_TOKENS), min(len(ends), keep + MAX_BELOW_TOKENS) + 1)
     for count in sorted(reach, key=lambda count: abs(count - keep)):
         if excess_of(count) == 0:
-            return tried[ends[count - 1]]
+            break
     least = tokens - MAX_BELOW_TOKENS
-    near = [prompt for prompt in tried.values() if least <= len(prompt.tokens) < tokens]
+    near = [prompt for prompt in tried.values() if least <= len(prompt.tokens) <= tokens]
     return max(near, key=lambda prompt: len(prompt.tokens), default=None)
 
 
@@ -318,16 +315,14 @@ class _Unusable(Exception):
 def _lines(read: Callable[[int], bytes]) -> Iterator[bytes]:
     """Lines with their ends; of one that is too long, its first part. Raises ``_Unusable``."""
     total = 0
-    while total < MAX_FILE_BYTES:
-        line = read(MAX_LINE_BYTES + 1)
-        if not line:
-            return
+    while line := read(MAX_LINE_BYTES + 1):
         total += len(line)
         yield line
         while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n") and total < MAX_FILE_BYTES:
             line = read(MAX_LINE_BYTES + 1) or b"\n"
             total += len(line)
-    raise _Unusable(f"not read beyond {MAX_FILE_BYTES >> 20:,} MiB")
+        if total >= MAX_FILE_BYTES:
+            raise _Unusable(f"not read beyond {MAX_FILE_BYTES >> 20:,} MiB")
 
 
 def _parse(raw: bytes, field: str) -> tuple[str, str] | None:

@@ -1,8 +1,5 @@
 """Energy of the GPU that torch computes on, from the driver's counter.
 
-In: a device name as torch knows it. Out: joules since the driver was loaded, or the reason why
-there are none. It knows no runs; differences between two readings are the caller's.
-
 NVML counts millijoules of the whole GPU, other processes included, and renews the number some ten
 times a second: short spans are coarse. Nothing polls here.
 """
