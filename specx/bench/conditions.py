@@ -83,33 +83,62 @@ def parse_condition(text: str, metrics: Mapping[str, MetricKind]) -> Condition:
     Raises ``UsageError`` for an unknown metric, mode or operator, and for a percent sign too many
     or too few.
     """
+    try:
+        return _parse(text, metrics)
+    except ValueError as error:
+        is_percent = "percent" in metrics.values()
+        examples = "change<-5%" if is_percent else "speedup<1.0, speedup.low<1.5@specx@16k, equal<1"
+        raise UsageError(
+            f"{text.strip()!r} is not a condition",
+            reason=str(error),
+            hints=[f"for example {examples}", f"metrics: {', '.join(metrics)}"],
+        ) from error
+
+
+def _parse(text: str, metrics: Mapping[str, MetricKind]) -> Condition:
+    """Raises ``ValueError`` where a part is wrong, ``UsageError`` for unknown names."""
     found = _SHAPE.fullmatch(text)
     if found is None:
-        raise _wrong(text, "it is not of the form METRIC OPERATOR NUMBER", metrics)
+        raise ValueError("it is not of the form METRIC OPERATOR NUMBER")
     name, sign = found["metric"], found["operator"]
     if name not in metrics:
         hints = [*did_you_mean(name, metrics), f"known: {', '.join(metrics)}"]
         raise UsageError(f"unknown metric {name!r} in {text.strip()!r}", hints=hints)
     is_percent = metrics[name] == "percent"
     if sign not in _OPERATORS:
-        raise _wrong(text, f"{sign!r} is not one of {' '.join(_OPERATORS)}", metrics)
+        raise ValueError(f"{sign!r} is not one of {' '.join(_OPERATORS)}")
     if is_percent and not found["percent"]:
-        raise _wrong(text, f"{name} is in percent: write {found['limit']}%", metrics)
+        raise ValueError(f"{name} is in percent: write {found['limit']}%")
     if found["percent"] and not is_percent:
-        raise _wrong(text, f"{name} is not in percent", metrics)
+        raise ValueError(f"{name} is not in percent")
     if found["scope"] and is_percent:
-        raise _wrong(text, "@ is not allowed here: every row is checked", metrics)
-    mode, length = _scope(text, found["scope"], metrics)
+        raise ValueError("@ is not allowed here: every row is checked")
+    mode, length = _scope(found["scope"])
+    if found["part"] is not None and metrics[name] != "interval":
+        raise ValueError(f"{name} is a single number, without .{found['part']}")
+    if found["part"] not in (None, "low", "high"):
+        raise ValueError(f"{name} has .low and .high, not .{found['part']}")
     return Condition(
         text=text.strip(),
         metric=name,
-        part=_part(text, name, found["part"], metrics),
+        part=cast(Part, found["part"] or "value"),
         operator=sign,
         limit=float(found["limit"]),
         limit_text=found["limit"] + found["percent"],
         mode=mode,
         length=length,
     )
+
+
+def _scope(scope: str) -> tuple[str | None, int | None]:
+    """``@specx@16k`` → mode and length, None where there is none."""
+    words = [word.strip() for word in scope.split("@")[1:]]
+    lengths = [each for word in words if word[:1].isdecimal() for each in parse_lengths(word)]
+    modes = [parse_mode(word).name for word in words if not word[:1].isdecimal()]
+    for what, several in (("mode", len(modes) > 1), ("length", len(lengths) > 1)):
+        if several:
+            raise ValueError(f"only one {what} is allowed")
+    return next(iter(modes), None), next(iter(lengths), None)
 
 
 def failures(conditions: Sequence[Condition], bench: Bench) -> list[str]:
@@ -160,38 +189,6 @@ def change_unmatched(
     if any(change is not None for _, change in rows):
         return []
     return [f"{each.text} was not checked: the benches share no row" for each in conditions]
-
-
-def _part(text: str, name: str, word: str | None, metrics: Mapping[str, MetricKind]) -> Part:
-    if word is None:
-        return "value"
-    if metrics[name] != "interval":
-        raise _wrong(text, f"{name} is a single number, without .{word}", metrics)
-    if word not in ("low", "high"):
-        raise _wrong(text, f"{name} has .low and .high, not .{word}", metrics)
-    return cast(Part, word)
-
-
-def _scope(
-    text: str, scope: str, metrics: Mapping[str, MetricKind]
-) -> tuple[str | None, int | None]:
-    words = [word.strip() for word in scope.split("@")[1:]]
-    lengths = [each for word in words if word[:1].isdecimal() for each in parse_lengths(word)]
-    modes = [parse_mode(word).name for word in words if not word[:1].isdecimal()]
-    for what, found in (("mode", modes), ("length", lengths)):
-        if len(found) > 1:
-            raise _wrong(text, f"only one {what} is allowed", metrics)
-    return next(iter(modes), None), next(iter(lengths), None)
-
-
-def _wrong(text: str, reason: str, metrics: Mapping[str, MetricKind]) -> UsageError:
-    is_percent = "percent" in metrics.values()
-    examples = "change<-5%" if is_percent else "speedup<1.0, speedup.low<1.5@specx@16k, equal<1"
-    return UsageError(
-        f"{text.strip()!r} is not a condition",
-        reason=reason,
-        hints=[f"for example {examples}", f"metrics: {', '.join(metrics)}"],
-    )
 
 
 def _values(condition: Condition, bench: Bench) -> Iterator[tuple[BenchRow, float]]:

@@ -243,6 +243,7 @@ class Floor(JsonRecord):
 # What was to be measured
 
 
+# The same as in a result.
 TargetFacts = LoadedTarget
 DraftFacts = LoadedDraft
 

@@ -1,15 +1,11 @@
 """Statistics of few, noisy runs: spread, outliers, and intervals that stay honest for small n.
 
-In: plain numbers, grouped by document where that matters. Out: ``Spread`` and ``Interval``. They
-do not know samples, modes or units.
-
 The unit of every interval is the document: repetitions of one document say how noisy the machine
 is, not how the next document will behave. Intervals are bootstrap percentiles with the *expanded*
-tails of Hesterberg, "What Teachers Should Know About the Bootstrap" (2015): the ordinary 2.5 %
-percentiles of five documents are too narrow by a factor of about 1.6, because the bootstrap divides
-by n where t intervals divide by n − 1, and knows no heavy tails. No bootstrap leaves the range of
-its data, so bounds of n documents hold the truth at most in 1 − 2^(1−n) of all cases: 50 % of two,
-75 % of three, 94 % of five. All draws come from a fixed seed: equal numbers give equal intervals.
+tails of Hesterberg, "What Teachers Should Know About the Bootstrap" (2015), as ordinary ones of
+five documents are too narrow by a factor of about 1.6. No bootstrap leaves the range of its data:
+bounds of n documents hold the truth at most in 1 − 2^(1−n) of all cases, 75 % of three, 94 % of
+five. All draws come from a fixed seed: equal numbers give equal intervals.
 """
 
 import math
