@@ -1,20 +1,18 @@
 """The same document through several pairs of preset and mode, one run after another.
 
 In: words such as ``spec`` or ``qwen3-8b:specx+window``, a document and what to do with it. Out:
-events while it runs, one ``LiveRun`` each, and a ``LiveComparison``. It does not know files or the
-screen.
+events while it runs, one ``LiveRun`` each, and a ``LiveComparison``.
 
 Runs do not overlap: they would share one processor, and each would slow the others down.
 """
 
 import datetime
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from specx._version import __version__
-from specx.bench.modes import BASES, GROUPS, WITNESSES, Variant, parse_mode
+from specx.bench.modes import BASES, GROUPS, WITNESSES, Variant, did_you_mean, parse_mode
 from specx.bench.schema import (
     Acceptance,
     Environment,
@@ -22,9 +20,7 @@ from specx.bench.schema import (
     LiveInput,
     LiveRow,
     LiveTimes,
-    LiveWarning,
     Rates,
-    TokenCounts,
     first_difference,
     memory_bytes,
     ratio_of,
@@ -33,6 +29,7 @@ from specx.core.config import SamplingConfig
 from specx.core.stats import GenerationStats, Prefill
 from specx.errors import UsageError
 from specx.preset.preset import Preset, available_presets, load_preset
+from specx.trace.result import Remark, TokenCounts, input_facts
 
 if TYPE_CHECKING:
     from specx.documents.document import Document
@@ -76,15 +73,15 @@ class LiveRun:
 
     contestant: Contestant
     result: "Result"
-    document_tokens: int
+    prompt: "Prompt"
     device: str
     dtype: str
+    remarks: tuple[str, ...]  # the engine's
     equal: bool | None = None
     why: str = ""
     difference: "Difference | None" = None
     expected_text: str = ""  # the two tokens on which the texts part; "" is the end of a text
     got_text: str = ""
-    remarks: tuple[str, ...] = ()  # the engine's
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +181,8 @@ def _unknown(mode: str, base: str) -> UsageError:
         hints.append(" ".join(f"--with {name}" for name in mode.split(",")))
     elif base in presets or base.lower().endswith((".yaml", ".yml")):
         hints.append(f"--with {base}: with a colon at its end is that preset in its own mode")
-    elif near := difflib.get_close_matches(base, [*BASES, *presets], n=2):
-        hints.append(f"did you mean {' or '.join(near)}?")
+    else:
+        hints += did_you_mean(base, [*BASES, *presets])
     return UsageError(
         f"unknown mode {mode!r}",
         hints=(*hints, f"modes: {', '.join(BASES)}", "with a part: specx+window, standard+hybrid"),
@@ -202,7 +199,6 @@ class Race:
         self.contestants, self.task = tuple(contestants), task
         self.runs: list[LiveRun] = []
         self._engines: dict[str, Engine] = {}
-        self._prompts: list[tuple[int, ...]] = []  # of the runs
         self._stream: Stream | None = None
         self._is_cancelled = False
 
@@ -225,7 +221,12 @@ class Race:
     def _turn(self, index: int, contestant: Contestant) -> Iterator[Event]:
         if contestant.source not in self._engines:
             yield Began(index, "loading")
-            self._engines[contestant.source] = self._load(contestant.preset)
+            from specx.engine import load  # imports torch
+
+            task = self.task
+            self._engines[contestant.source] = load(
+                contestant.preset, device=task.device, dtype=task.dtype, offline=task.offline
+            )
         engine = self._engines[contestant.source]
         prompt = engine.prompt(self.task.document, self.task.instruction)
         yield Began(index, "warming up")
@@ -233,26 +234,19 @@ class Race:
         if self._is_cancelled:
             return
         yield Began(index, "reading")
-        stream = self._start(engine, prompt, contestant.variant)
+        stream = self._start(engine, prompt, contestant.variant, self.task.max_tokens)
         for event in stream:
             yield Progressed(index, event)
         self._stream = None
         run = self._judged(contestant, engine, prompt, stream.result)
         self.runs.append(run)
-        self._prompts.append(prompt.tokens)
         yield Ended(index, run)
-
-    def _load(self, preset: Preset) -> "Engine":
-        from specx.engine import load  # imports torch
-
-        task = self.task
-        return load(preset, device=task.device, dtype=task.dtype, offline=task.offline)
 
     def _warm_up(self, engine: "Engine", prompt: "Prompt", variant: Variant) -> None:
         """A few steps on the prompt's beginning: what is paid once, no run shall pay."""
         beginning = replace(prompt, tokens=prompt.tokens[:WARMUP_PROMPT_TOKENS])
         few = min(WARMUP_NEW_TOKENS, self.task.max_tokens)
-        for _ in self._start(engine, beginning, variant, max_tokens=few, ignore_eos=True):
+        for _ in self._start(engine, beginning, variant, few, ignore_eos=True):
             pass
         self._stream = None
 
@@ -261,15 +255,15 @@ class Race:
         engine: "Engine",
         prompt: "Prompt",
         variant: Variant,
+        max_tokens: int,
         *,
-        max_tokens: int | None = None,
         ignore_eos: bool = False,
     ) -> "Stream":
         self._stream = engine.stream(
             prompt,
             mode=variant.mode,
             parts=variant.parts,
-            max_tokens=self.task.max_tokens if max_tokens is None else max_tokens,
+            max_tokens=max_tokens,
             sampling=self.task.sampling,
             ignore_eos=ignore_eos,
         )
@@ -280,15 +274,11 @@ class Race:
     def _judged(
         self, contestant: Contestant, engine: "Engine", prompt: "Prompt", result: "Result"
     ) -> LiveRun:
-        facts = (prompt.document_tokens, engine.device, engine.dtype)
-        run = LiveRun(contestant, result, *facts, remarks=engine.remarks)
+        run = LiveRun(contestant, result, prompt, engine.device, engine.dtype, engine.remarks)
         if not self.runs:
             return run
         first = self.runs[0]
-        why = _incomparable(first, run) or (
-            "another prompt" if prompt.tokens != self._prompts[0] else ""
-        )
-        if why:
+        if why := _incomparable(first, run):
             return replace(run, why=why)
         expected, got = first.result.tokens, result.tokens
         is_partial = "interrupted" in (first.result.finish_reason, result.finish_reason)
@@ -312,24 +302,20 @@ def _incomparable(first: LiveRun, run: LiveRun) -> str:
     one, other = first.contestant.preset.target, run.contestant.preset.target
     if (one.repo, one.revision) != (other.repo, other.revision):
         return "another target"
-    return "another dtype" if first.dtype != run.dtype else ""
+    if first.dtype != run.dtype:
+        return "another dtype"
+    return "another prompt" if run.prompt.tokens != first.prompt.tokens else ""
 
 
-def speedup(run: LiveRun, first: LiveRun) -> float | None:
-    """Decode rate over the first run's; None for the first run and where a rate is missing."""
-    if run is first:
-        return None
-    return _ratio(rates(run.result.stats).decode_tok_s, rates(first.result.stats).decode_tok_s)
+def speedup(run: LiveRun, first: LiveRun, rate: str = "decode_tok_s") -> float | None:
+    """A rate over the first run's; None for the first run and where a rate is missing."""
+    mine, other = (getattr(rates(each.result.stats), rate) for each in (run, first))
+    return None if run is first or None in (mine, other) else ratio_of(mine, other)
 
 
 def end_to_end_speedup(run: LiveRun, first: LiveRun) -> float | None:
     """The same for the rate over the whole request."""
-    mine, other = (rates(each.result.stats).end_to_end_tok_s for each in (run, first))
-    return None if run is first else _ratio(mine, other)
-
-
-def _ratio(mine: float | None, other: float | None) -> float | None:
-    return None if mine is None or other is None else ratio_of(mine, other)
+    return speedup(run, first, "end_to_end_tok_s")
 
 
 def rates(stats: GenerationStats) -> Rates:
@@ -350,14 +336,7 @@ def live_comparison(
     return LiveComparison(
         specx={"version": __version__},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        input=LiveInput(
-            path=document.path,
-            name=document.name,
-            format=document.format,
-            bytes=document.bytes,
-            sha256=document.sha256,
-            tokens=runs[0].document_tokens,
-        ),
+        input=LiveInput(**input_facts(document, runs[0].prompt).model_dump()),
         env=Environment(**environment),
         runs=[_live_row(run, runs[0]) for run in runs],
     )
@@ -371,14 +350,7 @@ def _live_row(run: LiveRun, first: LiveRun) -> LiveRow:
         text=run.result.text,
         finish_reason=run.result.finish_reason,
         tokens=TokenCounts(prompt=stats.prompt_tokens, new=stats.new_tokens),
-        time_s=LiveTimes(
-            prefill_target=stats.prefill_target_s,
-            prefill_draft=stats.prefill_draft_s,
-            tune=stats.tune_s,
-            ttft=stats.ttft_s,
-            decode=stats.decode_s,
-            total=stats.total_s,
-        ),
+        time_s=LiveTimes(**{name: getattr(stats, f"{name}_s") for name in LiveTimes.model_fields}),
         rate=rates(stats),
         accept=Acceptance(
             steps=len(stats.steps),
@@ -392,5 +364,5 @@ def _live_row(run: LiveRun, first: LiveRun) -> LiveRow:
         end_to_end_speedup=end_to_end_speedup(run, first),
         equal=run.equal,
         first_difference=first_difference(run.difference),
-        warnings=[LiveWarning(message=message) for message in (*run.remarks, *run.result.warnings)],
+        warnings=[Remark(message=message) for message in (*run.remarks, *run.result.warnings)],
     )

@@ -1,57 +1,40 @@
 """Conditions under which a bench or a comparison counts as failed: ``speedup<1.0@specx@16k``.
 
-In: the texts of ``--fail-if`` and a bench, or the rows of a comparison. Out: one
-sentence for every place where a condition holds, and one for every condition that applied nowhere.
-It does not know options, exit codes or the screen.
+In: the texts of ``--fail-if`` and a bench, or the rows of a comparison. Out: one sentence for every
+place where a condition holds, and one for every condition that applied nowhere.
 
     condition := metric [".low"|".high"] operator NUMBER ["%"] ("@" mode | "@" length)*
 """
 
-import difflib
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, cast
 
 from specx.bench.lengths import parse_lengths
-from specx.bench.modes import parse_mode
+from specx.bench.modes import did_you_mean, parse_mode
 from specx.bench.schema import Bench, BenchRow, Interval, Spread, Summary
 from specx.errors import UsageError
 
 Part = Literal["value", "low", "high"]
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """What a condition may be about."""
-
-    has_ends: bool = False  # ``.low`` and ``.high``
-    is_percent: bool = False
-    has_scope: bool = True  # ``@`` mode and length
-
-
-#: Of a bench. ``.low`` and ``.high`` are the ends of the interval; of a rate, the least and the
-#: greatest that was measured.
-BENCH_METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        "speedup": Metric(has_ends=True),
-        "end_to_end_speedup": Metric(has_ends=True),
-        "tokens_per_step": Metric(has_ends=True),
-        "accepted_per_step": Metric(has_ends=True),
-        "decode_tok_s": Metric(has_ends=True),
-        "prefill_tok_s": Metric(has_ends=True),
-        "end_to_end_tok_s": Metric(has_ends=True),
-        "peak_gib": Metric(),
-        "floor": Metric(),
-        "equal": Metric(),  # share of outputs that are plain decoding's, 0 to 1
-    }
+#: A metric is an estimate with ``.low`` and ``.high``, a single number, or a change in percent,
+#: which has no ``@`` mode and length: every row of a comparison is checked.
+MetricKind = Literal["interval", "number", "percent"]
+_INTERVALS = (
+    *("speedup", "end_to_end_speedup", "tokens_per_step", "accepted_per_step"),
+    # Of a rate, the ends are the least and the greatest that was measured.
+    *("decode_tok_s", "prefill_tok_s", "end_to_end_tok_s"),
+)
+_NUMBERS = ("peak_gib", "floor", "equal")  # equal: share of outputs that are plain's, 0 to 1
+BENCH_METRICS: Mapping[str, MetricKind] = MappingProxyType(
+    {**dict.fromkeys(_INTERVALS, "interval"), **dict.fromkeys(_NUMBERS, "number")}
 )
 #: Of a comparison: by how much the second bench differs from the first.
-COMPARE_METRICS: Mapping[str, Metric] = MappingProxyType(
-    {"change": Metric(is_percent=True, has_scope=False)}
-)
+COMPARE_METRICS: Mapping[str, MetricKind] = MappingProxyType({"change": "percent"})
 _OPERATORS: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
     {
         "<=": operator.le,
@@ -94,39 +77,68 @@ class Condition:
         return self.metric if self.part == "value" else f"{self.metric}.{self.part}"
 
 
-def parse_condition(text: str, metrics: Mapping[str, Metric]) -> Condition:
+def parse_condition(text: str, metrics: Mapping[str, MetricKind]) -> Condition:
     """``speedup.low<1.0@specx@16k`` or ``change<-5%``.
 
     Raises ``UsageError`` for an unknown metric, mode or operator, and for a percent sign too many
     or too few.
     """
+    try:
+        return _parse(text, metrics)
+    except ValueError as error:
+        is_percent = "percent" in metrics.values()
+        examples = "change<-5%" if is_percent else "speedup<1.0, speedup.low<1.5@specx@16k, equal<1"
+        raise UsageError(
+            f"{text.strip()!r} is not a condition",
+            reason=str(error),
+            hints=[f"for example {examples}", f"metrics: {', '.join(metrics)}"],
+        ) from error
+
+
+def _parse(text: str, metrics: Mapping[str, MetricKind]) -> Condition:
+    """Raises ``ValueError`` where a part is wrong, ``UsageError`` for unknown names."""
     found = _SHAPE.fullmatch(text)
     if found is None:
-        raise _wrong(text, "it is not of the form METRIC OPERATOR NUMBER", metrics)
+        raise ValueError("it is not of the form METRIC OPERATOR NUMBER")
     name, sign = found["metric"], found["operator"]
     if name not in metrics:
-        near = difflib.get_close_matches(name, list(metrics), n=2)
-        hints = [f"did you mean {' or '.join(near)}?"] if near else []
-        hints.append(f"known: {', '.join(metrics)}")
+        hints = [*did_you_mean(name, metrics), f"known: {', '.join(metrics)}"]
         raise UsageError(f"unknown metric {name!r} in {text.strip()!r}", hints=hints)
-    metric = metrics[name]
+    is_percent = metrics[name] == "percent"
     if sign not in _OPERATORS:
-        raise _wrong(text, f"{sign!r} is not one of {' '.join(_OPERATORS)}", metrics)
-    if metric.is_percent and not found["percent"]:
-        raise _wrong(text, f"{name} is in percent: write {found['limit']}%", metrics)
-    if found["percent"] and not metric.is_percent:
-        raise _wrong(text, f"{name} is not in percent", metrics)
-    mode, length = _scope(text, found["scope"], metric, metrics)
+        raise ValueError(f"{sign!r} is not one of {' '.join(_OPERATORS)}")
+    if is_percent and not found["percent"]:
+        raise ValueError(f"{name} is in percent: write {found['limit']}%")
+    if found["percent"] and not is_percent:
+        raise ValueError(f"{name} is not in percent")
+    if found["scope"] and is_percent:
+        raise ValueError("@ is not allowed here: every row is checked")
+    mode, length = _scope(found["scope"])
+    if found["part"] is not None and metrics[name] != "interval":
+        raise ValueError(f"{name} is a single number, without .{found['part']}")
+    if found["part"] not in (None, "low", "high"):
+        raise ValueError(f"{name} has .low and .high, not .{found['part']}")
     return Condition(
         text=text.strip(),
         metric=name,
-        part=_part(text, name, found["part"], metrics),
+        part=cast(Part, found["part"] or "value"),
         operator=sign,
         limit=float(found["limit"]),
         limit_text=found["limit"] + found["percent"],
         mode=mode,
         length=length,
     )
+
+
+def _scope(scope: str) -> tuple[str | None, int | None]:
+    """``@specx@16k`` → mode and length, None where there is none."""
+    words = [word.strip() for word in scope.split("@")[1:]]
+    lengths = [each for word in words if word[:1].isdecimal() for each in parse_lengths(word)]
+    modes = [parse_mode(word).name for word in words if not word[:1].isdecimal()]
+    for what, several in (("mode", len(modes) > 1), ("length", len(lengths) > 1)):
+        if several:
+            raise ValueError(f"only one {what} is allowed")
+    return next(iter(modes), None), next(iter(lengths), None)
 
 
 def failures(conditions: Sequence[Condition], bench: Bench) -> list[str]:
@@ -163,7 +175,7 @@ def change_failures(
 ) -> list[str]:
     """A sentence for every row (label, change in percent) of a comparison that fails."""
     return [
-        f"{_comparison(condition, change, '%')} at {label}"
+        f"{_comparison(condition, change)} at {label}"
         for condition in conditions
         for label, change in rows
         if change is not None and condition.holds(change)
@@ -177,49 +189,6 @@ def change_unmatched(
     if any(change is not None for _, change in rows):
         return []
     return [f"{each.text} was not checked: the benches share no row" for each in conditions]
-
-
-def _part(text: str, name: str, word: str | None, metrics: Mapping[str, Metric]) -> Part:
-    if word is None:
-        return "value"
-    if not metrics[name].has_ends:
-        raise _wrong(text, f"{name} is a single number, without .{word}", metrics)
-    if word == "low":
-        return "low"
-    if word == "high":
-        return "high"
-    raise _wrong(text, f"{name} has .low and .high, not .{word}", metrics)
-
-
-def _scope(
-    text: str, scope: str, metric: Metric, metrics: Mapping[str, Metric]
-) -> tuple[str | None, int | None]:
-    mode: str | None = None
-    length: int | None = None
-    words = [word.strip() for word in scope.split("@")[1:]]
-    if words and not metric.has_scope:
-        raise _wrong(text, "@ is not allowed here: every row is checked", metrics)
-    for word in words:
-        if word[:1].isdecimal():
-            lengths = parse_lengths(word)
-            if length is not None or len(lengths) > 1:
-                raise _wrong(text, "only one length is allowed", metrics)
-            length = lengths[0]
-        else:
-            if mode is not None:
-                raise _wrong(text, "only one mode is allowed", metrics)
-            mode = parse_mode(word).name
-    return mode, length
-
-
-def _wrong(text: str, reason: str, metrics: Mapping[str, Metric]) -> UsageError:
-    is_percent = any(metric.is_percent for metric in metrics.values())
-    examples = "change<-5%" if is_percent else "speedup<1.0, speedup.low<1.5@specx@16k, equal<1"
-    return UsageError(
-        f"{text.strip()!r} is not a condition",
-        reason=reason,
-        hints=[f"for example {examples}", f"metrics: {', '.join(metrics)}"],
-    )
 
 
 def _values(condition: Condition, bench: Bench) -> Iterator[tuple[BenchRow, float]]:
@@ -254,10 +223,11 @@ def _value(condition: Condition, summary: Summary) -> float | None:
     return found.low if condition.part == "low" else found.high
 
 
-def _comparison(condition: Condition, value: float, unit: str = "") -> str:
+def _comparison(condition: Condition, value: float) -> str:
     """``speedup 0.83 < 1.0``, with as many decimals as it takes to look true."""
     for decimals in range(2, 16):
         rounded = f"{value:.{decimals}f}"
         if condition.holds(float(rounded)):
             break
+    unit = "%" if condition.limit_text.endswith("%") else ""
     return f"{condition.name} {rounded}{unit} {condition.operator} {condition.limit_text}"

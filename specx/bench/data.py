@@ -11,10 +11,10 @@ import os
 import re
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 from specx.bench.schema import BenchDocument, SkippedText
 from specx.checkpoints.download import fetch_file
@@ -74,6 +74,9 @@ class BenchData:
     skipped: tuple[SkippedText, ...]
 
 
+Found = Iterator[Text | SkippedText]
+
+
 def load_data(
     spec: str | Sequence[str], *, field: str = "text", samples: int, offline: bool = False
 ) -> BenchData:
@@ -89,19 +92,48 @@ def load_data(
     specs = (spec,) if isinstance(spec, str) else tuple(dict.fromkeys(spec))
     if not specs:
         raise UsageError("no data was named", hints=["name a file, a data set, or: sample"])
+    texts: dict[str, Text] = {}  # by hash
+    skipped: list[SkippedText] = []
+    count = characters = 0
+    for found in _in_turns([_texts_of(each, field, offline) for each in specs]):
+        if isinstance(found, Text):
+            first = texts.setdefault(found.sha256, found)
+            if first is found:
+                characters += len(found.text)
+                if len(texts) >= 4 * samples + 32 or characters >= MAX_CHARACTERS:
+                    break
+                continue
+            found = SkippedText(where=found.name, reason=f"the same text as {first.name}")
+        count += 1
+        if count <= MAX_SKIPPED:
+            skipped.append(found)
     name = _name(specs)
-    pool = _Pool(wanted=4 * samples + 32)
-    turns = deque(_read(_source(each, offline), field) for each in specs)
-    while turns and not pool.is_full:
-        found = next(turns[0], None)
-        if found is None:
-            turns.popleft()
-            continue
-        pool.add(found)
-        turns.rotate(-1)
-    if not pool.documents:
-        raise _no_text(name, field, pool)
-    return BenchData(name, tuple(pool.documents), pool.all_skipped(name))
+    if count > MAX_SKIPPED:
+        reason = f"{count - MAX_SKIPPED:,} more, not named one by one"
+        skipped.append(SkippedText(where=name, reason=reason))
+    if not texts:
+        raise _no_text(name, field, skipped)
+    return BenchData(name, tuple(texts.values()), tuple(skipped))
+
+
+def _in_turns(sources: Sequence[Found]) -> Found:
+    waiting = deque(sources)
+    while waiting:
+        source = waiting.popleft()
+        if (found := next(source, None)) is not None:
+            yield found
+            waiting.append(source)
+
+
+def _no_text(name: str, field: str, skipped: Sequence[SkippedText]) -> DocumentError:
+    reasons = [f"{each.where}: {each.reason}" for each in skipped[:3]]
+    if len(skipped) > 3:
+        reasons.append("and so on")
+    return DocumentError(
+        f"there is no usable text in {name}",
+        reason="; ".join(reasons) or "it is empty",
+        hints=[f"a line is a JSON object with a text in its field {field!r}"],
+    )
 
 
 def cut_prompt(engine: "Engine | Prompter", text: str, tokens: int) -> "Prompt | None":
@@ -147,16 +179,13 @@ def _nearest(
 
     keep = min(keep, len(ends))
     for _ in range(_CORRECTIONS):
-        excess = excess_of(keep)
-        if excess == 0:
-            return tried[ends[keep - 1]]
-        keep = min(max(1, keep - excess), len(ends))
+        keep = min(max(1, keep - excess_of(keep)), len(ends))
     reach = range(max(1, keep - MAX_BELOW_TOKENS), min(len(ends), keep + MAX_BELOW_TOKENS) + 1)
     for count in sorted(reach, key=lambda count: abs(count - keep)):
         if excess_of(count) == 0:
-            return tried[ends[count - 1]]
+            break
     least = tokens - MAX_BELOW_TOKENS
-    near = [prompt for prompt in tried.values() if least <= len(prompt.tokens) < tokens]
+    near = [prompt for prompt in tried.values() if least <= len(prompt.tokens) <= tokens]
     return max(near, key=lambda prompt: len(prompt.tokens), default=None)
 
 
@@ -168,60 +197,6 @@ def _token_ends(tokenizer: "Tokenizer", text: str, count: int) -> list[int]:
         if len(ends) >= count or characters >= len(text):
             return ends
         characters *= 2
-
-
-class _Pool:
-    """Collects what is read until it is enough."""
-
-    def __init__(self, wanted: int) -> None:
-        self.documents: list[Text] = []
-        self._wanted, self._characters = wanted, 0
-        self._skipped: list[SkippedText] = []
-        self._not_named = 0
-        self._names: dict[str, str] = {}  # by hash of the text
-
-    @property
-    def is_full(self) -> bool:
-        return len(self.documents) >= self._wanted or self._characters >= MAX_CHARACTERS
-
-    def add(self, found: Text | SkippedText) -> None:
-        if isinstance(found, Text):
-            sha256 = found.sha256
-            if sha256 not in self._names:
-                self._names[sha256] = found.name
-                self._characters += len(found.text)
-                self.documents.append(found)
-                return
-            found = SkippedText(where=found.name, reason=f"the same text as {self._names[sha256]}")
-        if len(self._skipped) < MAX_SKIPPED:
-            self._skipped.append(found)
-        else:
-            self._not_named += 1
-
-    def all_skipped(self, name: str) -> tuple[SkippedText, ...]:
-        if not self._not_named:
-            return tuple(self._skipped)
-        rest = SkippedText(where=name, reason=f"{self._not_named:,} more, not named one by one")
-        return (*self._skipped, rest)
-
-
-def _no_text(name: str, field: str, pool: _Pool) -> DocumentError:
-    skipped = pool.all_skipped(name)
-    reasons = [f"{each.where}: {each.reason}" for each in skipped[:3]]
-    if len(skipped) > 3:
-        reasons.append("and so on")
-    return DocumentError(
-        f"there is no usable text in {name}",
-        reason="; ".join(reasons) or "it is empty",
-        hints=[f"a line is a JSON object with a text in its field {field!r}"],
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    label: str
-    path: str
-    has_lines: bool
 
 
 def _name(specs: Sequence[str]) -> str:
@@ -240,12 +215,13 @@ def _is_repo(spec: str) -> bool:
     )
 
 
-def _source(spec: str, offline: bool) -> _Source:
+def _texts_of(spec: str, field: str, offline: bool) -> Found:
+    """What a source holds, read as it is asked for; what it cannot be is refused at once."""
     if spec == SAMPLE:
-        return _Source(SAMPLE, str(Path(__file__).parent / "sample.jsonl"), True)
+        return _read_lines(SAMPLE, Path(__file__).parent / "sample.jsonl", field)
     if _is_repo(spec):
-        path = _hub_file(spec, _LINES, offline=offline)
-        return _Source(f"{spec}/{path.name}", str(path), True)
+        path = _hub_file(spec, offline=offline)
+        return _read_lines(f"{spec}/{path.name}", path, field)
     path = Path(os.path.expanduser(spec))
     if os.path.isdir(path):
         raise DocumentError(f"{spec} is a directory", hints=["name the files in it"])
@@ -255,38 +231,36 @@ def _source(spec: str, offline: bool) -> _Source:
             f"{spec} is neither text nor JSON lines",
             hints=["write one JSON object a line into a .jsonl or .jsonl.gz file"],
         )
-    # What does not exist is left to ``read_document``, which looks for similar names.
-    return _Source(path.name, str(path), exists and suffix.endswith(_LINES))
+    if exists and suffix.endswith(_LINES):
+        return _read_lines(path.name, path, field)
+    return _read_whole(path)  # looks for similar names where there is no such file
 
 
-def _hub_file(repo: str, suffixes: tuple[str, ...], *, offline: bool) -> Path:
-    """A file of data set ``OWNER/NAME`` with one of ``suffixes``, a test split if there is one.
+def _hub_file(repo: str, *, offline: bool) -> Path:
+    """A file of JSON lines of data set ``OWNER/NAME``, a test split if there is one.
 
     Raises ``UsageError`` when no file fits, ``ModelUnavailableError`` when the data set cannot be
     had, ``ResourceError`` when the disk is full.
     """
     source = find(repo, None, offline=offline, kind="dataset")
     if source.files is not None:
-        return fetch_file(source, source.files[_choose(repo, list(source.files), suffixes)])
-    names = [
-        path.relative_to(source.directory).as_posix()
-        for path in source.directory.rglob("*")
-        if path.is_file()
-    ]
+        return fetch_file(source, source.files[_choose(repo, list(source.files))])
+    paths = [path for path in source.directory.rglob("*") if path.is_file()]
+    names = [path.relative_to(source.directory).as_posix() for path in paths]
     try:
-        return source.directory / _choose(repo, names, suffixes)
+        return source.directory / _choose(repo, names)
     except UsageError as error:  # of other files, which say nothing of what the Hub has
         raise not_cached(repo, "dataset") from error
 
 
-def _choose(repo: str, names: Sequence[str], suffixes: tuple[str, ...]) -> str:
-    usable = sorted(name for name in names if name.lower().endswith(suffixes))
+def _choose(repo: str, names: Sequence[str]) -> str:
+    usable = sorted(name for name in names if name.lower().endswith(_LINES))
     if not usable:
         counts = Counter(os.path.splitext(name)[1][:20] for name in names)
         counts.pop("", None)
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
         raise UsageError(
-            f"data set {repo} holds no {' or '.join(suffixes)} file",
+            f"data set {repo} holds no {' or '.join(_LINES)} file",
             reason=f"it holds {kinds or 'no data'}",
             hints=["convert one to JSON lines, one object a line, and name that file"],
         )
@@ -297,12 +271,9 @@ def _choose(repo: str, names: Sequence[str], suffixes: tuple[str, ...]) -> str:
     return usable[0]
 
 
-def _read(source: _Source, field: str) -> Iterator[Text | SkippedText]:
-    if source.has_lines:
-        yield from _read_lines(source, field)
-        return
+def _read_whole(path: Path) -> Found:
     try:
-        document = read_document(source.path)
+        document = read_document(str(path))
     except DocumentError as error:
         hints = [hint for hint in error.hints if " | specx " not in hint and "--" not in hint]
         if len(hints) < len(error.hints):  # they were about other commands
@@ -311,55 +282,47 @@ def _read(source: _Source, field: str) -> Iterator[Text | SkippedText]:
     yield Text(document.name, document.text)
 
 
-def _read_lines(source: _Source, field: str) -> Iterator[Text | SkippedText]:
-    stem = re.sub(r"\.jsonl(\.gz)?$", "", source.label, flags=re.IGNORECASE)
+def _read_lines(label: str, path: Path, field: str) -> Found:
+    stem = re.sub(r"\.jsonl(\.gz)?$", "", label, flags=re.IGNORECASE)
     number = 0
-    with _open(source.path) as plain:
-        file: BinaryIO = plain
-        if source.path.lower().endswith(".gz"):
-            file = gzip.GzipFile(fileobj=plain)  # type: ignore[assignment]
+    try:
+        plain = path.open("rb")
+    except OSError as error:
+        raise DocumentError(f"{path} cannot be read", reason=error.strerror or "") from error
+    with plain, gzip.open(plain) if path.name.lower().endswith(".gz") else plain as file:
         try:
-            for raw in _lines(file):
+            for raw in _lines(file.readline):
                 number += 1
                 try:
                     found = _parse(raw, field)
                 except _Unusable as error:
-                    yield SkippedText(where=f"{source.label} line {number}", reason=str(error))
+                    yield SkippedText(where=f"{label} line {number}", reason=str(error))
                     continue
                 if found is not None:
                     name, text = found
                     yield Text(name or f"{stem}-{number}", text)
         except (OSError, EOFError, zlib.error) as error:
             reason = f"the file is damaged: {error}"
-            yield SkippedText(where=f"{source.label} line {number + 1}", reason=reason)
+            yield SkippedText(where=f"{label} line {number + 1}", reason=reason)
         except _Unusable as error:
-            yield SkippedText(where=source.label, reason=str(error))
-
-
-def _open(path: str) -> BinaryIO:
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise DocumentError(f"{path} cannot be read", reason=error.strerror or "") from error
+            yield SkippedText(where=label, reason=str(error))
 
 
 class _Unusable(Exception):
     """A line, or the rest of a file, that cannot be used; the text says why."""
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
+def _lines(read: Callable[[int], bytes]) -> Iterator[bytes]:
     """Lines with their ends; of one that is too long, its first part. Raises ``_Unusable``."""
     total = 0
-    while total < MAX_FILE_BYTES:
-        line = file.readline(MAX_LINE_BYTES + 1)
-        if not line:
-            return
+    while line := read(MAX_LINE_BYTES + 1):
         total += len(line)
         yield line
         while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n") and total < MAX_FILE_BYTES:
-            line = file.readline(MAX_LINE_BYTES + 1) or b"\n"
+            line = read(MAX_LINE_BYTES + 1) or b"\n"
             total += len(line)
-    raise _Unusable(f"not read beyond {MAX_FILE_BYTES >> 20:,} MiB")
+        if total >= MAX_FILE_BYTES:
+            raise _Unusable(f"not read beyond {MAX_FILE_BYTES >> 20:,} MiB")
 
 
 def _parse(raw: bytes, field: str) -> tuple[str, str] | None:
@@ -391,14 +354,10 @@ def _parse(raw: bytes, field: str) -> tuple[str, str] | None:
         raise _Unusable("the text holds half a surrogate pair") from error
     if "\0" in text:
         raise _Unusable("the text holds NUL characters")
-    return _name_in(row), text
-
-
-def _name_in(row: dict[str, Any]) -> str:
     name = row.get("name")
     if not isinstance(name, str) or len(name) > 80 or not name.isprintable():
-        return ""
-    return name.strip()
+        name = ""
+    return name.strip(), text
 
 
 def unframed(text: str) -> str:

@@ -1,21 +1,14 @@
 """Energy of the GPU that torch computes on, from the driver's counter.
 
-In: a device name as torch knows it. Out: joules since the driver was loaded, or the reason why
-there are none. It knows no runs; differences between two readings are the caller's.
-
 NVML counts millijoules of the whole GPU, other processes included, and renews the number some ten
 times a second: short spans are coarse. Nothing polls here.
 """
 
-from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
-
-_INSTALL = "the package nvidia-ml-py is not installed"
 
 
 class GpuEnergy:
-    """An open counter. Close it, or use it as a context manager."""
+    """An open counter; the driver forgets it with the process."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml, self._handle = nvml, handle
@@ -27,53 +20,27 @@ class GpuEnergy:
         except self._nvml.NVMLError:
             return None
 
-    def close(self) -> None:
-        """Let go of NVML."""
-        self._nvml.nvmlShutdown()
 
-    def __enter__(self) -> "GpuEnergy":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-@dataclass(frozen=True, slots=True)
-class EnergyAccess:
-    """A meter, or None and the reason."""
-
-    meter: GpuEnergy | None
-    reason: str = ""
-
-
-def open_energy(device: str) -> EnergyAccess:
-    """The energy counter of ``device`` (``cuda``, ``cuda:1``); no meter on any other device."""
+def open_energy(device: str) -> GpuEnergy | str:
+    """The energy counter of ``device`` (``cuda``, ``cuda:1``), or why it has none."""
     if not device.startswith("cuda"):
-        return EnergyAccess(None, f"only NVIDIA GPUs count their energy, and this is {device}")
+        return f"only NVIDIA GPUs count their energy, and this is {device}"
     try:
         import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
-        return EnergyAccess(None, _INSTALL)
+        return "the package nvidia-ml-py is not installed"
+    import torch
+
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        return EnergyAccess(None, f"NVML does not answer: {error}")
+        return f"NVML does not answer: {error}"
     try:
-        handle = pynvml.nvmlDeviceGetHandleByUUID(_uuid(device))
+        # By UUID, as CUDA_VISIBLE_DEVICES renumbers torch's GPUs and not NVML's.
+        uuid = torch.cuda.get_device_properties(torch.device(device)).uuid
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except pynvml.NVMLError as error:
         pynvml.nvmlShutdown()
-        return EnergyAccess(None, f"this GPU has no energy counter: {error}")
-    return EnergyAccess(GpuEnergy(pynvml, handle))
-
-
-def _uuid(device: str) -> str:
-    """NVML's name of the GPU. Its numbers are no use: CUDA_VISIBLE_DEVICES renumbers torch's."""
-    import torch
-
-    return f"GPU-{torch.cuda.get_device_properties(torch.device(device)).uuid}"
+        return f"this GPU has no energy counter: {error}"
+    return GpuEnergy(pynvml, handle)

@@ -1,12 +1,12 @@
 """What is measured: a loaded preset, asked to run one cell.
 
-In: a cell's prompt and variant. Out: a ``Sample``. It does not know plans, journals or order.
-Prefill and decode are timed apart: the first token ends the prefill, and the device has finished
-its work when a token is seen.
+In: a cell's prompt and variant. Out: a ``Sample``. Prefill and decode are timed apart: the first
+token ends the prefill, and the device has finished its work when a token is seen.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import zip_longest
 
 from specx.bench.data import cut_prompt
@@ -19,18 +19,24 @@ from specx.bench.schema import (
     Floor,
     Joules,
     Phases,
+    Plan,
     Sample,
     first_difference,
     memory_bytes,
 )
 from specx.bench.transformers_baseline import Witnesses
 from specx.checkpoints.load import ModelPair
-from specx.core.config import SamplingConfig
 from specx.core.stats import GenerationStats
 from specx.engine import Engine
 from specx.errors import ResourceError
 from specx.prompts import Prompt
 from specx.stream import Stream, TextChunk
+
+#: What a sample has from the engine's own record; the rest is timed from outside.
+_COUNTED = (
+    *("prompt_tokens", "prefill_target_s", "prefill_draft_s", "tune_s"),
+    *("drafted", "accepted", "copied"),
+)
 
 
 class Interrupted(Exception):
@@ -46,17 +52,13 @@ class Subject:
     def __init__(
         self,
         engine: Engine,
+        plan: Plan,
         *,
-        max_tokens: int,
-        ignore_eos: bool,
-        sampling: SamplingConfig,
         witness_pair: ModelPair | None = None,
         offline: bool = False,
         energy: GpuEnergy | None = None,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._engine, self._clock, self._energy = engine, clock, energy
-        self._max_tokens, self._ignore_eos, self._sampling = max_tokens, ignore_eos, sampling
+        self._engine, self._plan, self._energy = engine, plan, energy
         self._offline, self._witness_pair = offline, witness_pair
         self._stream: Stream | None = None
         self._is_cancelled = False
@@ -77,21 +79,21 @@ class Subject:
             raise Interrupted
         if variant.witness is not None:
             return self._witness(cell, variant, prompt)
-        start_j, began = self._joules(), self._clock()
+        start_j, began = self._joules(), time.perf_counter()
         stream = self._stream = self._engine.stream(
             prompt,
             mode=variant.mode,
             parts=variant.parts,
-            max_tokens=self._max_tokens,
-            sampling=self._sampling,
-            ignore_eos=self._ignore_eos,
+            max_tokens=self._plan.max_tokens,
+            sampling=self._plan.sampling,
+            ignore_eos=self._plan.ignore_eos,
         )
         first = last = began
         first_j = start_j
         for event in stream:
             if not isinstance(event, TextChunk):
                 continue
-            last = self._clock()
+            last = time.perf_counter()
             if event.step is None:
                 first, first_j = last, self._joules()
         if stream.result.finish_reason == "interrupted":
@@ -106,7 +108,7 @@ class Subject:
         self, prompt: Prompt, plain: Sequence[int], tokens: Sequence[int]
     ) -> FirstDifference | None:
         """Where ``tokens`` part from plain decoding's."""
-        found = self._engine.difference(prompt, plain, tokens, sampling=self._sampling)
+        found = self._engine.difference(prompt, plain, tokens, sampling=self._plan.sampling)
         return first_difference(found)
 
     def floor(self, length: int, *, again: bool) -> Floor:
@@ -144,26 +146,18 @@ class Subject:
                 first_j = self._joules()
 
         run = self._witnesses.run(
-            variant.witness, prompt.tokens, self._max_tokens, self._ignore_eos, on_tokens
+            variant.witness, prompt.tokens, self._plan.max_tokens, self._plan.ignore_eos, on_tokens
         )
         return Sample(
             cell=cell,
             prompt_tokens=len(prompt.tokens),
             new_tokens=len(run.tokens),
-            finish_reason=run.finish_reason,
             prefill_target_s=run.prefill_s,
             prefill_draft_s=0.0,
             ttft_s=run.prefill_s,
-            decode_s=run.decode_s,
-            total_s=run.total_s,
-            first_tokens=run.first_tokens,
-            steps=run.steps,
             drafted=None,
-            accepted=run.accepted,
-            histogram=list(run.histogram),
-            memory=run.memory,
             energy=_joules(start_j, first_j, self._joules()),
-            tokens=list(run.tokens),
+            **asdict(run),
         )
 
     def _joules(self) -> float | None:
@@ -176,21 +170,15 @@ def _sample(
     result, stats = stream.result, stream.result.stats
     return Sample(
         cell=cell,
-        prompt_tokens=stats.prompt_tokens,
         new_tokens=len(result.tokens),
         finish_reason=result.finish_reason,
-        prefill_target_s=stats.prefill_target_s,
-        prefill_draft_s=stats.prefill_draft_s,
-        tune_s=stats.tune_s,
         ttft_s=first - began,
         decode_s=last - first,
         total_s=last - began,
         steps=len(stats.steps),
-        drafted=stats.drafted,
-        accepted=stats.accepted,
+        **{name: getattr(stats, name) for name in _COUNTED},
         draft_forwards=sum(len(step.draft_levels_s) for step in stats.steps),
         histogram=stats.accepted_histogram,
-        copied=stats.copied,
         phases=phases(stats, last - first),
         memory=memory_bytes(stats.memory),
         energy=energy,
@@ -208,11 +196,8 @@ def phases(stats: GenerationStats, decode_s: float) -> Phases:
     return Phases(
         draft_levels=levels,
         draft_tree=max(0.0, spent["draft"] - sum(levels)),
-        verify=spent["verify"],
-        accept=spent["accept"],
-        commit=spent["commit"],
-        retrieve=spent["retrieve"],
         host=max(0.0, decode_s - named_s),
+        **{name: spent[name] for name in ("verify", "accept", "commit", "retrieve")},
     )
 
 

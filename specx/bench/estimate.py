@@ -1,7 +1,7 @@
 """``--dry-run``: what a plan will cost, from the models' shapes and this hardware's speed.
 
-In: a setup. Out: an ``Estimate`` and its lines. No weights are read: the models are laid out on
-torch's meta device, and bandwidth and matmul rate are measured with buffers of their own.
+No weights are read: the models are laid out on torch's meta device, and bandwidth and matmul rate
+are measured with buffers of their own.
 """
 
 import math

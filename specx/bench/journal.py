@@ -4,13 +4,13 @@ In: a path, a plan, records. Out: a file that survives ``kill -9`` at any moment
 finished when it is opened again. It does not know how runs are made or what they mean.
 """
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
@@ -26,7 +26,9 @@ _ENVIRONMENT = (
 _MAX_BYTES = 1 << 29
 
 
-class _HeaderLine(BaseModel):
+class HeaderLine(BaseModel):
+    """What is measured, where: the first line."""
+
     kind: Literal["header"] = "header"
     schema_name: Literal["specx.bench-journal/1"] = Field(
         default="specx.bench-journal/1", alias="schema"
@@ -36,37 +38,47 @@ class _HeaderLine(BaseModel):
     plan: dict[str, Any]
 
 
-class _SampleLine(BaseModel):
+class SampleLine(BaseModel):
+    """A finished run. ``elapsed_s``: running time of the bench so far, all sessions."""
+
     kind: Literal["sample"] = "sample"
     elapsed_s: float
     sample: Sample
 
 
-class _FloorLine(BaseModel):
+class FloorLine(BaseModel):
+    """What the hardware allows at one length."""
+
     kind: Literal["floor"] = "floor"
     floor: Floor
 
 
-class _DifferenceLine(BaseModel):
+class DifferenceLine(BaseModel):
+    """Where a run parted from plain decoding."""
+
     kind: Literal["difference"] = "difference"
     cell: BenchCell
     difference: FirstDifference
 
 
-class _MissingLine(BaseModel):
+class MissingLine(BaseModel):
+    """A cell that cannot be run; it is not tried again."""
+
     kind: Literal["missing"] = "missing"
     cell: BenchCell
     reason: str
 
 
-class _NotesLine(BaseModel):
+class NotesLine(BaseModel):
+    """What the loader said of a preset's files; the newest loading counts."""
+
     kind: Literal["notes"] = "notes"
     preset: str
     notes: tuple[str, ...]
 
 
-_Line = _HeaderLine | _SampleLine | _FloorLine | _DifferenceLine | _MissingLine | _NotesLine
-_LINE: TypeAdapter[_Line] = TypeAdapter(Annotated[_Line, Field(discriminator="kind")])
+Line = HeaderLine | SampleLine | FloorLine | DifferenceLine | MissingLine | NotesLine
+_LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind")])
 
 
 @dataclass(slots=True)
@@ -81,21 +93,21 @@ class Finished:
     created: str = ""
     elapsed_s: float = 0.0
 
-    def take(self, line: _Line) -> None:
+    def take(self, line: Line) -> None:
         """Add what a line says."""
         match line:
-            case _HeaderLine():
+            case HeaderLine():
                 self.created = line.created
-            case _SampleLine():
+            case SampleLine():
                 self.samples[line.sample.cell] = line.sample
                 self.elapsed_s = line.elapsed_s
-            case _FloorLine():
+            case FloorLine():
                 self.floors[line.floor.preset, line.floor.length] = line.floor
-            case _DifferenceLine():
+            case DifferenceLine():
                 self.differences[line.cell] = line.difference
-            case _MissingLine():
+            case MissingLine():
                 self.missing[line.cell] = line.reason
-            case _NotesLine():
+            case NotesLine():
                 self.notes[line.preset] = line.notes
 
 
@@ -121,7 +133,7 @@ class Journal:
             raise _cannot_write(path, error) from error
         journal = cls(path, file, Finished())
         facts = _facts(environment, build)
-        journal._append(_HeaderLine(created=created, environment=facts, plan=plan.as_json()))
+        journal.keep(HeaderLine(created=created, environment=facts, plan=plan.as_json()))
         return journal
 
     @classmethod
@@ -134,9 +146,8 @@ class Journal:
         try:
             file = path.open("r+b", buffering=0)
         except OSError as error:
-            raise UsageError(
-                f"cannot resume {path}", reason=error.strerror or str(error)
-            ) from error
+            reason = error.strerror or str(error)
+            raise UsageError(f"cannot resume {path}", reason=reason) from error
         try:
             header, finished = _read(path, file)
             _check_same(path, header, plan, _facts(environment, build))
@@ -145,41 +156,13 @@ class Journal:
             raise
         return cls(path, file, finished)
 
-    def sample(self, sample: Sample, elapsed_s: float) -> None:
-        """Keep a finished run. ``elapsed_s``: running time of the bench so far, all sessions."""
-        self._append(_SampleLine(elapsed_s=elapsed_s, sample=sample))
+    def keep(self, line: Line) -> None:
+        """``line`` on disk, and then in ``finished``; notes that are held already are left out.
 
-    def floor(self, floor: Floor) -> None:
-        """Keep what the hardware allows at one length."""
-        self._append(_FloorLine(floor=floor))
-
-    def difference(self, cell: BenchCell, difference: FirstDifference) -> None:
-        """Keep where a run parted from plain decoding."""
-        self._append(_DifferenceLine(cell=cell, difference=difference))
-
-    def missing(self, cell: BenchCell, reason: str) -> None:
-        """Keep that a cell cannot be run; it is not tried again."""
-        self._append(_MissingLine(cell=cell, reason=reason))
-
-    def notes(self, preset: str, notes: tuple[str, ...]) -> None:
-        """Keep what the loader said of a preset's files; the newest loading counts."""
-        if notes != self.finished.notes.get(preset, ()):
-            self._append(_NotesLine(preset=preset, notes=notes))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        """The file stays."""
-        self._file.close()
-
-    def _append(self, line: _Line) -> None:
-        """On disk, and then in ``finished``."""
+        Raises ``ResourceError`` where the disk is full, ``UsageError`` for other failures.
+        """
+        if isinstance(line, NotesLine) and line.notes == self.finished.notes.get(line.preset, ()):
+            return
         data = (line.model_dump_json(by_alias=True) + "\n").encode()
         end = self._file.seek(0, os.SEEK_END)
         try:
@@ -187,16 +170,18 @@ class Journal:
                 data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._cut(end)
+            # Half a line is taken back; a reader drops it anyway where even that fails.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), end)
             raise _cannot_write(self.path, error) from error
         self.finished.take(line)
 
-    def _cut(self, end: int) -> None:
-        """Take back half a line; a reader drops it anyway where even that fails."""
-        try:
-            os.ftruncate(self._file.fileno(), end)
-        except OSError:
-            return
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The file stays."""
+        self._file.close()
 
 
 def newest(directory: Path) -> Path | None:
@@ -208,22 +193,29 @@ def newest(directory: Path) -> Path | None:
 def _is_journal(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return isinstance(_LINE.validate_json(file.readline(_MAX_BYTES)), _HeaderLine)
+            return isinstance(_LINE.validate_json(file.readline(_MAX_BYTES)), HeaderLine)
     except (OSError, ValidationError):
         return False
 
 
-def _read(path: Path, file: FileIO) -> tuple[_HeaderLine, Finished]:
-    header: _HeaderLine | None = None
+def _read(path: Path, file: FileIO) -> tuple[HeaderLine, Finished]:
+    """Header and contents; what follows the last line end is cut off the file."""
+    if os.fstat(file.fileno()).st_size > _MAX_BYTES:
+        raise UsageError(f"{path} is too large for a journal of specx bench")
+    data = file.read()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        file.truncate(end)
+    header: HeaderLine | None = None
     finished = Finished()
-    for number, data in enumerate(_complete_lines(path, file), start=1):
+    for number, raw in enumerate(data[:end].splitlines(), start=1):
         try:
-            line = _LINE.validate_json(data)
+            line = _LINE.validate_json(raw)
         except ValidationError as error:
             raise _no_journal(path, f"line {number} cannot be read") from error
-        if isinstance(line, _HeaderLine) != (number == 1):
+        if isinstance(line, HeaderLine) != (number == 1):
             raise _no_journal(path, f"line {number} is out of place")
-        header = line if isinstance(line, _HeaderLine) else header
+        header = line if isinstance(line, HeaderLine) else header
         finished.take(line)
     if header is None:
         raise _no_journal(path, "it has no header")
@@ -234,22 +226,11 @@ def _no_journal(path: Path, reason: str) -> UsageError:
     return UsageError(f"{path} is not a journal of specx bench", reason=reason)
 
 
-def _complete_lines(path: Path, file: FileIO) -> Iterator[bytes]:
-    """What follows the last line end is cut off the file."""
-    if os.fstat(file.fileno()).st_size > _MAX_BYTES:
-        raise UsageError(f"{path} is too large for a journal of specx bench")
-    data = file.read()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        file.truncate(end)
-    yield from data[:end].splitlines()
-
-
 def _facts(environment: Environment, build: Build) -> dict[str, Any]:
     return {**environment.as_json(), "specx": build.as_json()}
 
 
-def _check_same(path: Path, header: _HeaderLine, plan: Plan, facts: dict[str, Any]) -> None:
+def _check_same(path: Path, header: HeaderLine, plan: Plan, facts: dict[str, Any]) -> None:
     ours, theirs = (
         {key: each.get(key) for key in _ENVIRONMENT} for each in (facts, header.environment)
     )

@@ -1,14 +1,12 @@
 """Lists of prompt lengths as people write them: ``512,1k..16k``.
 
-In: the text of an option. Out: sorted token counts, or a ``UsageError`` with a caret under the
-character that is wrong. It does not know prompts, tokens or the screen.
-
     list    := item ("," item)*                     union, sorted, without repeats
     item    := length | length ".." length [":" spacing]
     spacing := COUNT points | "x" FACTOR | "+" length
     length  := DIGITS ["." DIGITS] [k|K|m|M]        k = K = 1024, m = M = 1024 k
 
-Without a spacing a range doubles. The end of a range is always part of it.
+Without a spacing a range doubles. The end of a range is always part of it. What is wrong is shown
+with a caret under its character.
 """
 
 import itertools
@@ -77,13 +75,9 @@ class _Scanner:
     def unexpected(self) -> UsageError:
         """An error about the next character."""
         sign = self.text[self.at]
-        if sign.isspace():
-            return self.fault(self.at, "a space is not allowed")
-        if sign == ":":
-            return self.fault(self.at, "a spacing comes after a range")
-        if sign == "*":
-            return self.fault(self.at, "a factor is written :x4")
-        return self.fault(self.at, f"unexpected {_shown(sign)!r}")
+        known = {":": "a spacing comes after a range", "*": "a factor is written :x4"}
+        other = "a space is not allowed" if sign.isspace() else f"unexpected {_shown(sign)!r}"
+        return self.fault(self.at, known.get(sign, other))
 
     def fault(self, at: int, what: str) -> UsageError:
         """An error about the character at ``at``; one past the end is allowed."""
@@ -107,9 +101,17 @@ def _item(scanner: _Scanner) -> Iterator[int]:
         return _multiplied(start, end, 2.0)
     if scanner.take("+"):
         return itertools.chain(range(start, end, _length(scanner)), (end,))
+    begin = scanner.at
     if scanner.take("x"):
-        return _multiplied(start, end, _factor(scanner))
-    return _points(start, end, _count(scanner))
+        factor = float(scanner.match(_FACTOR, "a factor")[0])
+        if factor <= 1:
+            raise scanner.fault(begin + 1, "a factor is above 1")
+        # From there on it only skips to the end.
+        return _multiplied(start, end, min(factor, 2.0 * MAX_LENGTH_TOKENS))
+    count = _whole(scanner.match(_COUNT, "a number of points, x or +")[0])
+    if not 2 <= count <= MAX_LENGTHS:
+        raise scanner.fault(begin, f"a range has 2 to {MAX_LENGTHS:,} points")
+    return _points(start, end, count)
 
 
 def _length(scanner: _Scanner) -> int:
@@ -134,22 +136,6 @@ def _length(scanner: _Scanner) -> int:
     if tokens > MAX_LENGTH_TOKENS:
         raise scanner.fault(begin, f"a length is at most {MAX_LENGTH_TOKENS >> 20}m")
     return tokens
-
-
-def _factor(scanner: _Scanner) -> float:
-    begin = scanner.at
-    factor = float(scanner.match(_FACTOR, "a factor")[0])
-    if factor <= 1:
-        raise scanner.fault(begin, "a factor is above 1")
-    return min(factor, 2.0 * MAX_LENGTH_TOKENS)  # from there on it only skips to the end
-
-
-def _count(scanner: _Scanner) -> int:
-    begin = scanner.at
-    count = _whole(scanner.match(_COUNT, "a number of points, x or +")[0])
-    if not 2 <= count <= MAX_LENGTHS:
-        raise scanner.fault(begin, f"a range has 2 to {MAX_LENGTHS:,} points")
-    return count
 
 
 def _whole(digits: str) -> int:

@@ -1,15 +1,12 @@
 """Names of what is compared: modes, modes with a single part replaced, and outside witnesses.
 
-In: words of ``--modes``. Out: ``Variant``s with the engine's mode and parts. It does not know
-engines, presets or whether a preset has a draft.
-
 The paper's ablation (SpecExtend, arXiv 2505.20776, Table 4) starts from ``standard``: tree
 speculation with dense prefill attention, masked tree attention and a full draft cache; each of its
 rows replaces one part. ``gpu`` takes away, one at a time, what makes a step fast on a GPU.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, cast
@@ -55,44 +52,20 @@ WITNESSES: Mapping[str, str] = MappingProxyType(
         "hf-assisted": "transformers' assisted generation with the same draft",
     }
 )
+#: The method's parts, each alone upon the plainest speculation.
+_STANDARD = (
+    "standard",
+    *(f"standard+{part}" for part in ("flash", "hybrid", "window", "retrieval")),
+)
+_PLAIN_ON_GPU = ("plain", "plain+no-graphs", "plain+sdpa")
+_SPECX_ON_GPU = ("specx", *(f"specx+{part}" for part in ("no-graphs", "sdpa", "window", "full")))
 GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "default": ("plain", "spec", "specx"),
-        "ablation": (
-            "plain",
-            "standard",
-            "standard+flash",
-            "standard+hybrid",
-            "standard+window",
-            "standard+retrieval",
-            "specx",
-        ),
-        "gpu": (
-            "plain",
-            "plain+no-graphs",
-            "plain+sdpa",
-            "specx",
-            "specx+no-graphs",
-            "specx+sdpa",
-            "specx+window",
-            "specx+full",
-            "hf",
-        ),
-        "witnesses": ("hf", "hf-assisted"),
-        "all": (
-            "plain",
-            "spec",
-            "specx",
-            "auto",
-            "lookup",
-            "standard",
-            "standard+flash",
-            "standard+hybrid",
-            "standard+window",
-            "standard+retrieval",
-            "hf",
-            "hf-assisted",
-        ),
+        "ablation": ("plain", *_STANDARD, "specx"),
+        "gpu": (*_PLAIN_ON_GPU, *_SPECX_ON_GPU, "hf"),
+        "witnesses": tuple(WITNESSES),
+        "all": ("plain", "spec", "specx", "auto", "lookup", *_STANDARD, *WITNESSES),
     }
 )
 
@@ -136,13 +109,16 @@ def parse_mode(name: str) -> Variant:
     return Variant(name, mode, MappingProxyType(parts))
 
 
-def _unknown(
-    what: str, word: str, known: Sequence[str] | Mapping[str, object], whole: str
-) -> UsageError:
-    near = difflib.get_close_matches(word, list(known), n=2)
-    hints = [f"did you mean {' or '.join(near)}?"] if near else []
+def _unknown(what: str, word: str, known: Iterable[str], whole: str) -> UsageError:
+    names = list(known)
     where = "" if word == whole else f" in {whole!r}"
+    listed = (f"{what}s: {', '.join(names)}", "for example specx+window, standard+hybrid")
     return UsageError(
-        f"unknown {what} {word!r}{where}",
-        hints=[*hints, f"{what}s: {', '.join(known)}", "for example specx+window, standard+hybrid"],
+        f"unknown {what} {word!r}{where}", hints=(*did_you_mean(word, names), *listed)
     )
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> list[str]:
+    """At most one hint, with the two nearest names at most."""
+    near = difflib.get_close_matches(word, list(known), n=2)
+    return [f"did you mean {' or '.join(near)}?"] if near else []

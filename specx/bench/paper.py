@@ -1,7 +1,6 @@
 """Published results beside our own: which rows of a preset's paper belong to a bench.
 
-In: presets that name such rows, and a bench. Out: the bench with those rows added. It judges
-nothing: devices, texts and clocks differ, and every row says so.
+Nothing is judged: devices, texts and clocks differ, and every row says so.
 """
 
 import re
@@ -81,13 +80,6 @@ def _published(preset: str, cell: BenchRow | None, row: PaperRow, is_same: bool)
         preset=preset,
         mode=cell.mode if cell else row.mode,
         length=row.prompt_tokens,
-        source=row.source,
-        device=row.device,
-        data=row.data,
         same_data=is_same,
-        tokens_per_step=row.tokens_per_step,
-        tok_s=row.tok_s,
-        speedup_vs_ar=row.speedup_vs_ar,
-        suspect=row.suspect,
-        reason=row.reason,
+        **row.model_dump(exclude={"prompt_tokens", "mode"}),
     )

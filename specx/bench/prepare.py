@@ -34,6 +34,9 @@ from specx.preset.preset import Preset, load_preset
 from specx.prompts import Prompter
 from specx.standin import build as standin
 
+#: Settings that a plan has from ``Options``.
+_AS_ASKED = ("baseline", "reps", "warmup", "max_tokens", "ignore_eos", "verify")
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -92,11 +95,9 @@ class Setup:
             )
         return Subject(
             engine,
+            self.plan,
             witness_pair=witness_pair,
-            max_tokens=self.plan.max_tokens,
-            ignore_eos=self.plan.ignore_eos,
-            sampling=self.plan.sampling,
-            offline=self.options.offline,
+            offline=options.offline,
             energy=self.energy,
         )
 
@@ -113,7 +114,7 @@ def prepare(options: Options) -> Setup:
         raise UsageError("the witnesses decode greedily", hints=["leave out -t, or hf"])
     lengths, dropped = _lengths(options, presets)
     device = hub.choose_device(options.device)
-    prompters = [_prompter(preset, options) for preset in presets]
+    prompters = [Prompter(find_pair(each, options).tokenizer, each.prompt) for each in presets]
     data = load_data(
         options.data, field=options.text_field, samples=options.samples, offline=options.offline
     )
@@ -122,25 +123,22 @@ def prepare(options: Options) -> Setup:
     texts, too_short = _long_enough(data, prompters, max(lengths), options.samples)
     meter = None
     if options.energy:
-        access = open_energy(device)
-        meter = access.meter
-        notes += [] if meter is not None else [f"no energy: {access.reason}"]
+        opened = open_energy(device)
+        if isinstance(opened, str):
+            notes.append(f"no energy: {opened}")
+        else:
+            meter = opened
     facts = [_facts(preset, options, device) for preset in presets]
     plan = Plan(
         presets=tuple(facts),
         modes=tuple(variant.name for variant in variants),
-        baseline=options.baseline,
         lengths=lengths,
         data=DataFacts(
             name=data.name,
             documents=tuple(text.document for text in texts),
             skipped=(*data.skipped, *too_short),
         ),
-        reps=options.reps,
-        warmup=options.warmup,
-        max_tokens=options.max_tokens,
-        ignore_eos=options.ignore_eos,
-        verify=options.verify,
+        **{name: getattr(options, name) for name in _AS_ASKED},
         energy=meter is not None,
         sampling=sampling,
         device=device,
@@ -184,10 +182,9 @@ def _variants(options: Options) -> tuple[list[Variant], list[str]]:
 
 def _sampling(options: Options, preset: Preset) -> SamplingConfig:
     given: dict[str, Any] = {"temperature": options.temperature, "seed": options.seed}
+    given = {name: value for name, value in given.items() if value is not None}
     try:
-        return replace(
-            preset.sampling, **{name: value for name, value in given.items() if value is not None}
-        )
+        return replace(preset.sampling, **given)
     except ValueError as error:
         raise UsageError(f"--{error}") from error
 
@@ -208,10 +205,6 @@ def _lengths(options: Options, presets: Sequence[Preset]) -> tuple[tuple[int, ..
             hints=["give shorter --lengths", "--skip-unfit leaves these out"],
         )
     return fit, [f"left out: {sentence}"]
-
-
-def _prompter(preset: Preset, options: Options) -> Prompter:
-    return Prompter(find_pair(preset, options).tokenizer, preset.prompt)
 
 
 def find_pair(preset: Preset, options: Options) -> hub.PairFiles:
@@ -256,7 +249,7 @@ def _long_enough(
 
 def _facts(preset: Preset, options: Options, device: str) -> PresetFacts:
     """``preset`` as the plan keeps it, with the dtype that it will run in."""
-    target, draft = preset.target, preset.draft
+    target = preset.target
     dtype = hub.choose_dtype(options.dtype, target.dtype, device)
     stand_in = StandInFacts(
         pair="pocket", trained_tokens=standin.TRAINED_TOKENS, about=standin.about(preset)
@@ -267,12 +260,7 @@ def _facts(preset: Preset, options: Options, device: str) -> PresetFacts:
         target=TargetFacts(
             repo=target.repo, revision=target.revision, dtype=str(dtype).removeprefix("torch.")
         ),
-        draft=DraftFacts(
-            kind=draft.kind,
-            repo=draft.repo,
-            revision=draft.revision,
-            trained_context_tokens=draft.trained_context_tokens,
-        ),
+        draft=DraftFacts.model_validate(preset.draft),
         kernels=kernels_on(device),
         stand_in=stand_in if options.stand_in else None,
     )

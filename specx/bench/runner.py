@@ -1,7 +1,7 @@
 """Runs the cells of a plan in order and keeps each sample as soon as it is there.
 
 In: a plan, texts, a way to load a preset, a journal. Out: events while it works; the journal holds
-the rest. It does not know engines, screens or what the numbers mean.
+the rest.
 """
 
 import time
@@ -9,9 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from specx.bench.engine_runner import Interrupted, Subject
-from specx.bench.journal import Journal
+from specx.bench.journal import (
+    DifferenceLine,
+    FloorLine,
+    Journal,
+    MissingLine,
+    NotesLine,
+    SampleLine,
+)
 from specx.bench.modes import Variant
-from specx.bench.schema import BenchCell, Plan, Sample
+from specx.bench.schema import BenchCell, Place, Plan, Sample
 from specx.errors import ResourceError
 from specx.prompts import Prompt
 
@@ -76,8 +83,7 @@ class Runner:
         self._subject: Subject | None = None
         self._began = clock()
         self._before_s = journal.finished.elapsed_s
-        self._costs_s: dict[tuple[str, str, int], float] = {}  # newest duration by mode and length
-        self._warm: set[tuple[str, str, int]] = set()
+        self._costs_s: dict[Place, float] = {}  # newest durations
         self._done = sum(self._is_known(cell) for cell in plan.cells())
         self._is_cancelled = False
         self.stopped = ""
@@ -107,7 +113,7 @@ class Runner:
                 self._subject = self._load(preset.name)
                 if self._is_cancelled:
                     raise Interrupted
-                self._journal.notes(preset.name, self._subject.notes)
+                self._journal.keep(NotesLine(preset=preset.name, notes=self._subject.notes))
                 self._measure_floors(self._subject, again=False)
                 for group in groups:
                     if group:
@@ -125,33 +131,29 @@ class Runner:
         """Cells with one prompt, and then the comparison with plain decoding."""
         first = group[0]
         prompt = subject.prompt(self._texts[first.document], first.length)
-        for cell in group:
-            if prompt is None:
+        if prompt is None:
+            for cell in group:
                 yield self._miss(cell, "the document is too short")
-                continue
+            return
+        for cell in group:
             self._check_budget(cell)
             yield from self._cell(subject, cell, prompt)
-        if prompt is not None and self._plan.verify:
+        if self._plan.verify:
             self._compare(subject, group, prompt)
 
     def _cell(self, subject: Subject, cell: BenchCell, prompt: Prompt) -> Iterator[Event]:
-        variant, key = self._variants[cell.mode], self._key(cell)
+        variant = self._variants[cell.mode]
         try:
-            for _ in range(self._plan.warmup if key not in self._warm else 0):
-                yield self._running(cell, is_warmup=True)
+            for to_come in range(self._runs_of(cell), 0, -1):
+                yield self._running(cell, is_warmup=to_come > 1)
                 began = self._clock()
-                subject.run(cell, variant, prompt)
-                self._costs_s[key] = self._clock() - began
-            self._warm.add(key)
-            yield self._running(cell, is_warmup=False)
-            began = self._clock()
-            sample = subject.run(cell, variant, prompt)
-            self._costs_s[key] = self._clock() - began
+                sample = subject.run(cell, variant, prompt)
+                self._costs_s[cell.place] = self._clock() - began
         except ResourceError as error:
             yield self._miss(cell, error.reason or error.message)
             return
         self._done += 1
-        self._journal.sample(sample, self.elapsed_s)
+        self._journal.keep(SampleLine(elapsed_s=self.elapsed_s, sample=sample))
         yield Measured(sample, self._done, self._plan.size)
 
     def _compare(self, subject: Subject, group: list[BenchCell], prompt: Prompt) -> None:
@@ -164,11 +166,11 @@ class Runner:
                 continue
             found = subject.difference(prompt, plain.tokens, sample.tokens)
             if found is not None:
-                self._journal.difference(cell, found)
+                self._journal.keep(DifferenceLine(cell=cell, difference=found))
 
     def _measure_floors(self, subject: Subject, *, again: bool) -> None:
         for length in self._plan.lengths:
-            self._journal.floor(subject.floor(length, again=again))
+            self._journal.keep(FloorLine(floor=subject.floor(length, again=again)))
 
     def _has_floors(self, preset: str) -> bool:
         floors = self._journal.finished.floors
@@ -179,7 +181,7 @@ class Runner:
         return cell in finished.samples or cell in finished.missing
 
     def _miss(self, cell: BenchCell, reason: str) -> Missed:
-        self._journal.missing(cell, reason)
+        self._journal.keep(MissingLine(cell=cell, reason=reason))
         self._done += 1
         return Missed(cell, reason)
 
@@ -187,31 +189,29 @@ class Runner:
         if self._budget_s is None:
             return
         spent_s = self._clock() - self._began
-        runs = 1 if self._key(cell) in self._warm else 1 + self._plan.warmup
-        if spent_s + runs * (self._predicted_s(cell) or 0.0) > self._budget_s:
+        if spent_s + self._runs_of(cell) * self._predicted_s(cell) > self._budget_s:
             raise _BudgetSpent
 
     def _running(self, cell: BenchCell, *, is_warmup: bool) -> Running:
         left = [each for each in self._plan.cells() if not self._is_known(each)]
-        cold = {self._key(each): each for each in left if self._key(each) not in self._warm}
-        runs = [*left, *self._plan.warmup * list(cold.values())]
-        known = [seconds for each in runs if (seconds := self._predicted_s(each)) is not None]
-        left_s = sum(known) if known and len(known) == len(runs) else None
+        first = {each.place: each for each in reversed(left)}.values()
+        runs = [*left, *(each for each in first for _ in range(self._runs_of(each) - 1))]
+        left_s = sum(map(self._predicted_s, runs)) if self._costs_s else None
         return Running(cell, is_warmup, self._done, self._plan.size, left_s)
 
-    @staticmethod
-    def _key(cell: BenchCell) -> tuple[str, str, int]:
-        """What runs of one cost have in common."""
-        return cell.preset, cell.mode, cell.length
+    def _runs_of(self, cell: BenchCell) -> int:
+        """How often ``cell`` runs: the first of its cost is warmed up before."""
+        return 1 if cell.place in self._costs_s else 1 + self._plan.warmup
 
-    def _predicted_s(self, cell: BenchCell) -> float | None:
-        """What this mode took at this length, else another mode there, else by proportion."""
-        costs = self._costs_s
-        own = costs.get(self._key(cell))
-        if own is not None or not costs:
-            return own
-        nearest = min(costs, key=lambda key: abs(key[2] - cell.length))
-        return costs[nearest] * cell.length / nearest[2]
+    def _predicted_s(self, cell: BenchCell) -> float:
+        """What this mode took at this length, else another mode there, else by proportion; 0 where
+        nothing has run."""
+        if not self._costs_s:
+            return 0.0
+        nearest = min(
+            self._costs_s, key=lambda at: (at != cell.place, abs(at.length - cell.length))
+        )
+        return self._costs_s[nearest] * cell.length / nearest.length
 
 
 class _BudgetSpent(Exception):

@@ -1,10 +1,8 @@
 """Saved benches: read one back, and join two of them row by row.
 
 In: paths of ``specx.bench/1`` files from anywhere, so nothing in them is believed. Out: the checked
-bench, and a ``SavedComparison`` of two. It does not know engines, tables or the screen.
-
-Two benches are joined on preset name, mode and length, and inside such a row on the SHA-256 of the
-documents: what changed is measured on the same texts or not at all.
+bench, and a ``SavedComparison`` of two: joined on preset, mode and length, and inside such a row on
+the SHA-256 of the documents. What changed is measured on the same texts or not at all.
 """
 
 import math
@@ -22,6 +20,7 @@ from specx.bench.schema import (
     Change,
     Metric,
     Origin,
+    Place,
     SavedComparison,
     Unmatched,
     complaint,
@@ -38,8 +37,6 @@ MAX_BENCH_BYTES = 512 << 20
 _PLAUSIBLE = 1e100  # a metric beyond this, or under its inverse, was not measured by a clock
 _SETTINGS = ("max_tokens", "ignore_eos", "sampling")
 
-Key = tuple[str, str, int]  # preset, mode, length
-
 
 @dataclass(slots=True)
 class _Measured:
@@ -54,7 +51,7 @@ class _Measured:
         return median(self.values)
 
 
-_Rows = dict[Key, dict[str, _Measured]]  # by SHA-256 of the document
+_Rows = dict[Place, dict[str, _Measured]]  # by SHA-256 of the document
 
 
 class _Labelled(BaseModel):
@@ -107,17 +104,16 @@ def join(
     ``metric`` is one of ``METRICS``. Raises ``UsageError`` for another one, and when nothing can
     be joined, with what differs.
     """
-    known = {name: name for name in METRICS}.get(metric)  # type: ignore[call-overload]
-    if known is None:
+    if metric not in METRICS:
         hints = [*did_you_mean(metric, METRICS), f"metrics: {', '.join(METRICS)}"]
         raise UsageError(f"unknown metric {shown(metric)}", hints=hints)
     ours, theirs = _rows(a, metric), _rows(b, metric)
     rows = []
-    for key, documents in ours.items():
-        others = theirs.get(key, {})
+    for place, documents in ours.items():
+        others = theirs.get(place, {})
         both = [(documents[sha], others[sha]) for sha in documents if sha in others]
         if both:
-            rows.append(_change(key, both, _environment(a, b, key[0]), _settings(a, b, metric)))
+            rows.append(_change(place, both, *_differences(a, b, place.preset, metric)))
     if not rows:
         hint = "run the second with the presets, --modes, --lengths and --data of the first"
         reason = _why_apart(ours, theirs)
@@ -125,7 +121,7 @@ def join(
     return SavedComparison(
         a=_origin(a, paths[0]),
         b=_origin(b, paths[1]),
-        metric=known,
+        metric=metric,
         rows=rows,
         only_in_a=_rest(ours, theirs),
         only_in_b=_rest(theirs, ours),
@@ -135,10 +131,10 @@ def join(
 def _rows(bench: Bench, metric: str) -> _Rows:
     """Every row with the metric, in the plan's order; a document listed twice counts once."""
     listed = bench.plan.data.documents
-    by_key = {(row.preset, row.mode, row.length): row for row in bench.cells}
+    by_place = {row.place: row for row in bench.cells}
     rows: _Rows = {}
-    for key, row in by_key.items():
-        baseline = by_key.get((row.preset, bench.plan.baseline or "", row.length))
+    for place, row in by_place.items():
+        baseline = by_place.get(place._replace(mode=bench.plan.baseline or ""))
         repetitions = by_document(row.samples)
         by_sha: dict[str, _Measured] = {}
         for number, values in _values(row, baseline, metric).items():
@@ -148,7 +144,7 @@ def _rows(bench: Bench, metric: str) -> _Rows:
                 measured.values += plausible
                 measured.texts |= {tuple(run.tokens) for run in repetitions[number]}
         if by_sha:
-            rows[key] = by_sha
+            rows[place] = by_sha
     return rows
 
 
@@ -165,7 +161,7 @@ def _values(row: BenchRow, baseline: BenchRow | None, metric: str) -> dict[int, 
 
 
 def _change(
-    key: Key,
+    place: Place,
     both: Sequence[tuple[_Measured, _Measured]],
     environment: list[str],
     settings: list[str],
@@ -173,9 +169,7 @@ def _change(
     change = geometric_interval([[b.value / a.value] for a, b in both])
     same = all(len(a.texts | b.texts) == 1 for a, b in both)
     return Change(
-        preset=key[0],
-        mode=key[1],
-        length=key[2],
+        **place._asdict(),
         n=change.n,
         a=math.exp(fmean(math.log(a.value) for a, _ in both)),
         b=math.exp(fmean(math.log(b.value) for _, b in both)),
@@ -187,10 +181,14 @@ def _change(
     )
 
 
-def _environment(a: Bench, b: Bench, preset: str) -> list[str]:
-    """Names of what differs between the two benches' surroundings, for one preset."""
+def _differences(a: Bench, b: Bench, preset: str, metric: str) -> tuple[list[str], list[str]]:
+    """Names of what differs in the surroundings of one preset, and of settings that do."""
     ours, theirs = _facts(a, preset), _facts(b, preset)
-    return [name for name in ours if ours[name] != theirs[name]]
+    settings = (*_SETTINGS, "baseline") if metric == "speedup" else _SETTINGS
+    return (
+        [name for name in ours if ours[name] != theirs[name]],
+        [name for name in settings if getattr(a.plan, name) != getattr(b.plan, name)],
+    )
 
 
 def _facts(bench: Bench, preset: str) -> dict[str, Any]:
@@ -216,23 +214,14 @@ def _origin(bench: Bench, path: str | None) -> Origin:
     )
 
 
-def _settings(a: Bench, b: Bench, metric: str) -> list[str]:
-    names = (*_SETTINGS, "baseline") if metric == "speedup" else _SETTINGS
-    return [name for name in names if getattr(a.plan, name) != getattr(b.plan, name)]
-
-
 def _rest(ours: _Rows, theirs: _Rows) -> list[Unmatched]:
     """What ``ours`` has and ``theirs`` has not."""
     rest = []
-    for (preset, mode, length), documents in ours.items():
-        others = theirs.get((preset, mode, length), {})
+    for place, documents in ours.items():
+        others = theirs.get(place, {})
         alone = [measured.document for sha, measured in documents.items() if sha not in others]
         if alone:
-            rest.append(
-                Unmatched(
-                    preset=preset, mode=mode, length=length, whole_row=not others, documents=alone
-                )
-            )
+            rest.append(Unmatched(**place._asdict(), whole_row=not others, documents=alone))
     return rest
 
 
@@ -241,11 +230,11 @@ def _why_apart(ours: _Rows, theirs: _Rows) -> str:
     for name, rows in (("first", ours), ("second", theirs)):
         if not rows:
             return f"the {name} has no row with this metric"
-    for place, what in enumerate(("presets", "modes", "lengths")):
-        mine, yours = (list(dict.fromkeys(key[place] for key in rows)) for rows in (ours, theirs))
-        if not set(mine) & set(yours):
-            left, right = (", ".join(str(each) for each in side[:5]) for side in (mine, yours))
-            return f"their {what} differ: {left} and {right}"
+    for what in Place._fields:
+        mine, yours = ({getattr(place, what): None for place in rows} for rows in (ours, theirs))
+        if mine.keys().isdisjoint(yours):
+            left, right = (", ".join(map(str, list(side)[:5])) for side in (mine, yours))
+            return f"their {what}s differ: {left} and {right}"
     if ours.keys() & theirs.keys():
         return "their rows were measured on different documents"
     return "no row has its preset, mode and length in both"

@@ -1,16 +1,15 @@
 """``specx.bench/1`` and ``specx.compare/1``, from one measured run to the whole report.
 
-These models are the formats: their JSON Schemas are generated from them, and files of unknown
-origin are read through them. They do not know engines, files or tables.
-
-Times are in seconds, sizes in bytes, nothing is rounded, and None is what was not measured.
+Their JSON Schemas are generated from these models, and files of unknown origin are read through
+them. Times are in seconds, sizes in bytes, nothing is rounded, and None is what was not measured.
 Unknown keys are passed over: a later specx may add some within version 1.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     BaseModel,
@@ -23,6 +22,7 @@ from pydantic import (
 
 from specx.core.config import SamplingConfig
 from specx.core.stats import FinishReason, Memory
+from specx.trace.result import LoadedDraft, LoadedTarget, Remark, SourceFacts, TokenCounts
 
 if TYPE_CHECKING:
     from specx.stream import Difference
@@ -51,18 +51,36 @@ class JsonRecord(BaseModel):
 
     def as_json(self) -> dict[str, Any]:
         """The record as plain JSON values."""
-        return self.model_dump(mode="json", by_alias=True)
+        return self.model_dump(mode="json")
 
 
 # One run
 
 
-class BenchCell(JsonRecord):
-    """Which run."""
+class Place(NamedTuple):
+    """What rows are looked up and joined by."""
+
+    preset: str
+    mode: str
+    length: int
+
+
+class BenchPlace(JsonRecord):
+    """A preset in a mode at a length: a row of every table."""
 
     preset: Name
     mode: Name
     length: Positive = Field(description="Prompt tokens asked for.")
+
+    @property
+    def place(self) -> Place:
+        """The same as a key."""
+        return Place(self.preset, self.mode, self.length)
+
+
+class BenchCell(BenchPlace):
+    """Which run."""
+
     document: Count = Field(description="Of plan.data.documents, from 0.")
     rep: Count = Field(description="Repetition, from 0.")
 
@@ -96,12 +114,8 @@ class MemoryBytes(JsonRecord):
 
 def memory_bytes(memory: Memory) -> MemoryBytes:
     """A run's memory as it is written."""
-    return MemoryBytes(
-        weights=memory.weights_bytes,
-        kv_target=memory.kv_target_bytes,
-        kv_draft=memory.kv_draft_bytes,
-        peak=memory.peak_bytes,
-    )
+    owners = MemoryBytes.model_fields
+    return MemoryBytes(**{owner: getattr(memory, f"{owner}_bytes") for owner in owners})
 
 
 class Joules(JsonRecord):
@@ -229,21 +243,9 @@ class Floor(JsonRecord):
 # What was to be measured
 
 
-class TargetFacts(JsonRecord):
-    """Which target."""
-
-    repo: str
-    revision: str | None
-    dtype: str
-
-
-class DraftFacts(JsonRecord):
-    """Which draft."""
-
-    kind: str
-    repo: str | None
-    revision: str | None
-    trained_context_tokens: Count
+# The same as in a result.
+TargetFacts = LoadedTarget
+DraftFacts = LoadedDraft
 
 
 class StandInFacts(JsonRecord):
@@ -313,19 +315,14 @@ class Plan(JsonRecord):
 
     def groups(self, preset: str) -> Iterator[list[BenchCell]]:
         """Cells of one preset that share a prompt, in the order of running."""
-        turn = 0
-        for rep in range(self.reps):
-            for document in range(len(self.data.documents)):
-                for length in self.lengths:
-                    first = turn % len(self.modes)
-                    turn += 1
-                    modes = self.modes[first:] + self.modes[:first]
-                    yield [
-                        BenchCell(
-                            preset=preset, mode=mode, length=length, document=document, rep=rep
-                        )
-                        for mode in modes
-                    ]
+        documents = range(len(self.data.documents))
+        prompts = itertools.product(range(self.reps), documents, self.lengths)
+        for turn, (rep, document, length) in enumerate(prompts):
+            first = turn % len(self.modes)
+            yield [
+                BenchCell(preset=preset, mode=mode, length=length, document=document, rep=rep)
+                for mode in self.modes[first:] + self.modes[:first]
+            ]
 
     def cells(self) -> Iterator[BenchCell]:
         """Every cell, in the order of running."""
@@ -386,11 +383,8 @@ class Interval(JsonRecord):
 
     def plus(self, constant: float) -> "Interval":
         """The same of ``constant`` more."""
-        moved = {
-            name: None if bound is None else bound + constant
-            for name, bound in (("value", self.value), ("low", self.low), ("high", self.high))
-        }
-        return self.model_copy(update=moved)
+        bounds = self.model_dump(include={"value", "low", "high"}, exclude_none=True)
+        return self.model_copy(update={name: at + constant for name, at in bounds.items()})
 
 
 class OverFloor(JsonRecord):
@@ -442,12 +436,9 @@ class Summary(JsonRecord):
         return self.equal is not None and self.equal.equal < self.equal.checked
 
 
-class BenchRow(JsonRecord):
+class BenchRow(BenchPlace):
     """All runs of one preset, mode and length, by document and then repetition."""
 
-    preset: Name
-    mode: Name
-    length: Positive
     samples: Annotated[list[Sample], Field(min_length=1)]
     summary: Summary
 
@@ -512,12 +503,11 @@ class Bench(JsonRecord):
         places = [(f"missing[{i}]", each.cell) for i, each in enumerate(self.missing)]
         seen: dict[object, str] = {}
         for i, row in enumerate(self.cells):
-            key = (row.preset, row.mode, row.length)
-            _once(seen, key, f"cells[{i}]")
+            _once(seen, row.place, f"cells[{i}]")
             for j, sample in enumerate(row.samples):
                 where, cell = f"cells[{i}].samples[{j}]", sample.cell
                 places.append((where, cell))
-                if (cell.preset, cell.mode, cell.length) != key:
+                if cell.place != row.place:
                     raise ValueError(f"{where}.cell belongs to another row")
                 _once(seen, cell, where)
         for where, cell in places:
@@ -546,12 +536,9 @@ class Origin(JsonRecord):
     stand_in: bool = Field(default=False, description="Whether a preset had stand-in weights.")
 
 
-class Change(JsonRecord):
+class Change(BenchPlace):
     """One preset, mode and length in both benches, over the ``n`` documents that both have."""
 
-    preset: Name
-    mode: Name
-    length: Positive
     n: Positive
     a: Amount = Field(description="Geometric mean over the documents.")
     b: Amount
@@ -569,12 +556,9 @@ class Change(JsonRecord):
         return self.low_percent <= 0 <= self.high_percent
 
 
-class Unmatched(JsonRecord):
+class Unmatched(BenchPlace):
     """Documents of a row for which only one bench has the metric."""
 
-    preset: Name
-    mode: Name
-    length: Positive
     whole_row: bool = Field(description="The other bench has nothing of this row.")
     documents: Annotated[list[BenchDocument], Field(min_length=1)]
 
@@ -592,22 +576,10 @@ class SavedComparison(JsonRecord):
     only_in_b: list[Unmatched]
 
 
-class LiveInput(JsonRecord):
+class LiveInput(SourceFacts):
     """The document as it was read."""
 
-    path: str | None = Field(description="null: standard input.")
-    name: str
-    format: str
-    bytes: Count
     sha256: Sha256
-    tokens: Count = Field(description="Of the document alone, in target tokens.")
-
-
-class TokenCounts(JsonRecord):
-    """Counts in target tokens."""
-
-    prompt: Count = Field(description="The whole prompt, template included.")
-    new: Count
 
 
 class LiveTimes(JsonRecord):
@@ -639,12 +611,6 @@ class Acceptance(JsonRecord):
     tokens_per_step: Amount | None = Field(description="accepted_per_step + 1")
 
 
-class LiveWarning(JsonRecord):
-    """Something that the user should know."""
-
-    message: str
-
-
 class LiveRow(JsonRecord):
     """One mode of one preset; speed-ups and equality are against the first run."""
 
@@ -661,7 +627,7 @@ class LiveRow(JsonRecord):
     end_to_end_speedup: Amount | None
     equal: bool | None
     first_difference: FirstDifference | None
-    warnings: list[LiveWarning] = []
+    warnings: list[Remark] = []
 
 
 class LiveComparison(JsonRecord):

@@ -1,10 +1,7 @@
-"""Samples → the report of a bench: rates, and a summary of every preset, mode and length.
-
-In: a plan, what a journal holds, where it ran. Out: one ``Bench``, in which nothing is rounded and
-what is not defined is None. It does not know engines, files or tables.
+"""Samples → the report of a bench: a summary of every preset, mode and length.
 
 Medians, extremes and outliers are over samples; estimates with an interval are over documents,
-whose repetitions are combined first (see ``statistics``).
+whose repetitions are combined first (see ``statistics``). What is not defined is None.
 """
 
 from collections import defaultdict
@@ -37,6 +34,7 @@ from specx.bench.statistics import geometric_interval, ratio_of_sums_interval, s
 from specx.bench.warnings import by_document, grouped, warnings_of_files, warnings_of_samples
 
 Samples = Sequence[Sample]
+_SPREADS = ("prefill_tok_s", "decode_tok_s", "end_to_end_tok_s", "ttft_s")
 
 
 def report(
@@ -95,13 +93,12 @@ def rows(plan: Plan, samples: Samples, floors: Sequence[Floor]) -> list[BenchRow
     groups = grouped(plan, samples)
     least = {(floor.preset, floor.length): floor for floor in floors}
     found = []
-    for (preset, length, mode), group in groups.items():
-        has_baseline = plan.baseline is not None and mode != plan.baseline
-        baseline = groups.get((preset, length, plan.baseline or ""), []) if has_baseline else []
-        summary = summarize(group, baseline, least.get((preset, length)))
-        found.append(
-            BenchRow(preset=preset, mode=mode, length=length, samples=group, summary=summary)
-        )
+    for place, group in groups.items():
+        baseline: Samples = ()
+        if plan.baseline is not None and place.mode != plan.baseline:
+            baseline = groups.get(place._replace(mode=plan.baseline), ())
+        summary = summarize(group, baseline, least.get((place.preset, place.length)))
+        found.append(BenchRow(**place._asdict(), samples=group, summary=summary))
     return found
 
 
@@ -114,10 +111,7 @@ def summarize(samples: Samples, baseline: Samples, floor: Floor | None) -> Summa
         documents=len(by_document(samples)),
         prompt_tokens=median_low([sample.prompt_tokens for sample in samples]),
         steps=None if None in steps else sum(count or 0 for count in steps),
-        prefill_tok_s=_spread(samples, "prefill_tok_s"),
-        decode_tok_s=_spread(samples, "decode_tok_s"),
-        end_to_end_tok_s=_spread(samples, "end_to_end_tok_s"),
-        ttft_s=_spread(samples, "ttft_s"),
+        **{metric: _spread(samples, metric) for metric in _SPREADS},
         tokens_per_step=accepted and accepted.plus(1.0),
         accepted_per_step=accepted,
         speedup=_speedup(samples, baseline, "decode_tok_s"),
@@ -161,9 +155,8 @@ def _accepted_per_step(samples: Samples) -> Interval | None:
 
 
 def _spread(samples: Samples, metric: str) -> Spread | None:
-    return spread(
-        [value for value in (getattr(sample, metric) for sample in samples) if value is not None]
-    )
+    values = (getattr(sample, metric) for sample in samples)
+    return spread([value for value in values if value is not None])
 
 
 def _speedup(samples: Samples, baseline: Samples, metric: str) -> Interval | None:
@@ -172,25 +165,21 @@ def _speedup(samples: Samples, baseline: Samples, metric: str) -> Interval | Non
 
 
 def _over_floor(samples: Samples, floor: Floor) -> OverFloor:
-    decode: float | None = None
-    if all(sample.steps is not None for sample in samples):
-        level_s = floor.draft_level_bytes / floor.bandwidth_bytes_s
-        least_s = sum(
-            (sample.steps or 0) * floor.step_s + (sample.draft_forwards or 0) * level_s
-            for sample in samples
-        )
-        decode = ratio_of(sum(sample.decode_s for sample in samples), least_s)
     prefill_s = sum(sample.prefill_target_s + sample.prefill_draft_s for sample in samples)
-    return OverFloor(decode=decode, prefill=ratio_of(prefill_s, floor.prefill_s * len(samples)))
+    prefill = ratio_of(prefill_s, floor.prefill_s * len(samples))
+    if any(sample.steps is None for sample in samples):
+        return OverFloor(decode=None, prefill=prefill)
+    level_s = floor.draft_level_bytes / floor.bandwidth_bytes_s
+    steps_s = sum(sample.steps or 0 for sample in samples) * floor.step_s
+    least_s = steps_s + sum(sample.draft_forwards or 0 for sample in samples) * level_s
+    decode_s = sum(sample.decode_s for sample in samples)
+    return OverFloor(decode=ratio_of(decode_s, least_s), prefill=prefill)
 
 
 def _most_memory(samples: Samples) -> MemoryBytes:
-    return MemoryBytes(
-        **{
-            owner: max(getattr(sample.memory, owner) for sample in samples)
-            for owner in MemoryBytes.model_fields
-        }
-    )
+    owners = MemoryBytes.model_fields
+    most = {owner: max(getattr(run.memory, owner) for run in samples) for owner in owners}
+    return MemoryBytes(**most)
 
 
 def _energy_j_per_token(samples: Samples) -> float | None:

@@ -8,10 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
-from specx.bench.schema import BenchWarning, Plan, Sample
+from specx.bench.schema import BenchWarning, Place, Plan, Sample
 
-Key = tuple[str, int, str]  # preset, length, mode
-Groups = Mapping[Key, Sequence[Sample]]
+Groups = Mapping[Place, Sequence[Sample]]
 
 NOISY = 0.10  # spread of the decode rate between repetitions of one document
 SLOW_START = 1.10  # first repetition over the slowest later one
@@ -19,16 +18,18 @@ FEW_DOCUMENTS = 5  # of fewer, no bootstrap covers 95 %: see ``statistics``
 LOW_TOKENS_PER_STEP = 1.05
 
 
-def grouped(plan: Plan, samples: Sequence[Sample]) -> dict[Key, list[Sample]]:
-    """Samples by preset, length and mode in the plan's order, each by document and repetition."""
-    groups: dict[Key, list[Sample]] = defaultdict(list)
+def grouped(plan: Plan, samples: Sequence[Sample]) -> dict[Place, list[Sample]]:
+    """Samples by place, preset by preset, then by length, each by document and repetition."""
+    groups: dict[Place, list[Sample]] = defaultdict(list)
     for sample in sorted(samples, key=lambda sample: (sample.cell.document, sample.cell.rep)):
-        groups[sample.cell.preset, sample.cell.length, sample.cell.mode].append(sample)
-    presets = [preset.name for preset in plan.presets]
-    order = sorted(
-        groups, key=lambda key: (presets.index(key[0]), key[1], plan.modes.index(key[2]))
+        groups[sample.cell.place].append(sample)
+    places = (
+        Place(preset.name, mode, length)
+        for preset in plan.presets
+        for length in sorted(plan.lengths)
+        for mode in plan.modes
     )
-    return {key: groups[key] for key in order}
+    return {place: groups[place] for place in places if place in groups}
 
 
 def by_document(samples: Sequence[Sample]) -> dict[int, list[Sample]]:
@@ -77,13 +78,12 @@ def warnings_of_samples(plan: Plan, samples: Sequence[Sample]) -> Iterator[Bench
             yield BenchWarning(code=code, message=message)
 
 
-def _where(plan: Plan, key: Key) -> str:
-    preset, length, mode = key
-    of = f" of {preset}" if len(plan.presets) > 1 else ""
-    return f"{mode}{of} at {length} tokens"
+def _where(plan: Plan, place: Place) -> str:
+    of = f" of {place.preset}" if len(plan.presets) > 1 else ""
+    return f"{place.mode}{of} at {place.length} tokens"
 
 
-def _runs(groups: Groups) -> list[tuple[Key, Sample]]:
+def _runs(groups: Groups) -> list[tuple[Place, Sample]]:
     return [(key, run) for key, samples in groups.items() for run in samples]
 
 
@@ -92,7 +92,7 @@ def _rows(count: int) -> str:
 
 
 def _noisy(plan: Plan, groups: Groups) -> str:
-    spreads: dict[Key, float] = {}
+    spreads: dict[Place, float] = {}
     for key, samples in groups.items():
         for runs in by_document(samples).values():
             rates = [rate for rate in (run.decode_tok_s for run in runs) if rate]
@@ -154,7 +154,7 @@ def _few_documents(plan: Plan, groups: Groups) -> str:
 
 
 def _low_acceptance(plan: Plan, groups: Groups) -> str:
-    low: dict[Key, float] = {}
+    low: dict[Place, float] = {}
     for key, samples in groups.items():
         drafting = [run for run in samples if run.drafted and not run.mode_reason]
         steps = sum(run.steps or 0 for run in drafting)
@@ -190,7 +190,9 @@ def _unequal(plan: Plan, groups: Groups) -> str:
 
 
 def _shorter_prompts(plan: Plan, groups: Groups) -> str:
-    other = {key: run.prompt_tokens for key, run in _runs(groups) if run.prompt_tokens != key[1]}
+    other = {
+        key: run.prompt_tokens for key, run in _runs(groups) if run.prompt_tokens != key.length
+    }
     if not other:
         return ""
     key, tokens = next(iter(other.items()))

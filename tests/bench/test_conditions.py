@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from specx.bench.conditions import (
     BENCH_METRICS,
     COMPARE_METRICS,
-    Metric,
+    MetricKind,
     change_failures,
     change_unmatched,
     failures,
@@ -142,7 +142,7 @@ class TestParsing:
             ("speedup<1", COMPARE_METRICS, "known: change"),
         ],
     )
-    def test_refusals(self, text: str, metrics: Mapping[str, Metric], said: str) -> None:
+    def test_refusals(self, text: str, metrics: Mapping[str, MetricKind], said: str) -> None:
         with pytest.raises(UsageError) as caught:
             parse_condition(text, metrics)
         assert said in " ".join((str(caught.value), *caught.value.hints))

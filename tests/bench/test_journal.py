@@ -9,9 +9,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from specx.bench.journal import Journal, newest
+from specx.bench.journal import (
+    DifferenceLine,
+    FloorLine,
+    Journal,
+    MissingLine,
+    NotesLine,
+    SampleLine,
+    newest,
+)
 from specx.bench.modes import parse_mode
-from specx.bench.schema import BenchCell, FirstDifference
+from specx.bench.schema import BenchCell, FirstDifference, Sample
 from specx.errors import UsageError
 from specx.prompts import Prompt
 from tests.bench.fakes import (
@@ -27,7 +35,7 @@ from tests.bench.fakes import (
 )
 
 
-def _sample(cell: BenchCell) -> object:
+def _sample(cell: BenchCell) -> Sample:
     subject = FakeSubject(facts(), Clock())
     return subject.run(cell, parse_mode(cell.mode), Prompt((1,), 1))
 
@@ -36,12 +44,13 @@ def _filled(path: Path) -> Journal:
     of = plan()
     with new_journal(path, of) as journal:
         for number, cell in enumerate(of.cells()):
-            journal.sample(_sample(cell), float(number))  # type: ignore[arg-type]
-        journal.floor(FakeSubject(facts(), Clock()).floor(1000))
+            journal.keep(SampleLine(elapsed_s=number, sample=_sample(cell)))
+        journal.keep(FloorLine(floor=FakeSubject(facts(), Clock()).floor(1000)))
         first = next(of.cells())
-        journal.difference(first, FirstDifference(index=1, expected=2, got=None, margin=None))
-        journal.missing(first, "because")
-        journal.notes("tiny", ("a .bin", "a guess"))
+        found = FirstDifference(index=1, expected=2, got=None, margin=None)
+        journal.keep(DifferenceLine(cell=first, difference=found))
+        journal.keep(MissingLine(cell=first, reason="because"))
+        journal.keep(NotesLine(preset="tiny", notes=("a .bin", "a guess")))
     return journal
 
 
@@ -61,10 +70,10 @@ def test_a_journal_from_before_notes_were_kept_is_gone_on_with(tmp_path: Path) -
     path.write_bytes(b"".join(line for line in lines if b'"kind":"notes"' not in line))
     with resumed_journal(path, plan()) as journal:
         assert journal.finished.notes == {}
-        journal.notes("tiny", ())
+        journal.keep(NotesLine(preset="tiny", notes=()))
         assert path.read_bytes().count(b"\n") == len(lines) - 1, "nothing to keep"
-        journal.notes("tiny", ("a guess",))
-        journal.notes("tiny", ("a guess",))
+        journal.keep(NotesLine(preset="tiny", notes=("a guess",)))
+        journal.keep(NotesLine(preset="tiny", notes=("a guess",)))
     assert path.read_bytes().count(b"\n") == len(lines), "told once"
     with resumed_journal(path, plan()) as journal:
         assert journal.finished.notes == {"tiny": ("a guess",)}
@@ -86,7 +95,8 @@ def test_a_journal_cut_anywhere_resumes_with_its_whole_lines(tmp_path: Path, sha
         held = journal.finished
         kinds = (held.samples, held.floors, held.differences, held.missing, held.notes)
         assert sum(map(len, kinds)) == whole
-        journal.missing(next(plan().cells()), "written after the cut")
+        cell = next(plan().cells())
+        journal.keep(MissingLine(cell=cell, reason="written after the cut"))
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
 
 
