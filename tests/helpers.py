@@ -27,8 +27,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from specx.checkpoints.config import ModelConfig, model_config, quiet
-from specx.checkpoints.tokenizer import Tokenizer
+from specx.checkpoints.config import ModelConfig, model_config
+from specx.checkpoints.tokenizer import Tokenizer, quiet
 from specx.preset.preset import Preset
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

@@ -29,7 +29,7 @@ from specx.core.config import SamplingConfig
 from specx.core.stats import GenerationStats, Prefill
 from specx.errors import UsageError
 from specx.preset.preset import Preset, available_presets, load_preset
-from specx.trace.result import Remark, TokenCounts, input_facts
+from specx.trace.result import Remark, TokenCounts, source_facts
 
 if TYPE_CHECKING:
     from specx.documents.document import Document
@@ -336,7 +336,7 @@ def live_comparison(
     return LiveComparison(
         specx={"version": __version__},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        input=LiveInput(**input_facts(document, runs[0].prompt).model_dump()),
+        input=LiveInput(**source_facts(document, runs[0].prompt).model_dump()),
         env=Environment(**environment),
         runs=[_live_row(run, runs[0]) for run in runs],
     )

@@ -39,8 +39,9 @@ from transformers import (
 from specx.bench.modes import Witness
 from specx.bench.schema import MemoryBytes
 from specx.checkpoints import load as hub
-from specx.checkpoints.config import DAMAGE, model_config, quiet, summary
+from specx.checkpoints.config import DAMAGE, model_config, summary
 from specx.checkpoints.load import LoadedModel
+from specx.checkpoints.tokenizer import quiet
 from specx.core.architecture import Shape
 from specx.errors import ModelError, PairError, ResourceError, UsageError
 from specx.memory import peak_bytes, reset_peak

@@ -5,10 +5,7 @@ the file at fault. Decides which architectures specx runs. This module does not 
 presets, the Hub, pairs or devices, and it never runs code or unpickles data from a checkpoint.
 """
 
-import contextlib
 import json
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,28 +79,6 @@ DAMAGE = (
     ImportError,
     RecursionError,
 )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers and the Hub's client from writing to stderr, then restore them."""
-    from transformers.utils import logging as transformers_logging
-
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    showed_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if showed_bars:
-            transformers_logging.enable_progress_bar()
 
 
 @dataclass(frozen=True, slots=True)

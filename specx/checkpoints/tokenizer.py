@@ -4,10 +4,13 @@
 vocabulary converted by transformers.
 """
 
+import contextlib
 import filecmp
+import logging
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from specx.checkpoints.chat_template import ChatTemplate
-from specx.checkpoints.config import DAMAGE, quiet, read_json, summary
+from specx.checkpoints.config import DAMAGE, read_json, summary
 from specx.checkpoints.sentencepiece import read_sentencepiece
 from specx.errors import ModelError
 
@@ -261,3 +264,25 @@ def _is_control(token: AddedToken) -> bool:
 def _renamed(token: AddedToken, content: str) -> AddedToken:
     names = ("single_word", "lstrip", "rstrip", "normalized", "special")
     return AddedToken(content, **{name: getattr(token, name) for name in names})
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers and the Hub's client from writing to stderr, then restore them."""
+    from transformers.utils import logging as transformers_logging
+
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    showed_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if showed_bars:
+            transformers_logging.enable_progress_bar()

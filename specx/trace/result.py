@@ -272,14 +272,17 @@ def result_object(
     )
 
 
+def source_facts(document: "Document", prompt: "Prompt") -> SourceFacts:
+    """The document that a prompt was made of."""
+    name = document.name.encode("utf-8", "replace").decode()  # JSON knows text only
+    return SourceFacts.of(document, name=name, tokens=prompt.document_tokens)
+
+
 def run_facts(
     engine: "Engine", command: str, document: "Document | None", prompt: "Prompt"
 ) -> dict[str, Any]:
     """What a result and the header of a trace have in common."""
-    source = None
-    if document is not None:
-        name = document.name.encode("utf-8", "replace").decode()  # JSON knows text only
-        source = SourceFacts.of(document, name=name, tokens=prompt.document_tokens)
+    source = None if document is None else source_facts(document, prompt)
     return {
         "specx": Program(version=__version__),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -14,10 +14,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from specx.checkpoints.config import (
     ModelConfig,
     model_config,
-    quiet,
     read_config,
 )
-from specx.checkpoints.tokenizer import read_tokenizer
+from specx.checkpoints.tokenizer import quiet, read_tokenizer
 from specx.checkpoints.weights import check_weights
 from specx.core.architecture import Rope
 from specx.errors import ModelError

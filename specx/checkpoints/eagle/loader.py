@@ -24,7 +24,7 @@ from specx.checkpoints.eagle.config import (
     read_head,
 )
 from specx.checkpoints.eagle.layout import LAYER, named, refuse_other_kinds
-from specx.checkpoints.eagle.rope import rotation
+from specx.checkpoints.eagle.rotation import rotation
 from specx.checkpoints.eagle.tensor_shapes import Sizes, by, check_places
 from specx.checkpoints.eagle.vocabulary import check_embedding, check_output
 from specx.checkpoints.weights import read_tensors

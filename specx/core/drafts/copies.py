@@ -48,7 +48,7 @@ class Copies:
         None: kernels where they can run. ``chunks`` of ``chunk_tokens`` hold the longest text."""
         self._state = CopyState.empty(depth, chunks, device)
         self._chunk_tokens = chunk_tokens
-        self._fused = kernels.fused("copies", device, fused)
+        self._fused = kernels.fused("text_copies", device, fused)
         self._offsets = torch.arange(depth, device=device)
         self._suffix = torch.arange(LONGEST, device=device)
 

@@ -62,10 +62,10 @@ class TritonKernels(_HalfPrefill):
 
     def __init__(self) -> None:
         super().__init__()
-        from specx.core.kernels import rows, scores, tree
+        from specx.core.kernels import rows, scores, tree_attention
 
         self.name = "triton"
-        self._rows, self._scores, self._tree = rows, scores, tree
+        self._rows, self._scores, self._tree = rows, scores, tree_attention
 
     def store(
         self, keys: Tensor, values: Tensor, start: Tensor, key: Tensor, value: Tensor

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
 """Tree attention for more than 64 rows a key/value head on Hopper: one warp loads, two groups work.
 
-In: what ``specx.core.kernels.tree`` has planned – queries, one layer of a cache, the device-side
+In: what ``tree_attention`` has planned: queries, one layer of a cache, the device-side
 length of its prefix, an ancestor mask, a number of splits. Out: each split's part of the attention
 and its log-sum-exp. It decides nothing, merges nothing, and does not know caches or models.
 

@@ -15,10 +15,10 @@ import torch
 pytest.importorskip("triton")
 
 import triton
-
-from specx.core.kernels import tree
-from specx.core.kernels.types import TreeTiling
 from tests.core.kernels.test_tree import CLOSE, DEVICE, HALVES, Case
+
+from specx.core.kernels import tree_attention as tree
+from specx.core.kernels.types import TreeTiling
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 ON_HOPPER = pytest.mark.skipif(
@@ -121,7 +121,7 @@ def compiled(function, grid):
 
 driver.set_active(Hopper())
 jit.JITFunction.__getitem__ = compiled
-from specx.core.kernels import tree
+from specx.core.kernels import tree_attention as tree
 tree.launch_options = lambda device: {"PDL": True, "launch_pdl": True}
 for dtype, splits in ((torch.float16, 4), (torch.bfloat16, 1)):
     query = torch.zeros(33, 8, 128, dtype=dtype).transpose(0, 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from specx.core.kernels import tree
+from specx.core.kernels import tree_attention as tree
 from specx.core.kernels.types import TreeTiling
 from tests.core import reference
 

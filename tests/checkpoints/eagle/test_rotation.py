@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specx.checkpoints.eagle.rope import rotation
+from specx.checkpoints.eagle.rotation import rotation
 from specx.core.rope import inverse_frequencies
 from specx.errors import ModelError
 from specx.preset.sections import DraftSpec, HeadSpec
