@@ -1,8 +1,4 @@
-"""``specx bench``: speed over prompt length, measured so that it can be believed and rerun.
-
-Goes in: options. Comes out: tables on stdout, exports, a journal, an exit code. It does not know
-how a cell is run or what the numbers mean.
-"""
+"""``specx bench``: speed over prompt length, measured so that it can be believed and rerun."""
 
 import datetime
 import os
@@ -58,16 +54,14 @@ _AS_GIVEN = (
 class BenchRequest:
     """The options of ``specx bench``."""
 
-    lengths: Annotated[
-        str, option("--lengths", metavar="LIST", help="Prompt tokens, k = 1024 [1k..16k].")
-    ] = "1k..16k"
+    lengths: Annotated[str, option("--lengths LIST", help="Prompt tokens, k = 1024 [1k..16k].")] = (
+        "1k..16k"
+    )
     modes: Annotated[
-        list[str],
-        option("--modes", metavar="LIST", help="specx, specx+window, ablation, gpu, witnesses …"),
+        list[str], option("--modes LIST", help="specx, specx+window, ablation, gpu, witnesses …")
     ] = field(default_factory=list)
     preset: Annotated[
-        list[str],
-        option("-m", "--preset", metavar="NAME", help="Model pair (repeatable) [pocket]."),
+        list[str], option("-m --preset NAME", help="Model pair (repeatable) [pocket].")
     ] = field(default_factory=list)
     target: TargetRepo = None
     draft: DraftRepo = None
@@ -78,57 +72,53 @@ class BenchRequest:
         bool, option("--stand-in", help="Build the preset's shapes; download nothing.")
     ] = False
     data: Annotated[
-        list[str],
-        option("--data", metavar="SRC", help="JSONL, text files, Hub OWNER/NAME [sample]."),
+        list[str], option("--data SRC", help="JSONL, text files, Hub OWNER/NAME [sample].")
     ] = field(default_factory=list)
-    field_: Annotated[
-        str, option("--field", metavar="KEY", help="Which field of a JSONL row [text].")
-    ] = "text"
+    field_: Annotated[str, option("--field KEY", help="Which field of a JSONL row [text].")] = (
+        "text"
+    )
     samples: Annotated[
-        int, option("--samples", metavar="N", help="Documents, each cut to every length [5].")
+        int, option("--samples N", help="Documents, each cut to every length [5].")
     ] = 5
-    reps: Annotated[int, option("--reps", metavar="N", help="Repetitions of a cell [1].")] = 1
+    reps: Annotated[int, option("--reps N", help="Repetitions of a cell [1].")] = 1
     warmup: Annotated[
-        int, option("--warmup", metavar="N", help="Discarded runs of each mode and length [1].")
+        int, option("--warmup N", help="Discarded runs of each mode and length [1].")
     ] = 1
     max_tokens: Annotated[
-        int, option("-n", "--max-tokens", metavar="N", help="New tokens of each run [128].")
+        int, option("-n --max-tokens N", help="New tokens of each run [128].")
     ] = 128
     eos: Annotated[bool, option("--eos", help="End at the end-of-text token, not always at N.")] = (
         False
     )
     temperature: Temperature = None
-    seed: Annotated[int | None, option("--seed", metavar="N", help="Sampling seed [0].")] = None
-    baseline: Annotated[
-        str, option("--baseline", metavar="MODE", help="What speed-ups are over [plain].")
-    ] = "plain"
+    seed: Annotated[int | None, option("--seed N", help="Sampling seed [0].")] = None
+    baseline: Annotated[str, option("--baseline MODE", help="What speed-ups are over [plain].")] = (
+        "plain"
+    )
     verify: Annotated[
         bool, option("--verify/--no-verify", help="Compare outputs with plain [yes].")
     ] = True
     fail_if: Annotated[
-        list[str],
-        option("--fail-if", metavar="COND", help="'speedup<1.0@specx' → exit 9 (repeatable)."),
+        list[str], option("--fail-if COND", help="'speedup<1.0@specx' → exit 9 (repeatable).")
     ] = field(default_factory=list)
     budget: Annotated[
-        str | None, option("--budget", metavar="TIME", help="Stop before, as 20m; marks the rest.")
+        str | None, option("--budget TIME", help="Stop before, as 20m; marks the rest.")
     ] = None
     dry_run: Annotated[bool, option("--dry-run", help="Show cells, memory, time; run nothing.")] = (
         False
     )
     resume: Annotated[
-        str | None,
-        option("--resume", metavar="FILE", help="Go on with a journal; last: the newest."),
+        str | None, option("--resume FILE", help="Go on with a journal; last: the newest.")
     ] = None
-    saved: Annotated[
-        str | None, option("--from", metavar="FILE", help="Show a saved .json; run nothing.")
-    ] = None
+    saved: Annotated[str | None, option("--from FILE", help="Show a saved .json; run nothing.")] = (
+        None
+    )
     profile: Annotated[bool, option("--profile", help="Also where a step's time goes.")] = False
     micro: Annotated[bool, Option("--micro", hidden=True)] = False
     plot: Annotated[bool, option("--plot", help="Also a plot in the terminal.")] = False
     energy: Annotated[bool, option("--energy", help="Joules per token (NVIDIA GPUs).")] = False
     export: Annotated[
-        list[str],
-        option("--export", metavar="FILE", help=".json .jsonl .csv .md .png .svg .html"),
+        list[str], option("--export FILE", help=".json .jsonl .csv .md .png .svg .html")
     ] = field(default_factory=list)
     force: Annotated[bool, option("--force", help="Let --export replace files.")] = False
     skip_unfit: Annotated[
@@ -140,7 +130,7 @@ class BenchRequest:
     offline: Offline = False
     output: Annotated[
         Literal["auto", "md", "csv", "json", "jsonl"],
-        option("-o", "--output", metavar="FORMAT", help="auto, md, csv, json, jsonl [auto]."),
+        option("-o --output FORMAT", help="auto, md, csv, json, jsonl [auto]."),
     ] = "auto"
     quiet: Annotated[int, counter("-q", "--quiet", help="No progress; -qq: errors only.")] = 0
     verbose: Annotated[int, counter("-v", "--verbose", help="Every cell as it is measured.")] = 0
@@ -169,7 +159,7 @@ def _bench(context: Context, request: BenchRequest) -> int:
     conditions = [parse_condition(text, BENCH_METRICS) for text in request.fail_if]
     exports = Exports(request.export, force=request.force, inputs=request.data)
     if request.plot:
-        from specx.bench.render.terminal_plot import require_plotext
+        from specx.bench.render.chart import require_plotext
 
         require_plotext()
     if request.saved is not None:

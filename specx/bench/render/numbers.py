@@ -1,7 +1,6 @@
 """The words around the tables of a bench: numbers, floor, definitions, settings, warnings.
 
-In: a bench. Out: plain lines and short strings without control characters; a name in the bench may
-say anything. It does not know tables, files or the screen.
+Lines come out without control characters; a name in the bench may say anything.
 """
 
 import re
@@ -16,6 +15,7 @@ from specx.bench.schema import (
     BenchRow,
     DraftFacts,
     Floor,
+    Interval,
     PresetFacts,
     PublishedRow,
     TargetFacts,
@@ -93,6 +93,11 @@ def baseline_name(bench: Bench) -> str:
     return plain_text(bench.plan.baseline or "", 40)
 
 
+def preset_names(bench: Bench) -> str:
+    """``pocket, large`` for a title."""
+    return ", ".join(plain_text(preset.name, 40) for preset in bench.plan.presets)
+
+
 def has_presets(bench: Bench) -> bool:
     """Whether there are several, so that each must be named."""
     return len(bench.plan.presets) > 1
@@ -113,44 +118,39 @@ def program(bench: Bench) -> str:
 
 def headline(bench: Bench) -> str:
     """The largest speed-up as a sentence; witnesses compete for nothing."""
-    best = _best_row(bench)
-    if best is None or best.summary.speedup is None:
+    row, speedup = _best(bench)
+    if row is None or speedup is None:
         return "No speed-up to report"
-    value, mode, baseline = (
-        best.summary.speedup.value,
-        plain_text(best.mode, 40),
-        baseline_name(bench),
-    )
-    of = f" ({plain_text(best.preset, 40)})" if has_presets(bench) else ""
-    place = f"at {best.length:,} prompt tokens{of}"
-    if value < 1:
-        return (
-            f"Nothing decodes faster than {baseline}; {mode} comes nearest, {times(value)} {place}"
-        )
-    return f"{mode} decodes {times(value)[:-1]} times as fast as {baseline} {place}"
+    mode, baseline = plain_text(row.mode, 40), baseline_name(bench)
+    of = f" ({plain_text(row.preset, 40)})" if has_presets(bench) else ""
+    place = f"at {row.length:,} prompt tokens{of}"
+    ratio = times(speedup.value)
+    if speedup.value < 1:
+        return f"Nothing decodes faster than {baseline}; {mode} comes nearest, {ratio} {place}"
+    return f"{mode} decodes {ratio[:-1]} times as fast as {baseline} {place}"
 
 
 def headline_details(bench: Bench) -> str:
     """How sure the headline is."""
-    best = _best_row(bench)
-    if best is None or best.summary.speedup is None:
+    row, speedup = _best(bench)
+    if row is None or speedup is None:
         return ""
-    low, high = best.summary.speedup.low, best.summary.speedup.high
-    documents = count(best.summary.documents, "document")
+    low, high = speedup.low, speedup.high
+    documents = count(row.summary.documents, "document")
     if low is None or high is None:
         return f"Measured on {documents}, so without an interval."
     unsure = ", which includes 1: no clear difference" if low <= 1 <= high else ""
     return f"Geometric mean over {documents}; 95 % interval {low:.2f} to {high:.2f}{unsure}."
 
 
-def _best_row(bench: Bench) -> BenchRow | None:
-    """The row with the largest speed-up of decoding; None where nothing was compared."""
+def _best(bench: Bench) -> tuple[BenchRow, Interval] | tuple[None, None]:
+    """The first row with the largest speed-up of decoding; None where nothing was compared."""
     ranked = [
-        (row.summary.speedup.value, -at)
-        for at, row in enumerate(bench.cells)
+        (row, row.summary.speedup)
+        for row in bench.cells
         if row.summary.speedup and row.mode not in WITNESSES
     ]
-    return bench.cells[-max(ranked)[1]] if ranked else None
+    return max(ranked, key=lambda each: each[1].value, default=(None, None))
 
 
 def equality(bench: Bench) -> tuple[int, int]:
@@ -188,14 +188,13 @@ def floor_lines(bench: Bench) -> list[str]:
 
 
 def _floor(floor: Floor) -> str:
-    flop_rate, step_ms = _amount(floor.rate_flop_s, "FLOP/s"), milliseconds(floor.step_s * 1e3)
+    flop_rate, bandwidth = _hardware_rates(floor)
+    work = f"{_amount(floor.step_bytes, 'B')} over {bandwidth}"
     if floor.bound == "compute":
-        cause = f"{_amount(floor.step_flop, 'FLOP')} over {flop_rate}"
-    else:
-        bandwidth = _amount(floor.bandwidth_bytes_s, "B/s")
-        cause = f"{_amount(floor.step_bytes, 'B')} over {bandwidth}"
+        work = f"{_amount(floor.step_flop, 'FLOP')} over {flop_rate}"
     return (
-        f"{step_ms} ms a token = {number(per_second(floor.step_s))} tok/s plain ({cause})"
+        f"{milliseconds(floor.step_s * 1e3)} ms a token = "
+        f"{number(per_second(floor.step_s))} tok/s plain ({work})"
         f"{_SEPARATOR}prefill {number(prefill_rate(floor))} tok/s "
         f"({_amount(floor.prefill_flop, 'FLOP')} over {flop_rate})"
     )
@@ -204,13 +203,16 @@ def _floor(floor: Floor) -> str:
 def _compact_floors(label: str, floors: Sequence[Floor]) -> list[str]:
     decode = [f"{floor.length:,}: {number(per_second(floor.step_s))}" for floor in floors]
     prefill = [f"{floor.length:,}: {number(prefill_rate(floor))}" for floor in floors]
-    bandwidth = _amount(floors[0].bandwidth_bytes_s, "B/s")
-    flop_rate = _amount(floors[0].rate_flop_s, "FLOP/s")
+    flop_rate, bandwidth = _hardware_rates(floors[0])
     return [
         f"{label}on {bandwidth} and {flop_rate}, tok/s at each prompt length",
         f"  plain decode {_SEPARATOR.join(decode)}",
         f"  prefill {_SEPARATOR.join(prefill)}",
     ]
+
+
+def _hardware_rates(floor: Floor) -> tuple[str, str]:
+    return _amount(floor.rate_flop_s, "FLOP/s"), _amount(floor.bandwidth_bytes_s, "B/s")
 
 
 def per_second(value_s: float) -> float:
