@@ -3,15 +3,22 @@
 import datetime
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Context, Option, Typer
 
 from specx.cli.bench_diff import diff
-from specx.cli.bench_output import BenchProgress, Exports, as_text, render, settle_libraries
+from specx.cli.bench_output import (
+    BenchProgress,
+    as_text,
+    check_exports,
+    export,
+    render,
+    settle_libraries,
+)
 from specx.cli.console import Screen
 from specx.cli.errors import CONDITION_HELD, DIFFERENCE, SOME_FAILED
 from specx.cli.fetching import downloads_shown
@@ -157,34 +164,39 @@ def _bench(context: Context, request: BenchRequest) -> int:
 
     screen = Screen(color=request.color, quiet=request.quiet, verbose=request.verbose)
     conditions = [parse_condition(text, BENCH_METRICS) for text in request.fail_if]
-    exports = Exports(request.export, force=request.force, inputs=request.data)
+    check_exports([*map(Path, request.export)], force=request.force, inputs=request.data)
     if request.plot:
         from specx.bench.render.chart import require_plotext
 
         require_plotext()
     if request.saved is not None:
-        return _show(request, screen, exports, conditions, _read(request.saved, request.paper))
+        return _show(request, screen, conditions, _read(request.saved, request.paper))
     options = _options(request)
     budget_s = _seconds(request.budget)
     settle_libraries(screen)
     setup = _prepare(options, screen)
     if request.dry_run:
-        return _dry_run(request, setup)
+        from specx.bench.estimate import estimate, estimate_lines
+
+        plan = estimate(setup)
+        lines = "".join(f"{line}\n" for line in estimate_lines(plan))
+        Sink().write(dumps(plan.as_json(), "json") if request.output == "json" else lines)
+        return 0
     found, stopped = _measure(request, screen, setup, budget_s)
     if request.paper:
         from specx.bench.paper import with_paper
 
         found = with_paper(found, setup.presets)
-    code = _show(request, screen, exports, [] if stopped else conditions, found)
+    code = _show(request, screen, [] if stopped else conditions, found)
     return stopped or code
 
 
 def _refuse_before(context: Context, command: str) -> None:
-    for name, source in sources_of(context).items():
+    for source in sources_of(context).values():
         if source.startswith("--"):  # a variable may be meant for other commands
             raise UsageError(
                 f"{source} means nothing before {command}",
-                hints=(f"specx bench {command} --help shows its own options",) if name else (),
+                hints=(f"specx bench {command} --help shows its own options",),
             )
 
 
@@ -261,7 +273,7 @@ def _measure(
 
     with Interrupts() as interrupts, _journal(request, setup) as journal:
         screen.note(f"journal: {journal.path}")
-        load = _loading(setup, interrupts)
+        load = partial(_load, setup, interrupts)
         runner = Runner(setup.plan, setup.variants, setup.texts, load, journal, budget_s=budget_s)
         interrupts.on_first(runner.cancel)
         progress = BenchProgress(screen, setup.plan.size)
@@ -292,18 +304,15 @@ def _measure(
         return found, interrupts.exit_code or 0
 
 
-def _loading(setup: "Setup", interrupts: Interrupts) -> "Callable[[str], Subject]":
-    """How presets are loaded: the first signal ends that at once, and with it a download."""
+def _load(setup: "Setup", interrupts: Interrupts, name: str) -> "Subject":
+    """Load a preset: the first signal ends that at once, and with it a download."""
     from specx.bench.engine_runner import Interrupted
 
-    def load(name: str) -> "Subject":
-        try:
-            with interrupts.at_once():
-                return setup.load(name)
-        except Stopped as stopped:  # what was measured before is still shown
-            raise Interrupted from stopped
-
-    return load
+    try:
+        with interrupts.at_once():
+            return setup.load(name)
+    except Stopped as stopped:  # what was measured before is still shown
+        raise Interrupted from stopped
 
 
 def _journal(request: BenchRequest, setup: "Setup") -> "Journal":
@@ -311,8 +320,8 @@ def _journal(request: BenchRequest, setup: "Setup") -> "Journal":
 
     from specx.bench.journal import Journal, newest
 
-    directory = Path(os.environ.get("SPECX_STATE_DIR") or platformdirs.user_state_path("specx"))
-    directory = directory / "bench"
+    state = os.environ.get("SPECX_STATE_DIR") or platformdirs.user_state_path("specx")
+    directory = Path(state) / "bench"
     if request.resume is not None:
         path = newest(directory) if request.resume == "last" else Path(request.resume)
         if path is None:
@@ -326,19 +335,17 @@ def _journal(request: BenchRequest, setup: "Setup") -> "Journal":
 
 
 def _show(
-    request: BenchRequest,
-    screen: Screen,
-    exports: Exports,
-    conditions: "list[Condition]",
-    found: "Bench",
+    request: BenchRequest, screen: Screen, conditions: "list[Condition]", found: "Bench"
 ) -> int:
-    """Tables, exports and the verdict of a bench that has been measured or read."""
+    """Exports, tables and the verdict of a bench that has been measured or read."""
     from specx.bench.conditions import failures, unmatched
+    from specx.bench.modes import WITNESSES
 
     if not found.cells:
         screen.note("nothing was measured")
         return SOME_FAILED
-    for path in exports.write(found, profile=request.profile):  # before a reader can go away
+    for path in map(Path, request.export):  # before a reader can go away
+        export(found, path, profile=request.profile)
         screen.note(f"wrote {path}")
     if request.output == "auto" and sys.stdout.isatty():
         render(found, screen.color, profile=request.profile, plot=request.plot)
@@ -354,29 +361,12 @@ def _show(
     held = failures(conditions, found)
     for sentence in held:
         screen.warn(f"--fail-if: {sentence}")
-    return _code(found, held)
-
-
-def _code(found: "Bench", held: list[str]) -> int:
-    from specx.bench.modes import WITNESSES
-
     # Others' kernels may round differently: witnesses are shown, not judged.
     if any(row.summary.is_unequal for row in found.cells if row.mode not in WITNESSES):
         return DIFFERENCE
     if held:
         return CONDITION_HELD
     return SOME_FAILED if found.missing else 0
-
-
-def _dry_run(request: BenchRequest, setup: "Setup") -> int:
-    from specx.bench.estimate import estimate, estimate_lines
-
-    found = estimate(setup)
-    if request.output == "json":
-        Sink().write(dumps(found.as_json(), "json"))
-    else:
-        Sink().write("".join(f"{line}\n" for line in estimate_lines(found)))
-    return 0
 
 
 def _seconds(text: str | None) -> float | None:

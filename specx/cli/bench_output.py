@@ -3,7 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,25 +105,26 @@ def _finished(sample: "Sample", done: int, total: int) -> str:
 # Files
 
 
-class Exports:
-    """``--export``: the suffix says the format. Raises ``UsageError`` at once for a place that
-    cannot be used."""
+def check_exports(paths: list[Path], *, force: bool, inputs: list[str]) -> None:
+    """``--export``: the suffix says the format. Raises ``UsageError`` for a place that cannot be
+    used; ``inputs`` are files that are read, and so never replaced."""
+    for path in paths:
+        _check(path, force=force, inputs=inputs)
+    if any(path.suffix.lower() in (".png", ".svg") for path in paths):
+        from specx.bench.render.chart import require_matplotlib
 
-    def __init__(self, names: Sequence[str], *, force: bool, inputs: list[str]) -> None:
-        """``inputs``: files that are read, and so never replaced."""
-        self._paths = [Path(name) for name in names]
-        for path in self._paths:
-            _check(path, force=force, inputs=inputs)
-        if any(path.suffix.lower() in (".png", ".svg") for path in self._paths):
-            from specx.bench.render.chart import require_matplotlib
+        require_matplotlib()
 
-            require_matplotlib()
 
-    def write(self, bench: "Bench", *, profile: bool) -> Iterator[Path]:
-        """Write every file; yields each as it is complete. Raises ``SpecxError``."""
-        for path in self._paths:
-            _write_whole(path, _bytes(bench, path.suffix.lower()[1:], profile))
-            yield path
+def export(bench: "Bench", path: Path, *, profile: bool) -> None:
+    """Write one file, which is there as a whole or not at all. Raises ``SpecxError``."""
+    from specx.bench.render.figure import figure_bytes
+
+    kind = path.suffix.lower()[1:]
+    if kind in ("png", "svg"):
+        _write_whole(path, figure_bytes(bench, kind))
+    else:
+        _write_whole(path, as_text(bench, kind, profile=profile).encode())
 
 
 def _write_whole(path: Path, data: bytes) -> None:
@@ -142,17 +143,20 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 
 def _check(path: Path, *, force: bool, inputs: list[str]) -> None:
+    reason, hints = "", []
     if path.suffix.lower() not in SUFFIXES:
-        reason, hints = "the suffix says the format", (" ".join(SUFFIXES),)
-        raise UsageError(f"cannot export to {path}", reason=reason, hints=hints)
-    if path.is_dir():
-        raise UsageError(f"cannot export to {path}", reason="it is a directory")
-    if not path.parent.is_dir():
-        raise UsageError(f"cannot export to {path}", reason=f"there is no directory {path.parent}")
-    if path.exists():
-        check_replaceable(Path(os.path.realpath(path)), str(path), force=force, inputs=inputs)
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"cannot export to {path}", reason="the directory is not writable")
+        reason, hints = "the suffix says the format", [" ".join(SUFFIXES)]
+    elif path.is_dir():
+        reason = "it is a directory"
+    elif not path.parent.is_dir():
+        reason = f"there is no directory {path.parent}"
+    else:
+        if path.exists():
+            check_replaceable(Path(os.path.realpath(path)), str(path), force=force, inputs=inputs)
+        if os.access(path.parent, os.W_OK):
+            return
+        reason = "the directory is not writable"
+    raise UsageError(f"cannot export to {path}", reason=reason, hints=hints)
 
 
 def as_text(bench: "Bench", kind: str, *, profile: bool) -> str:
@@ -166,14 +170,6 @@ def as_text(bench: "Bench", kind: str, *, profile: bool) -> str:
     if kind == "md":
         return to_markdown(bench, profile=profile)
     return {"jsonl": to_jsonl, "csv": to_csv, "html": to_html}[kind](bench)
-
-
-def _bytes(bench: "Bench", kind: str, profile: bool) -> bytes:
-    if kind in ("png", "svg"):
-        from specx.bench.render.figure import figure_bytes
-
-        return figure_bytes(bench, "png" if kind == "png" else "svg")
-    return as_text(bench, kind, profile=profile).encode()
 
 
 # A terminal

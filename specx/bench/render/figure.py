@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from specx.bench.render.chart import (
     GREY,
@@ -43,8 +43,8 @@ _MARKERS = "osD^vPX*<>ph"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.4)))
 
 
-def figure_bytes(bench: Bench, kind: Literal["png", "svg"]) -> bytes:
-    """The figure: a row a preset, a panel a metric. Equal benches give equal bytes."""
+def figure_bytes(bench: Bench, kind: str) -> bytes:
+    """A ``png`` or ``svg``: a row a preset, a panel a metric. Equal benches give equal bytes."""
     require_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -99,7 +99,7 @@ def _drawing() -> Iterator[None]:
         yield
 
 
-def _saved(figure: "Figure", kind: Literal["png", "svg"]) -> bytes:
+def _saved(figure: "Figure", kind: str) -> bytes:
     out = io.BytesIO()
     names = ("Date", "Creator", "Format", "Type") if kind == "svg" else ("Software",)
     figure.savefig(out, format=kind, metadata=dict.fromkeys(names))

@@ -14,44 +14,11 @@ from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
+from specx.bench.render import numbers, tables
 from specx.bench.render.chart import GREY, Chart, Panel, chart_of, require_matplotlib
 from specx.bench.render.figure import panel_svg
-from specx.bench.render.numbers import (
-    NOTHING,
-    count,
-    definitions,
-    document_name,
-    duration,
-    equality,
-    hardware,
-    has_presets,
-    headline,
-    headline_details,
-    left_out,
-    milliseconds,
-    moment,
-    number,
-    per_second,
-    plain_text,
-    prefill_rate,
-    preset_line,
-    preset_names,
-    program,
-    size,
-    stand_in_label,
-    stand_in_lines,
-    warning_lines,
-)
-from specx.bench.render.tables import (
-    Column,
-    TableModel,
-    main_table,
-    memory_table,
-    paper_table,
-    profile_bars,
-    profile_table,
-    tabulated,
-)
+from specx.bench.render.numbers import NOTHING, count, known, milliseconds, number, plain_text
+from specx.bench.render.tables import Column, TableModel, tabulated
 from specx.bench.schema import Bench, BenchDocument, BenchRow, Floor, Sample
 from specx.errors import UsageError
 
@@ -80,22 +47,28 @@ def to_html(bench: Bench) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    samples, warnings = _samples(bench), warning_lines(bench)
-    names, documents = preset_names(bench), bench.plan.data.documents
-    kicker = ("specx bench", names, stand_in_label(bench), hardware(bench), moment(bench.created))
+    samples, warnings = _samples(bench), numbers.warning_lines(bench)
+    names, documents = numbers.preset_names(bench), bench.plan.data.documents
+    kicker = (
+        "specx bench",
+        names,
+        numbers.stand_in_label(bench),
+        numbers.hardware(bench),
+        numbers.moment(bench.created),
+    )
     return environment.from_string(template).render(
         title=f"specx bench: {names}",
         kicker=" · ".join(filter(None, kicker)),
-        headline=headline(bench),
+        headline=numbers.headline(bench)[0],
         lead=[(text, is_alarm) for text, is_alarm in _lead(bench) if text],
         warnings=warnings,
         warnings_label=count(len(warnings), "warning"),
         floor=_floor(bench),
         figure=_figure(bench),
-        main=main_table(bench),
-        paper=paper_table(bench),
-        memory=memory_table(bench),
-        profile=profile_table(bench),
+        main=tables.main_table(bench),
+        paper=tables.paper_table(bench),
+        memory=tables.memory_table(bench),
+        profile=tables.profile_table(bench),
         phases=_PHASE_COLORS,
         stacks=list(_stacks(bench)),
         samples=samples,
@@ -104,7 +77,7 @@ def to_html(bench: Bench) -> str:
         documents=_documents(bench),
         documents_label=count(len(documents), "document"),
         environment=_environment(bench),
-        definitions=definitions(bench),
+        definitions=numbers.definitions(bench),
         version=plain_text(bench.specx.version),
         policy=_policy(js),
         css=Markup(css),
@@ -139,10 +112,10 @@ def _data(bench: Bench) -> str:
 
 def _lead(bench: Bench) -> Iterator[tuple[str, bool]]:
     """Sentences, and whether each is an alarm."""
-    for line in stand_in_lines(bench):
+    for line in numbers.stand_in_lines(bench):
         yield f"{line}.", True
-    yield headline_details(bench), False
-    equal, checked = equality(bench)
+    yield numbers.headline(bench)[1], False
+    equal, checked = numbers.equality(bench)
     texts = count(checked, "compared text")
     if checked and equal == checked:
         yield f"Every one of {texts} is that of plain decoding.", False
@@ -157,13 +130,13 @@ def _floor(bench: Bench) -> TableModel:
     columns: list[Column[Floor]] = [
         ("prompt", lambda floor: f"{floor.length:,}"),
         ("a step\nms", lambda floor: milliseconds(floor.step_s * 1e3)),
-        ("plain at most\ntok/s", lambda floor: number(per_second(floor.step_s))),
+        ("plain at most\ntok/s", lambda floor: number(numbers.per_second(floor.step_s))),
         ("<limited by", lambda floor: floor.bound),
-        ("prefill at most\ntok/s", lambda floor: number(prefill_rate(floor))),
+        ("prefill at most\ntok/s", lambda floor: number(numbers.prefill_rate(floor))),
         ("bandwidth\nGB/s", lambda floor: number(floor.bandwidth_bytes_s / 1e9)),
         ("rate\nTFLOP/s", lambda floor: number(floor.rate_flop_s / 1e12)),
     ]
-    if has_presets(bench):  # a single one is named on the page's first line
+    if numbers.has_presets(bench):  # a single one is named on the page's first line
         columns.insert(0, ("<preset", lambda floor: plain_text(floor.preset, 40)))
     return tabulated("Floor", columns, bench.floors)
 
@@ -172,7 +145,7 @@ def _samples(bench: Bench) -> TableModel:
     columns: list[Column[Sample]] = [
         ("prompt", lambda run: f"{run.cell.length:,}"),
         ("<mode", lambda run: plain_text(run.cell.mode, 40)),
-        ("<document", lambda run: document_name(bench, run.cell.document)),
+        ("<document", lambda run: numbers.document_name(bench, run.cell.document)),
         ("rep.", lambda run: str(run.cell.rep)),
         ("prompt\ntokens", lambda run: f"{run.prompt_tokens:,}"),
         ("new\ntokens", lambda run: f"{run.new_tokens:,}"),
@@ -181,12 +154,12 @@ def _samples(bench: Bench) -> TableModel:
         ("first token\ns", lambda run: f"{run.ttft_s:.3f}"),
         ("decode\ns", lambda run: f"{run.decode_s:.3f}"),
         ("total\ns", lambda run: f"{run.total_s:.3f}"),
-        ("steps", lambda run: NOTHING if run.steps is None else f"{run.steps:,}"),
-        ("accepted", lambda run: NOTHING if run.accepted is None else f"{run.accepted:,}"),
-        ("peak", lambda run: size(run.memory.peak)),
+        ("steps", lambda run: known(run.steps, "{:,}".format)),
+        ("accepted", lambda run: known(run.accepted, "{:,}".format)),
+        ("peak", lambda run: numbers.size(run.memory.peak)),
         ("<equal", lambda run: {None: NOTHING, True: "yes", False: "NO"}[run.equal]),
     ]
-    if has_presets(bench):
+    if numbers.has_presets(bench):
         columns.insert(0, ("<preset", lambda run: plain_text(run.cell.preset, 40)))
     return tabulated("Samples", columns, [run for row in bench.cells for run in row.samples])
 
@@ -213,20 +186,20 @@ def _plan(bench: Bench) -> list[tuple[str, str]]:
         ("end of text", "ignored" if plan.ignore_eos else "ends a run"),
         ("compared with plain", "yes" if plan.verify else "no"),
         ("sampling", sampling),
-        *(("pair", preset_line(preset)) for preset in plan.presets),
-        *(("left out", line) for line in left_out(bench)),
+        *(("pair", numbers.preset_line(preset)) for preset in plan.presets),
+        *(("left out", line) for line in numbers.left_out(bench)),
     ]
     return [(name, plain_text(value, 400)) for name, value in pairs]
 
 
 def _environment(bench: Bench) -> list[tuple[str, str]]:
     pairs = [
-        ("hardware", hardware(bench)),
-        ("specx", program(bench)),
+        ("hardware", numbers.hardware(bench)),
+        ("specx", numbers.program(bench)),
         *((name, value) for name, value in bench.env if value is not None),
         ("dtype", bench.plan.dtype),
-        ("date", moment(bench.created)),
-        ("took", duration(bench.elapsed_s)),
+        ("date", numbers.moment(bench.created)),
+        ("took", numbers.duration(bench.elapsed_s)),
     ]
     return [(name, plain_text(value, 200)) for name, value in pairs]
 
@@ -253,7 +226,7 @@ def _figure(bench: Bench) -> dict[str, Any]:
             else {"title": panel.title, "svg": None, **_bars(panel)}
             for panel in panels
         ]
-        rows.append({"name": name if has_presets(bench) else "", "panels": drawn})
+        rows.append({"name": name if numbers.has_presets(bench) else "", "panels": drawn})
     return {"panels": rows, "legend": _legend(chart, has_matplotlib), "note": f"{note}."}
 
 
@@ -306,9 +279,9 @@ def _legend(chart: Chart, has_matplotlib: bool) -> list[dict[str, Any]]:
 
 def _stacks(bench: Bench) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Stacked bars, one for every profile, under a heading for every preset and length."""
-    bars = profile_bars(bench, 1000)
+    bars = tables.profile_bars(bench, 1000)
     for (preset, length), group in groupby(bars, lambda bar: (bar[0].preset, bar[0].length)):
-        several = f"{plain_text(preset, 40)}, " if has_presets(bench) else ""
+        several = f"{plain_text(preset, 40)}, " if numbers.has_presets(bench) else ""
         stack = []
         for row, _, segments in group:
             parts = [

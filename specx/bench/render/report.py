@@ -1,11 +1,20 @@
 """Comparisons as reports: a table between lines, of two saved benches or of live runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from specx.bench.comparison import LiveRun, Task, end_to_end_speedup, rates, speedup
 from specx.bench.render.markdown import escaped, table_markdown
-from specx.bench.render.numbers import NOTHING, count, moment, number, plain_text, size, times
+from specx.bench.render.numbers import (
+    NOTHING,
+    count,
+    known,
+    moment,
+    number,
+    plain_text,
+    size,
+    times,
+)
 from specx.bench.render.tables import Column, TableModel, tabulated
 from specx.bench.schema import Change, Origin, SavedComparison, Unmatched
 
@@ -140,17 +149,17 @@ def live_report(runs: Sequence[LiveRun], name: str, task: Task) -> Report:
         ("<run", _title),
         ("prompt tokens", lambda run: f"{run.result.stats.prompt_tokens:,}"),
         ("new tokens", lambda run: f"{run.result.stats.new_tokens:,}"),
-        ("prefill tok/s", lambda run: _or_nothing(rates(run.result.stats).prefill_tok_s, number)),
-        ("decode tok/s", lambda run: _or_nothing(rates(run.result.stats).decode_tok_s, number)),
+        ("prefill tok/s", lambda run: known(rates(run.result.stats).prefill_tok_s, number)),
+        ("decode tok/s", lambda run: known(rates(run.result.stats).decode_tok_s, number)),
         (
             "overall tok/s",
-            lambda run: _or_nothing(rates(run.result.stats).end_to_end_tok_s, number),
+            lambda run: known(rates(run.result.stats).end_to_end_tok_s, number),
         ),
         ("tok/step", lambda run: _per_step(run, run.result.stats.tokens_per_step)),
         ("accepted/step", lambda run: _per_step(run, run.result.stats.accepted_per_step)),
-        ("peak memory", lambda run: _or_nothing(run.result.stats.memory.peak_bytes or None, size)),
-        ("decode speed-up", lambda run: _or_nothing(speedup(run, first), times)),
-        ("overall speed-up", lambda run: _or_nothing(end_to_end_speedup(run, first), times)),
+        ("peak memory", lambda run: known(run.result.stats.memory.peak_bytes or None, size)),
+        ("decode speed-up", lambda run: known(speedup(run, first), times)),
+        ("overall speed-up", lambda run: known(end_to_end_speedup(run, first), times)),
         ("<text", lambda run: _verdict(run, first)),
     ]
     sampling = task.sampling
@@ -187,10 +196,6 @@ def difference_line(run: LiveRun, first: LiveRun) -> str:
 
 def _title(run: LiveRun) -> str:
     return plain_text(run.contestant.title, _NAME_CELLS)
-
-
-def _or_nothing(value: float | None, form: Callable[[float], str]) -> str:
-    return NOTHING if value is None else form(value)
 
 
 def _per_step(run: LiveRun, value: float) -> str:

@@ -10,6 +10,7 @@ from specx.bench.render.numbers import (
     baseline_name,
     doubt,
     has_presets,
+    known,
     milliseconds,
     number,
     plain_text,
@@ -162,7 +163,9 @@ def memory_table(bench: Bench) -> TableModel:
     title = "Memory"
     if any(row.summary.energy_j_per_token is not None for row in bench.cells):
         title = "Memory and energy"
-        columns.append(("J/token", _joules))
+        columns.append(
+            ("J/token", lambda row: known(row.summary.energy_j_per_token, "{:.2f}".format))
+        )
     return tabulated(_titled(bench, title), columns, bench.cells, group=_group)
 
 
@@ -205,21 +208,17 @@ def profile_table(bench: Bench, *, narrow: bool = False) -> TableModel:
     rows = _profiled(bench)
     own_levels = 0 if narrow else _OWN_LEVELS
     levels = [f"draft {level}" for level in range(1, own_levels + 1)]
-    known = {name for row in rows for name, _ in _phases(row, own_levels)}
+    found = {name for row in rows for name, _ in _phases(row, own_levels)}
 
     def shown(name: str) -> Callable[[BenchRow], str]:
-        def text(row: BenchRow) -> str:
-            ms = dict(_phases(row, own_levels)).get(name)
-            return milliseconds(ms) if ms else NOTHING
-
-        return text
+        return lambda row: known(dict(_phases(row, own_levels)).get(name) or None, milliseconds)
 
     columns = _place(bench, is_narrow=narrow)
     for name in (*levels, _deep(own_levels), *_SHOWN_PHASES.values()):
-        if name in known:
+        if name in found:
             header = "re-\ntrieve" if narrow and name == "retrieve" else name.replace(" ", "\n")
             columns.append((header, shown(name)))
-    columns += [("total", lambda row: milliseconds(_step_ms(row))), ("ms\n/token", _token_ms)]
+    columns += [("total", lambda row: milliseconds(_step_ms(row))), ("ms\n/token", _ms_per_token)]
     return tabulated(_titled(bench, "Milliseconds of a verify step"), columns, rows, group=_group)
 
 
@@ -273,16 +272,16 @@ def _mode(row: BenchRow, is_narrow: bool) -> str:
 
 
 def _median(found: Spread | None) -> str:
-    return number(found.median) if found else NOTHING
+    return known(found, lambda spread: number(spread.median))
 
 
 def _times(found: Interval | None) -> str:
-    return times(found.value) if found else NOTHING
+    return known(found, lambda ratio: times(ratio.value))
 
 
 def _counted(row: BenchRow) -> tuple[str, ...]:
     found = (row.summary.tokens_per_step, row.summary.accepted_per_step)
-    return tuple(f"{each.value:.2f}" if each else NOTHING for each in found)
+    return tuple(known(each, lambda rate: f"{rate.value:.2f}") for each in found)
 
 
 def _speedup(bench: Bench, row: BenchRow, space: str) -> str:
@@ -311,19 +310,12 @@ def _stacked(lines: Iterable[str]) -> str:
 
 
 def _equality(row: BenchRow) -> str:
-    found = row.summary.equal
-    if found is None:
-        return NOTHING
-    return f"{found.equal}/{found.checked}{' !' if row.summary.is_unequal else ''}"
+    mark = " !" if row.summary.is_unequal else ""
+    return known(row.summary.equal, lambda found: f"{found.equal}/{found.checked}{mark}")
 
 
 def _bytes(value: int) -> str:
-    return size(value) if value else NOTHING
-
-
-def _joules(row: BenchRow) -> str:
-    value = row.summary.energy_j_per_token
-    return NOTHING if value is None else f"{value:.2f}"
+    return known(value or None, size)
 
 
 def _deep(own_levels: int) -> str:
@@ -345,6 +337,6 @@ def _step_ms(row: BenchRow) -> float:
     return sum(ms for _, ms in _phases(row))
 
 
-def _token_ms(row: BenchRow) -> str:
+def _ms_per_token(row: BenchRow) -> str:
     tokens = row.summary.tokens_per_step
-    return milliseconds(_step_ms(row) / tokens.value) if tokens else NOTHING
+    return known(tokens, lambda rate: milliseconds(_step_ms(row) / rate.value))
