@@ -8,12 +8,13 @@ from xml.etree import ElementTree
 import pytest
 
 from specx.bench.render import chart, figure
+from specx.bench.render.numbers import plain_text
 from specx.bench.render.terminal_plot import terminal_plot
 from specx.errors import UsageError
+from tests.bench.hostile import MODE, hostile_bench
 from tests.bench.objects import bench_object, edited
 
 ALL = ("plain", "spec", "specx", "auto", "lookup", "standard", "standard+flash", "hf")
-HOSTILE = "$\\frac{<script>&|\x1b[31m _x"
 
 
 @pytest.fixture
@@ -82,18 +83,9 @@ def test_an_empty_bench_is_an_empty_figure() -> None:
 
 @pytest.mark.usefixtures("matplotlib")
 def test_names_are_neither_formulas_nor_markup() -> None:
-    def rename(bench: dict[str, Any]) -> None:
-        bench["plan"]["modes"][2] = bench["plan"]["presets"][0]["name"] = HOSTILE
-        bench["floors"] = []
-        for row in bench["cells"]:
-            row["mode"] = HOSTILE if row["mode"] == "specx" else row["mode"]
-            row["preset"] = HOSTILE
-            for run in row["samples"]:
-                run["cell"] |= {"preset": HOSTILE, "mode": row["mode"]}
-
-    bench = edited(bench_object(), rename)
+    bench = hostile_bench()
     texts = texts_of(figure.figure_bytes(bench, "svg").decode())
-    assert "$\\frac{<script>&| _x" in texts
+    assert plain_text(MODE, 40) in texts
     assert figure.figure_bytes(bench, "png")
 
 
