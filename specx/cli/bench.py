@@ -219,6 +219,11 @@ def _options(request: BenchRequest) -> "Options":
         if getattr(request, name) < least:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} must be ≥ {least}, not {getattr(request, name)}")
+    if request.paper and request.stand_in:
+        raise UsageError(
+            "--paper does not go with --stand-in",
+            reason="a stand-in's text and acceptance are pocket's, not the paper's pair's",
+        )
     options = Options(
         presets=chosen_presets(
             request.preset, request.target, request.draft, offline=request.offline
@@ -231,22 +236,12 @@ def _options(request: BenchRequest) -> "Options":
         ignore_eos=not request.eos,
         **{name: getattr(request, name) for name in _AS_GIVEN},
     )
-    if request.paper:
-        _check_paper(options)
+    if request.paper:  # there must be something to set beside what will be measured
+        from specx.bench.paper import check_paper
+        from specx.preset.preset import load_preset
+
+        check_paper(load_preset(name) for name in options.presets)
     return options
-
-
-def _check_paper(options: "Options") -> None:
-    """Raise ``UsageError`` where there is nothing to set beside what will be measured."""
-    from specx.bench.paper import check_paper
-    from specx.preset.preset import load_preset
-
-    if options.stand_in:
-        raise UsageError(
-            "--paper does not go with --stand-in",
-            reason="a stand-in's text and acceptance are pocket's, not the paper's pair's",
-        )
-    check_paper(load_preset(name) for name in options.presets)
 
 
 def _prepare(options: "Options", screen: Screen) -> "Setup":

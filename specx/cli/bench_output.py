@@ -177,8 +177,11 @@ def as_text(bench: "Bench", kind: str, *, profile: bool) -> str:
 
 def render(bench: "Bench", color: str, *, profile: bool, plot: bool) -> None:
     """Floor, tables, warnings, definitions and settings, as one report."""
+    from rich.text import Text
+
     from specx.bench.render.numbers import definitions, floor_lines, footer, stand_in_lines
     from specx.bench.render.tables import main_table, memory_table, paper_table, profile_table
+    from specx.bench.render.terminal_plot import terminal_plot
 
     console = out_console(color)
     _print_lines(console, [f"{line}." for line in stand_in_lines(bench)], "bold")
@@ -190,7 +193,10 @@ def render(bench: "Bench", color: str, *, profile: bool, plot: bool) -> None:
         _fitting(console, [profile_table(bench), profile_table(bench, narrow=True)])
         _bars(console, bench)
     if plot and bench.cells:
-        _plot(console, bench)
+        has_color = console.color_system is not None and not console.no_color
+        drawn = terminal_plot(bench, min(console.width, 100), 18, color=has_color)
+        console.print()
+        console.print(Text.from_ansi(drawn))
     console.print()
     _print_lines(console, definitions(bench), "dim")
     console.print()
@@ -259,17 +265,6 @@ def _bars(console: "Console", bench: "Bench") -> None:
         else:
             lines.append(item)
     console.print(*lines, sep="\n")
-
-
-def _plot(console: "Console", bench: "Bench") -> None:
-    from rich.text import Text
-
-    from specx.bench.render.terminal_plot import terminal_plot
-
-    has_color = console.color_system is not None and not console.no_color
-    drawn = terminal_plot(bench, min(console.width, 100), 18, color=has_color)
-    console.print()
-    console.print(Text.from_ansi(drawn))
 
 
 def _print_lines(console: "Console", lines: Sequence[str], style: str = "") -> None:

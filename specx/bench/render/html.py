@@ -18,7 +18,7 @@ from specx.bench.render import numbers, tables
 from specx.bench.render.chart import GREY, Chart, Panel, chart_of, require_matplotlib
 from specx.bench.render.figure import panel_svg
 from specx.bench.render.numbers import NOTHING, count, known, milliseconds, number, plain_text
-from specx.bench.render.tables import Column, TableModel, tabulated
+from specx.bench.render.tables import ColumnOf, TableModel, tabulated
 from specx.bench.schema import Bench, BenchDocument, BenchRow, Floor, Sample
 from specx.errors import UsageError
 
@@ -127,7 +127,7 @@ def _lead(bench: Bench) -> Iterator[tuple[str, bool]]:
 
 
 def _floor(bench: Bench) -> TableModel:
-    columns: list[Column[Floor]] = [
+    columns: list[ColumnOf[Floor]] = [
         ("prompt", lambda floor: f"{floor.length:,}"),
         ("a step\nms", lambda floor: milliseconds(floor.step_s * 1e3)),
         ("plain at most\ntok/s", lambda floor: number(numbers.per_second(floor.step_s))),
@@ -142,7 +142,7 @@ def _floor(bench: Bench) -> TableModel:
 
 
 def _samples(bench: Bench) -> TableModel:
-    columns: list[Column[Sample]] = [
+    columns: list[ColumnOf[Sample]] = [
         ("prompt", lambda run: f"{run.cell.length:,}"),
         ("<mode", lambda run: plain_text(run.cell.mode, 40)),
         ("<document", lambda run: numbers.document_name(bench, run.cell.document)),
@@ -165,7 +165,7 @@ def _samples(bench: Bench) -> TableModel:
 
 
 def _documents(bench: Bench) -> TableModel:
-    columns: list[Column[BenchDocument]] = [
+    columns: list[ColumnOf[BenchDocument]] = [
         ("<name", lambda document: plain_text(document.name)),
         ("characters", lambda document: f"{document.characters:,}"),
         ("<sha256", lambda document: document.sha256),

@@ -15,7 +15,7 @@ from specx.bench.render.numbers import (
     size,
     times,
 )
-from specx.bench.render.tables import Column, TableModel, tabulated
+from specx.bench.render.tables import ColumnOf, TableModel, tabulated
 from specx.bench.schema import Change, Origin, SavedComparison, Unmatched
 
 _NAME_CELLS = 40
@@ -65,7 +65,7 @@ def saved_report(found: SavedComparison) -> Report:
     if len(alone) > _MOST_ALONE:
         alone[_MOST_ALONE:] = [f"and {len(alone) - _MOST_ALONE:,} more that only one of them has"]
     several = len({row.preset for row in found.rows}) > 1
-    columns: list[Column[Change]] = [
+    columns: list[ColumnOf[Change]] = [
         ("<mode", lambda row: plain_text(row.mode, _NAME_CELLS)),
         ("prompt", lambda row: f"{row.length:,}"),
         ("A", lambda row: number(row.a)),
@@ -145,7 +145,7 @@ def _percent(value: float) -> str:
 def live_report(runs: Sequence[LiveRun], name: str, task: Task) -> Report:
     """One row a run, compared with the first one; ``name`` is the document's."""
     first = runs[0]
-    columns: list[Column[LiveRun]] = [
+    columns: list[ColumnOf[LiveRun]] = [
         ("<run", _title),
         ("prompt tokens", lambda run: f"{run.result.stats.prompt_tokens:,}"),
         ("new tokens", lambda run: f"{run.result.stats.new_tokens:,}"),

@@ -22,8 +22,9 @@ from specx.bench.schema import PHASES, Bench, BenchRow, Interval, PublishedRow, 
 
 T = TypeVar("T")
 #: A header and a cell's text; texts to the left have a header that begins with "<".
-Column = tuple[str, Callable[[T], str]]
-Columns = list[Column[BenchRow]]
+ColumnOf = tuple[str, Callable[[T], str]]
+_Columns = list[ColumnOf[BenchRow]]
+Row = BenchRow | PublishedRow
 #: full: as many columns as it takes; wide: for 100 columns of a terminal; narrow: for 80.
 Layout = Literal["full", "wide", "narrow"]
 
@@ -86,7 +87,7 @@ class TableModel:
 
 def tabulated(
     title: str,
-    columns: Sequence[Column[T]],
+    columns: Sequence[ColumnOf[T]],
     items: Sequence[T],
     *,
     group: Callable[[T], object] = lambda item: None,
@@ -114,7 +115,7 @@ def main_table(bench: Bench, layout: Layout = "full") -> TableModel:
     """
     baseline = baseline_name(bench)
     is_narrow = layout == "narrow"
-    columns: Columns = [
+    columns: _Columns = [
         *_place(bench, is_narrow=is_narrow),
         ("prefill\ntok/s", lambda row: _median(row.summary.prefill_tok_s)),
         ("decode\ntok/s", lambda row: _median(row.summary.decode_tok_s)),
@@ -132,13 +133,13 @@ def main_table(bench: Bench, layout: Layout = "full") -> TableModel:
     )
 
 
-def _counts_and_floors(layout: Layout) -> Columns:
+def _counts_and_floors(layout: Layout) -> _Columns:
     if layout == "narrow":
         return [
             ("tok\nacc\n/step", lambda row: _stacked(_counted(row))),
             ("dec\npre\n/floor", lambda row: _stacked(_over_floor(row))),
         ]
-    counts: Columns = [
+    counts: _Columns = [
         ("tok/\nstep", lambda row: _counted(row)[0]),
         ("acc/\nstep", lambda row: _counted(row)[1]),
     ]
@@ -153,7 +154,7 @@ def _counts_and_floors(layout: Layout) -> Columns:
 
 def memory_table(bench: Bench) -> TableModel:
     """Memory by owner, and energy where it was measured."""
-    columns: Columns = [
+    columns: _Columns = [
         *_place(bench),
         ("weights", lambda row: _bytes(row.summary.memory.weights)),
         ("target KV", lambda row: _bytes(row.summary.memory.kv_target)),
@@ -172,28 +173,21 @@ def memory_table(bench: Bench) -> TableModel:
 def paper_table(bench: Bench) -> TableModel:
     """Ours and theirs in pairs of columns: tokens per step, end-to-end rate, speed-up."""
     ours = {(row.preset, row.mode, row.length): row for row in bench.cells}
-    pairs = [
-        (ours[row.preset, row.mode, row.length], row)
-        for row in bench.paper
-        if row.length and (row.preset, row.mode, row.length) in ours
+
+    def here(row: PublishedRow) -> BenchRow:
+        return ours[row.preset, row.mode, row.length or 0]
+
+    rows = [row for row in bench.paper if (row.preset, row.mode, row.length) in ours]
+    columns: list[ColumnOf[PublishedRow]] = [
+        *_place(bench),
+        ("tok/step\nhere", lambda row: _counted(here(row))[0]),
+        ("tok/step\npaper", lambda row: f"{row.tokens_per_step:.2f}{doubt(row)}"),
+        ("overall\ntok/s here", lambda row: _median(here(row).summary.end_to_end_tok_s)),
+        ("overall\ntok/s paper", lambda row: f"{number(row.tok_s)}{doubt(row)}"),
+        ("overall\nspeed-up", lambda row: _times(here(row).summary.end_to_end_speedup)),
+        ("speed-up\npaper", _published_speedup),
     ]
-
-    def of_ours(text: Callable[[BenchRow], str]) -> Callable[[tuple[BenchRow, PublishedRow]], str]:
-        return lambda pair: text(pair[0])
-
-    def of_theirs(text: Callable[[PublishedRow], str]) -> Callable[..., str]:
-        return lambda pair: text(pair[1])
-
-    columns: list[Column[tuple[BenchRow, PublishedRow]]] = [
-        *((header, of_ours(text)) for header, text in _place(bench)),
-        ("tok/step\nhere", of_ours(lambda row: _counted(row)[0])),
-        ("tok/step\npaper", of_theirs(lambda row: f"{row.tokens_per_step:.2f}{doubt(row)}")),
-        ("overall\ntok/s here", of_ours(lambda row: _median(row.summary.end_to_end_tok_s))),
-        ("overall\ntok/s paper", of_theirs(lambda row: f"{number(row.tok_s)}{doubt(row)}")),
-        ("overall\nspeed-up", of_ours(lambda row: _times(row.summary.end_to_end_speedup))),
-        ("speed-up\npaper", of_theirs(_published_speedup)),
-    ]
-    return tabulated("Beside the paper", columns, pairs, group=lambda pair: _group(pair[0]))
+    return tabulated("Beside the paper", columns, rows, group=_group)
 
 
 def _published_speedup(row: PublishedRow) -> str:
@@ -205,7 +199,7 @@ def profile_table(bench: Bench, *, narrow: bool = False) -> TableModel:
 
     ``narrow`` joins the levels of the draft, for 80 columns.
     """
-    rows = _profiled(bench)
+    rows = [row for row in bench.cells if row.summary.profile_ms]
     own_levels = 0 if narrow else _OWN_LEVELS
     levels = [f"draft {level}" for level in range(1, own_levels + 1)]
     found = {name for row in rows for name, _ in _phases(row, own_levels)}
@@ -213,7 +207,7 @@ def profile_table(bench: Bench, *, narrow: bool = False) -> TableModel:
     def shown(name: str) -> Callable[[BenchRow], str]:
         return lambda row: known(dict(_phases(row, own_levels)).get(name) or None, milliseconds)
 
-    columns = _place(bench, is_narrow=narrow)
+    columns: _Columns = [*_place(bench, is_narrow=narrow)]
     for name in (*levels, _deep(own_levels), *_SHOWN_PHASES.values()):
         if name in found:
             header = "re-\ntrieve" if narrow and name == "retrieve" else name.replace(" ", "\n")
@@ -226,7 +220,7 @@ def profile_bars(
     bench: Bench, width: int
 ) -> list[tuple[BenchRow, str, list[tuple[str, int, float]]]]:
     """Stacked bars: row, label, (phase, cells, milliseconds); the longest has ``width`` cells."""
-    rows = _profiled(bench)
+    rows = [row for row in bench.cells if row.summary.profile_ms]
     longest_ms = max(map(_step_ms, rows), default=0.0)
     scale = width / longest_ms if longest_ms else 0.0
     bars = []
@@ -240,22 +234,18 @@ def profile_bars(
     return bars
 
 
-def _profiled(bench: Bench) -> list[BenchRow]:
-    return [row for row in bench.cells if row.summary.profile_ms]
-
-
 def _titled(bench: Bench, title: str) -> str:
     """``title``, and whose weights were measured where they are not the checkpoints'."""
     label = stand_in_label(bench)
     return f"{title} with {label}" if label else title
 
 
-def _group(row: BenchRow) -> tuple[str, int]:
+def _group(row: Row) -> tuple[str, int | None]:
     return row.preset, row.length
 
 
-def _place(bench: Bench, *, is_narrow: bool = False) -> Columns:
-    preset: Column[BenchRow] = ("<preset", lambda row: plain_text(row.preset, 40))
+def _place(bench: Bench, *, is_narrow: bool = False) -> list[ColumnOf[Row]]:
+    preset: ColumnOf[Row] = ("<preset", lambda row: plain_text(row.preset, 40))
     return [
         *([preset] if has_presets(bench) else []),
         ("prompt", lambda row: f"{row.length:,}"),
@@ -263,7 +253,7 @@ def _place(bench: Bench, *, is_narrow: bool = False) -> Columns:
     ]
 
 
-def _mode(row: BenchRow, is_narrow: bool) -> str:
+def _mode(row: Row, is_narrow: bool) -> str:
     """``standard+retrieval``; on two lines if ``is_narrow``, and so is ``hf-assisted``."""
     name = plain_text(row.mode, 40)
     if not is_narrow:
