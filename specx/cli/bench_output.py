@@ -241,6 +241,7 @@ def _bars(console: "Console", bench: "Bench") -> None:
     from rich.text import Text
 
     from specx.bench.render.tables import profile_bars
+    from specx.bench.render.terminal_plot import flowed
 
     widest = max((len(label) for _, label, _ in profile_bars(bench, 1)), default=0)
     bars = profile_bars(bench, max(10, min(_LONGEST_BAR, console.width - widest - 2)))
@@ -258,13 +259,8 @@ def _bars(console: "Console", bench: "Bench") -> None:
         console.print(line)
     drawn = {phase for *_, parts in bars for phase, cells, _ in parts if cells}
     items = [Text.assemble((looks[it][1], looks[it][0]), f" {it}") for it in phases if it in drawn]
-    lines = items[:1] or [Text()]
-    for item in items[1:]:  # a line ends between two phases, never inside one
-        if len(lines[-1]) + 2 + len(item) <= console.width:
-            lines[-1].append("  ").append_text(item)
-        else:
-            lines.append(item)
-    console.print(*lines, sep="\n")
+    for row in flowed(items, len, 2, console.width):
+        console.print(Text("  ").join(row))
 
 
 def _print_lines(console: "Console", lines: Sequence[str], style: str = "") -> None:

@@ -4,8 +4,8 @@ plotext has one figure for the whole process: it is cleared before and after use
 """
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from specx.bench.render.chart import (
     BLUE,
@@ -25,6 +25,7 @@ from specx.bench.render.chart import (
 from specx.bench.render.numbers import has_presets, plain_text
 from specx.bench.schema import Bench
 
+T = TypeVar("T")
 _SIDE_BY_SIDE_FROM = 100
 _GLYPHS = "ox+*#@%&=$~^"
 # The nearest of a terminal's 256 colours that can be read on black and on white.
@@ -127,14 +128,20 @@ def _bars(chart: Chart, panel: Panel, title: str, size: tuple[int, int], color: 
 def _legend(chart: Chart, width: int, color: bool) -> list[str]:
     parts = [(f"{_glyph(look)} {_short(look)}", look.color) for look in chart.looks]
     parts.append((f"─ {chart.reference}"[:width], GREY))
-    lines, used = [""], 0
-    for text, ink in parts:
-        if used and used + 3 + len(text) > width:
-            lines.append("")
-            used = 0
-        lines[-1] += ("   " if used else "") + _inked(text, ink, color)
-        used += (3 if used else 0) + len(text)
-    return lines
+    rows = flowed(parts, lambda part: len(part[0]), 3, width)
+    return ["   ".join(_inked(text, ink, color) for text, ink in row) for row in rows]
+
+
+def flowed(items: Iterable[T], cells: Callable[[T], int], gap: int, width: int) -> list[list[T]]:
+    """Rows of whole items, ``gap`` cells apart; only an item alone may be wider than ``width``."""
+    rows: list[list[T]] = [[]]
+    used = 0
+    for item in items:
+        if rows[-1] and used + gap + cells(item) > width:
+            rows.append([])
+        used = cells(item) + (used + gap if rows[-1] else 0)
+        rows[-1].append(item)
+    return rows
 
 
 def _short(look: Look) -> str:
