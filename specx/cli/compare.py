@@ -25,7 +25,6 @@ from specx.cli.options import (
     MaxTokens,
     Offline,
     RunRequest,
-    Sources,
     TargetRepo,
     Temperature,
     counter,
@@ -109,41 +108,12 @@ def compare(context: Context, request: CompareRequest) -> int:
     Runs take turns, each warmed up; --with is repeatable, the first one is compared against.
     Saved benches are compared by: specx bench diff A B.
     """
+    from specx.bench.comparison import Race, Task, parse_contestants
+
     screen = Screen(color=request.color, quiet=request.quiet, verbose=request.verbose)
     _check(request)
     name = choose_inputs(request.files, sys.stdin, command="compare")[0]
-    return _race(name, request, screen, sources_of(context))
-
-
-def _check(request: CompareRequest) -> None:
-    files = request.files
-    if request.saved or request.metric or request.fail_if:
-        benches = files if len(files) == 2 else ["before.json", "after.json"]
-        words = [*benches, *(["--metric", request.metric] if request.metric else [])]
-        words += [f"--fail-if '{condition}'" for condition in request.fail_if]
-        raise UsageError(
-            "saved benches are compared by specx bench diff",
-            hints=(f"specx bench diff {' '.join(words)}",),
-        )
-    if len(files) > 1:
-        benches = files if all(name.lower().endswith(".json") for name in files) else []
-        raise UsageError(
-            f"compare takes one document, not {len(files)}",
-            reason="" if benches else "modes and presets are named by --with",
-            hints=(
-                f"specx bench diff {' '.join(benches)}"
-                if benches
-                else "specx compare report.txt --with plain --with spec",
-            ),
-        )
-    if request.prompt is not None and not request.prompt.strip():
-        raise UsageError("--prompt is empty")
-
-
-def _race(name: str, request: CompareRequest, screen: Screen, sources: Sources) -> int:
-    """Run the comparison; its exit code. Raises ``SpecxError`` when nothing was finished."""
-    from specx.bench.comparison import Race, Task, parse_contestants
-
+    sources = sources_of(context)
     base = chosen_preset(
         request.preset, request.target, request.draft, sources, offline=request.offline
     )
@@ -173,6 +143,31 @@ def _race(name: str, request: CompareRequest, screen: Screen, sources: Sources) 
             if failure is not None:
                 raise failure
             return interrupts.exit_code or 0
+
+
+def _check(request: CompareRequest) -> None:
+    files = request.files
+    if request.saved or request.metric or request.fail_if:
+        benches = files if len(files) == 2 else ["before.json", "after.json"]
+        words = [*benches, *(["--metric", request.metric] if request.metric else [])]
+        words += [f"--fail-if '{condition}'" for condition in request.fail_if]
+        raise UsageError(
+            "saved benches are compared by specx bench diff",
+            hints=(f"specx bench diff {' '.join(words)}",),
+        )
+    if len(files) > 1:
+        benches = files if all(name.lower().endswith(".json") for name in files) else []
+        raise UsageError(
+            f"compare takes one document, not {len(files)}",
+            reason="" if benches else "modes and presets are named by --with",
+            hints=(
+                f"specx bench diff {' '.join(benches)}"
+                if benches
+                else "specx compare report.txt --with plain --with spec",
+            ),
+        )
+    if request.prompt is not None and not request.prompt.strip():
+        raise UsageError("--prompt is empty")
 
 
 def _announce(contestants: "Sequence[Contestant]", screen: Screen) -> None:

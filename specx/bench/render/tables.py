@@ -30,6 +30,7 @@ Layout = Literal["full", "wide", "narrow"]
 
 #: Levels of the draft's tree that get a column of their own; deeper ones share one.
 _OWN_LEVELS = 2
+_GAP = 2  # blanks between the columns of a table in a terminal
 _SHOWN_PHASES = {"draft_tree": "tree"} | {name: name for name in PHASES[2:]}
 
 
@@ -48,7 +49,7 @@ class TableModel:
     group_breaks: frozenset[int] = frozenset()
     alarms: frozenset[tuple[int, int]] = frozenset()
 
-    def width(self, gap: int = 2) -> int:
+    def width(self, gap: int = _GAP) -> int:
         """Cells of a terminal that the widest row takes, with ``gap`` between columns."""
         widths = self._widths()
         return sum(widths) + gap * (len(widths) - 1)
@@ -62,17 +63,17 @@ class TableModel:
         header, *rows = zip(self.header, *self.rows, strict=True)
         return TableModel(self.title, header, rows, ("left", *["right"] * len(self.rows)))  # type: ignore[arg-type]
 
-    def parts(self, width: int, keys: int, gap: int = 2) -> "list[TableModel]":
+    def parts(self, width: int, keys: int) -> "list[TableModel]":
         """The table in pieces of at most ``width`` cells, each with the first ``keys`` columns."""
         widths = self._widths()
         pieces: list[list[int]] = [[]]
-        used = least = sum(widths[:keys]) + gap * (keys - 1)
+        used = least = sum(widths[:keys]) + _GAP * (keys - 1)
         for column, cells in enumerate(widths[keys:], start=keys):
-            if used + gap + cells > width and pieces[-1]:
+            if used + _GAP + cells > width and pieces[-1]:
                 pieces.append([])
                 used = least
             pieces[-1].append(column)
-            used += gap + cells
+            used += _GAP + cells
         return [self._only([*range(keys), *piece]) for piece in pieces]
 
     def _only(self, columns: Sequence[int]) -> "TableModel":

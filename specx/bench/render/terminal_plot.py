@@ -30,12 +30,9 @@ _SIDE_BY_SIDE_FROM = 100
 _GLYPHS = "ox+*#@%&=$~^"
 # The nearest of a terminal's 256 colours that can be read on black and on white.
 _INKS = {BLUE: 33, ORANGE: 172, GREEN: 36, RED: 166, PURPLE: 175, SKY: 74, GREY: 244}
-_ASCII = str.maketrans("─│┌┐└┘├┤┬┴┼·█–…", "-|+++++++++.#-~")
 
 
-def terminal_plot(
-    bench: Bench, width: int, height: int, *, color: bool, ascii_only: bool = False
-) -> str:
+def terminal_plot(bench: Bench, width: int, height: int, *, color: bool) -> str:
     """Speed-up and tokens a step over length, as lines of at most ``width`` cells.
 
     ``height``: rows of one panel. Panels are side by side from 100 columns on. Without
@@ -61,8 +58,7 @@ def terminal_plot(
             else [*left, *right]
         )
     lines += _legend(chart, width, color) if chart.has_lengths else []  # a bar says its mode
-    text = "\n".join(line.rstrip() for line in lines)
-    return text.translate(_ASCII) if ascii_only else text
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _drawn(chart: Chart, panel: Panel, title: str, size: tuple[int, int], color: bool) -> list[str]:
