@@ -1,21 +1,24 @@
-"""``specx bench``: speed over prompt length, measured so that it can be believed and rerun.
-
-Goes in: options. Comes out: tables on stdout, exports, a journal, an exit code. It does not know
-how a cell is run or what the numbers mean.
-"""
+"""``specx bench``: speed over prompt length, measured so that it can be believed and rerun."""
 
 import datetime
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Context, Option, Typer
 
 from specx.cli.bench_diff import diff
-from specx.cli.bench_output import BenchProgress, Exports, as_text, render, settle_libraries
+from specx.cli.bench_output import (
+    BenchProgress,
+    as_text,
+    check_exports,
+    export,
+    render,
+    settle_libraries,
+)
 from specx.cli.console import Screen
 from specx.cli.errors import CONDITION_HELD, DIFFERENCE, SOME_FAILED
 from specx.cli.fetching import downloads_shown
@@ -58,16 +61,14 @@ _AS_GIVEN = (
 class BenchRequest:
     """The options of ``specx bench``."""
 
-    lengths: Annotated[
-        str, option("--lengths", metavar="LIST", help="Prompt tokens, k = 1024 [1k..16k].")
-    ] = "1k..16k"
+    lengths: Annotated[str, option("--lengths LIST", help="Prompt tokens, k = 1024 [1k..16k].")] = (
+        "1k..16k"
+    )
     modes: Annotated[
-        list[str],
-        option("--modes", metavar="LIST", help="specx, specx+window, ablation, gpu, witnesses …"),
+        list[str], option("--modes LIST", help="specx, specx+window, ablation, gpu, witnesses …")
     ] = field(default_factory=list)
     preset: Annotated[
-        list[str],
-        option("-m", "--preset", metavar="NAME", help="Model pair (repeatable) [pocket]."),
+        list[str], option("-m --preset NAME", help="Model pair (repeatable) [pocket].")
     ] = field(default_factory=list)
     target: TargetRepo = None
     draft: DraftRepo = None
@@ -78,57 +79,53 @@ class BenchRequest:
         bool, option("--stand-in", help="Build the preset's shapes; download nothing.")
     ] = False
     data: Annotated[
-        list[str],
-        option("--data", metavar="SRC", help="JSONL, text files, Hub OWNER/NAME [sample]."),
+        list[str], option("--data SRC", help="JSONL, text files, Hub OWNER/NAME [sample].")
     ] = field(default_factory=list)
-    field_: Annotated[
-        str, option("--field", metavar="KEY", help="Which field of a JSONL row [text].")
-    ] = "text"
+    field_: Annotated[str, option("--field KEY", help="Which field of a JSONL row [text].")] = (
+        "text"
+    )
     samples: Annotated[
-        int, option("--samples", metavar="N", help="Documents, each cut to every length [5].")
+        int, option("--samples N", help="Documents, each cut to every length [5].")
     ] = 5
-    reps: Annotated[int, option("--reps", metavar="N", help="Repetitions of a cell [1].")] = 1
+    reps: Annotated[int, option("--reps N", help="Repetitions of a cell [1].")] = 1
     warmup: Annotated[
-        int, option("--warmup", metavar="N", help="Discarded runs of each mode and length [1].")
+        int, option("--warmup N", help="Discarded runs of each mode and length [1].")
     ] = 1
     max_tokens: Annotated[
-        int, option("-n", "--max-tokens", metavar="N", help="New tokens of each run [128].")
+        int, option("-n --max-tokens N", help="New tokens of each run [128].")
     ] = 128
     eos: Annotated[bool, option("--eos", help="End at the end-of-text token, not always at N.")] = (
         False
     )
     temperature: Temperature = None
-    seed: Annotated[int | None, option("--seed", metavar="N", help="Sampling seed [0].")] = None
-    baseline: Annotated[
-        str, option("--baseline", metavar="MODE", help="What speed-ups are over [plain].")
-    ] = "plain"
+    seed: Annotated[int | None, option("--seed N", help="Sampling seed [0].")] = None
+    baseline: Annotated[str, option("--baseline MODE", help="What speed-ups are over [plain].")] = (
+        "plain"
+    )
     verify: Annotated[
         bool, option("--verify/--no-verify", help="Compare outputs with plain [yes].")
     ] = True
     fail_if: Annotated[
-        list[str],
-        option("--fail-if", metavar="COND", help="'speedup<1.0@specx' → exit 9 (repeatable)."),
+        list[str], option("--fail-if COND", help="'speedup<1.0@specx' → exit 9 (repeatable).")
     ] = field(default_factory=list)
     budget: Annotated[
-        str | None, option("--budget", metavar="TIME", help="Stop before, as 20m; marks the rest.")
+        str | None, option("--budget TIME", help="Stop before, as 20m; marks the rest.")
     ] = None
     dry_run: Annotated[bool, option("--dry-run", help="Show cells, memory, time; run nothing.")] = (
         False
     )
     resume: Annotated[
-        str | None,
-        option("--resume", metavar="FILE", help="Go on with a journal; last: the newest."),
+        str | None, option("--resume FILE", help="Go on with a journal; last: the newest.")
     ] = None
-    saved: Annotated[
-        str | None, option("--from", metavar="FILE", help="Show a saved .json; run nothing.")
-    ] = None
+    saved: Annotated[str | None, option("--from FILE", help="Show a saved .json; run nothing.")] = (
+        None
+    )
     profile: Annotated[bool, option("--profile", help="Also where a step's time goes.")] = False
     micro: Annotated[bool, Option("--micro", hidden=True)] = False
     plot: Annotated[bool, option("--plot", help="Also a plot in the terminal.")] = False
     energy: Annotated[bool, option("--energy", help="Joules per token (NVIDIA GPUs).")] = False
     export: Annotated[
-        list[str],
-        option("--export", metavar="FILE", help=".json .jsonl .csv .md .png .svg .html"),
+        list[str], option("--export FILE", help=".json .jsonl .csv .md .png .svg .html")
     ] = field(default_factory=list)
     force: Annotated[bool, option("--force", help="Let --export replace files.")] = False
     skip_unfit: Annotated[
@@ -140,7 +137,7 @@ class BenchRequest:
     offline: Offline = False
     output: Annotated[
         Literal["auto", "md", "csv", "json", "jsonl"],
-        option("-o", "--output", metavar="FORMAT", help="auto, md, csv, json, jsonl [auto]."),
+        option("-o --output FORMAT", help="auto, md, csv, json, jsonl [auto]."),
     ] = "auto"
     quiet: Annotated[int, counter("-q", "--quiet", help="No progress; -qq: errors only.")] = 0
     verbose: Annotated[int, counter("-v", "--verbose", help="Every cell as it is measured.")] = 0
@@ -167,34 +164,39 @@ def _bench(context: Context, request: BenchRequest) -> int:
 
     screen = Screen(color=request.color, quiet=request.quiet, verbose=request.verbose)
     conditions = [parse_condition(text, BENCH_METRICS) for text in request.fail_if]
-    exports = Exports(request.export, force=request.force, inputs=request.data)
+    check_exports([*map(Path, request.export)], force=request.force, inputs=request.data)
     if request.plot:
-        from specx.bench.render.terminal_plot import require_plotext
+        from specx.bench.render.chart import require_plotext
 
         require_plotext()
     if request.saved is not None:
-        return _show(request, screen, exports, conditions, _read(request.saved, request.paper))
+        return _show(request, screen, conditions, _read(request.saved, request.paper))
     options = _options(request)
     budget_s = _seconds(request.budget)
     settle_libraries(screen)
     setup = _prepare(options, screen)
     if request.dry_run:
-        return _dry_run(request, setup)
+        from specx.bench.estimate import estimate, estimate_lines
+
+        plan = estimate(setup)
+        lines = "".join(f"{line}\n" for line in estimate_lines(plan))
+        Sink().write(dumps(plan.as_json(), "json") if request.output == "json" else lines)
+        return 0
     found, stopped = _measure(request, screen, setup, budget_s)
     if request.paper:
         from specx.bench.paper import with_paper
 
         found = with_paper(found, setup.presets)
-    code = _show(request, screen, exports, [] if stopped else conditions, found)
+    code = _show(request, screen, [] if stopped else conditions, found)
     return stopped or code
 
 
 def _refuse_before(context: Context, command: str) -> None:
-    for name, source in sources_of(context).items():
+    for source in sources_of(context).values():
         if source.startswith("--"):  # a variable may be meant for other commands
             raise UsageError(
                 f"{source} means nothing before {command}",
-                hints=(f"specx bench {command} --help shows its own options",) if name else (),
+                hints=(f"specx bench {command} --help shows its own options",),
             )
 
 
@@ -217,6 +219,11 @@ def _options(request: BenchRequest) -> "Options":
         if getattr(request, name) < least:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} must be ≥ {least}, not {getattr(request, name)}")
+    if request.paper and request.stand_in:
+        raise UsageError(
+            "--paper does not go with --stand-in",
+            reason="a stand-in's text and acceptance are pocket's, not the paper's pair's",
+        )
     options = Options(
         presets=chosen_presets(
             request.preset, request.target, request.draft, offline=request.offline
@@ -229,22 +236,12 @@ def _options(request: BenchRequest) -> "Options":
         ignore_eos=not request.eos,
         **{name: getattr(request, name) for name in _AS_GIVEN},
     )
-    if request.paper:
-        _check_paper(options)
+    if request.paper:  # there must be something to set beside what will be measured
+        from specx.bench.paper import check_paper
+        from specx.preset.preset import load_preset
+
+        check_paper(load_preset(name) for name in options.presets)
     return options
-
-
-def _check_paper(options: "Options") -> None:
-    """Raise ``UsageError`` where there is nothing to set beside what will be measured."""
-    from specx.bench.paper import check_paper
-    from specx.preset.preset import load_preset
-
-    if options.stand_in:
-        raise UsageError(
-            "--paper does not go with --stand-in",
-            reason="a stand-in's text and acceptance are pocket's, not the paper's pair's",
-        )
-    check_paper(load_preset(name) for name in options.presets)
 
 
 def _prepare(options: "Options", screen: Screen) -> "Setup":
@@ -271,7 +268,7 @@ def _measure(
 
     with Interrupts() as interrupts, _journal(request, setup) as journal:
         screen.note(f"journal: {journal.path}")
-        load = _loading(setup, interrupts)
+        load = partial(_load, setup, interrupts)
         runner = Runner(setup.plan, setup.variants, setup.texts, load, journal, budget_s=budget_s)
         interrupts.on_first(runner.cancel)
         progress = BenchProgress(screen, setup.plan.size)
@@ -302,18 +299,15 @@ def _measure(
         return found, interrupts.exit_code or 0
 
 
-def _loading(setup: "Setup", interrupts: Interrupts) -> "Callable[[str], Subject]":
-    """How presets are loaded: the first signal ends that at once, and with it a download."""
+def _load(setup: "Setup", interrupts: Interrupts, name: str) -> "Subject":
+    """Load a preset: the first signal ends that at once, and with it a download."""
     from specx.bench.engine_runner import Interrupted
 
-    def load(name: str) -> "Subject":
-        try:
-            with interrupts.at_once():
-                return setup.load(name)
-        except Stopped as stopped:  # what was measured before is still shown
-            raise Interrupted from stopped
-
-    return load
+    try:
+        with interrupts.at_once():
+            return setup.load(name)
+    except Stopped as stopped:  # what was measured before is still shown
+        raise Interrupted from stopped
 
 
 def _journal(request: BenchRequest, setup: "Setup") -> "Journal":
@@ -321,8 +315,8 @@ def _journal(request: BenchRequest, setup: "Setup") -> "Journal":
 
     from specx.bench.journal import Journal, newest
 
-    directory = Path(os.environ.get("SPECX_STATE_DIR") or platformdirs.user_state_path("specx"))
-    directory = directory / "bench"
+    state = os.environ.get("SPECX_STATE_DIR") or platformdirs.user_state_path("specx")
+    directory = Path(state) / "bench"
     if request.resume is not None:
         path = newest(directory) if request.resume == "last" else Path(request.resume)
         if path is None:
@@ -336,19 +330,17 @@ def _journal(request: BenchRequest, setup: "Setup") -> "Journal":
 
 
 def _show(
-    request: BenchRequest,
-    screen: Screen,
-    exports: Exports,
-    conditions: "list[Condition]",
-    found: "Bench",
+    request: BenchRequest, screen: Screen, conditions: "list[Condition]", found: "Bench"
 ) -> int:
-    """Tables, exports and the verdict of a bench that has been measured or read."""
+    """Exports, tables and the verdict of a bench that has been measured or read."""
     from specx.bench.conditions import failures, unmatched
+    from specx.bench.modes import WITNESSES
 
     if not found.cells:
         screen.note("nothing was measured")
         return SOME_FAILED
-    for path in exports.write(found, profile=request.profile):  # before a reader can go away
+    for path in map(Path, request.export):  # before a reader can go away
+        export(found, path, profile=request.profile)
         screen.note(f"wrote {path}")
     if request.output == "auto" and sys.stdout.isatty():
         render(found, screen.color, profile=request.profile, plot=request.plot)
@@ -364,29 +356,12 @@ def _show(
     held = failures(conditions, found)
     for sentence in held:
         screen.warn(f"--fail-if: {sentence}")
-    return _code(found, held)
-
-
-def _code(found: "Bench", held: list[str]) -> int:
-    from specx.bench.modes import WITNESSES
-
     # Others' kernels may round differently: witnesses are shown, not judged.
     if any(row.summary.is_unequal for row in found.cells if row.mode not in WITNESSES):
         return DIFFERENCE
     if held:
         return CONDITION_HELD
     return SOME_FAILED if found.missing else 0
-
-
-def _dry_run(request: BenchRequest, setup: "Setup") -> int:
-    from specx.bench.estimate import estimate, estimate_lines
-
-    found = estimate(setup)
-    if request.output == "json":
-        Sink().write(dumps(found.as_json(), "json"))
-    else:
-        Sink().write("".join(f"{line}\n" for line in estimate_lines(found)))
-    return 0
 
 
 def _seconds(text: str | None) -> float | None:

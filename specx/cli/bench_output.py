@@ -1,14 +1,10 @@
-"""Where a bench goes: its progress on stderr, its tables on a terminal, its exports.
-
-Goes in: the runner's events, a bench, tables. Comes out: what is drawn, and files that appear
-whole or not at all. It computes nothing.
-"""
+"""Where a bench goes: its progress on stderr, its tables on a terminal, its exports."""
 
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,11 +17,9 @@ from specx.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
     from rich.table import Table
-    from rich.text import Text
 
+    from specx.bench.render.report import Report
     from specx.bench.render.tables import TableModel
     from specx.bench.runner import Event
     from specx.bench.schema import Bench, BenchCell, Sample
@@ -50,10 +44,21 @@ class BenchProgress:
     one line a finished cell too."""
 
     def __init__(self, screen: Screen, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
+
         self._screen, self._total = screen, total
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
         self._logged_s = time.monotonic()
+        one_line = Column(no_wrap=True, overflow="ellipsis")
+        self._bar = Progress(
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False, table_column=one_line),
+            console=screen.console,
+            transient=True,
+            disable=not screen.is_live or screen.quiet > 0,
+        )
+        self._task = self._bar.add_task("", total=total)
 
     def show(self, event: "Event") -> None:
         """One event of the runner."""
@@ -73,38 +78,16 @@ class BenchProgress:
 
     def close(self) -> None:
         """The terminal is as it was."""
-        if self._bar is not None:
+        if not self._bar.disable:
             self._bar.stop()
-            self._bar = None
 
     def _say(self, what: str, done: int) -> None:
-        if self._screen.quiet:
-            return
-        if self._screen.is_live:
-            self._draw(what, done)
-            return
-        now_s = time.monotonic()
-        if now_s - self._logged_s >= _LOG_S:
-            self._logged_s = now_s
-            self._screen.note(f"{done} of {self._total} runs · {what}")
-
-    def _draw(self, what: str, done: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.table import Column
-
-        if self._bar is None:
-            one_line = Column(no_wrap=True, overflow="ellipsis")
-            self._bar = Progress(
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TextColumn("{task.description}", markup=False, table_column=one_line),
-                console=self._screen.console,
-                transient=True,
-            )
-            self._task = self._bar.add_task(what, total=self._total)
+        if not self._bar.disable:
+            self._bar.update(self._task, description=what, completed=done)
             self._bar.start()
-        assert self._task is not None
-        self._bar.update(self._task, description=what, completed=done)
+        elif time.monotonic() - self._logged_s >= _LOG_S:
+            self._logged_s = time.monotonic()
+            self._screen.note(f"{done} of {self._total} runs · {what}")
 
 
 def _name(cell: "BenchCell") -> str:
@@ -122,25 +105,26 @@ def _finished(sample: "Sample", done: int, total: int) -> str:
 # Files
 
 
-class Exports:
-    """``--export``: the suffix says the format. Raises ``UsageError`` at once for a place that
-    cannot be used."""
+def check_exports(paths: list[Path], *, force: bool, inputs: list[str]) -> None:
+    """``--export``: the suffix says the format. Raises ``UsageError`` for a place that cannot be
+    used; ``inputs`` are files that are read, and so never replaced."""
+    for path in paths:
+        _check(path, force=force, inputs=inputs)
+    if any(path.suffix.lower() in (".png", ".svg") for path in paths):
+        from specx.bench.render.chart import require_matplotlib
 
-    def __init__(self, names: Sequence[str], *, force: bool, inputs: list[str]) -> None:
-        """``inputs``: files that are read, and so never replaced."""
-        self._paths = [Path(name) for name in names]
-        for path in self._paths:
-            _check(path, force=force, inputs=inputs)
-        if any(path.suffix.lower() in (".png", ".svg") for path in self._paths):
-            from specx.bench.render.figure import require_matplotlib
+        require_matplotlib()
 
-            require_matplotlib()
 
-    def write(self, bench: "Bench", *, profile: bool) -> Iterator[Path]:
-        """Write every file; yields each as it is complete. Raises ``SpecxError``."""
-        for path in self._paths:
-            _write_whole(path, _bytes(bench, path.suffix.lower()[1:], profile))
-            yield path
+def export(bench: "Bench", path: Path, *, profile: bool) -> None:
+    """Write one file, which is there as a whole or not at all. Raises ``SpecxError``."""
+    from specx.bench.render.figure import figure_bytes
+
+    kind = path.suffix.lower()[1:]
+    if kind in ("png", "svg"):
+        _write_whole(path, figure_bytes(bench, kind))
+    else:
+        _write_whole(path, as_text(bench, kind, profile=profile).encode())
 
 
 def _write_whole(path: Path, data: bytes) -> None:
@@ -159,17 +143,20 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 
 def _check(path: Path, *, force: bool, inputs: list[str]) -> None:
+    reason, hints = "", []
     if path.suffix.lower() not in SUFFIXES:
-        reason, hints = "the suffix says the format", (" ".join(SUFFIXES),)
-        raise UsageError(f"cannot export to {path}", reason=reason, hints=hints)
-    if path.is_dir():
-        raise UsageError(f"cannot export to {path}", reason="it is a directory")
-    if not path.parent.is_dir():
-        raise UsageError(f"cannot export to {path}", reason=f"there is no directory {path.parent}")
-    if path.exists():
-        check_replaceable(Path(os.path.realpath(path)), str(path), force=force, inputs=inputs)
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"cannot export to {path}", reason="the directory is not writable")
+        reason, hints = "the suffix says the format", [" ".join(SUFFIXES)]
+    elif path.is_dir():
+        reason = "it is a directory"
+    elif not path.parent.is_dir():
+        reason = f"there is no directory {path.parent}"
+    else:
+        if path.exists():
+            check_replaceable(Path(os.path.realpath(path)), str(path), force=force, inputs=inputs)
+        if os.access(path.parent, os.W_OK):
+            return
+        reason = "the directory is not writable"
+    raise UsageError(f"cannot export to {path}", reason=reason, hints=hints)
 
 
 def as_text(bench: "Bench", kind: str, *, profile: bool) -> str:
@@ -185,21 +172,16 @@ def as_text(bench: "Bench", kind: str, *, profile: bool) -> str:
     return {"jsonl": to_jsonl, "csv": to_csv, "html": to_html}[kind](bench)
 
 
-def _bytes(bench: "Bench", kind: str, profile: bool) -> bytes:
-    if kind in ("png", "svg"):
-        from specx.bench.render.figure import figure_bytes
-
-        return figure_bytes(bench, "png" if kind == "png" else "svg")
-    return as_text(bench, kind, profile=profile).encode()
-
-
 # A terminal
 
 
 def render(bench: "Bench", color: str, *, profile: bool, plot: bool) -> None:
     """Floor, tables, warnings, definitions and settings, as one report."""
+    from rich.text import Text
+
     from specx.bench.render.numbers import definitions, floor_lines, footer, stand_in_lines
     from specx.bench.render.tables import main_table, memory_table, paper_table, profile_table
+    from specx.bench.render.terminal_plot import terminal_plot
 
     console = out_console(color)
     _print_lines(console, [f"{line}." for line in stand_in_lines(bench)], "bold")
@@ -211,7 +193,10 @@ def render(bench: "Bench", color: str, *, profile: bool, plot: bool) -> None:
         _fitting(console, [profile_table(bench), profile_table(bench, narrow=True)])
         _bars(console, bench)
     if plot and bench.cells:
-        _plot(console, bench)
+        has_color = console.color_system is not None and not console.no_color
+        drawn = terminal_plot(bench, min(console.width, 100), 18, color=has_color)
+        console.print()
+        console.print(Text.from_ansi(drawn))
     console.print()
     _print_lines(console, definitions(bench), "dim")
     console.print()
@@ -256,53 +241,26 @@ def _bars(console: "Console", bench: "Bench") -> None:
     from rich.text import Text
 
     from specx.bench.render.tables import profile_bars
+    from specx.bench.render.terminal_plot import flowed
 
-    widest = max((len(label) for label, _ in profile_bars(bench, 1)), default=0)
+    widest = max((len(label) for _, label, _ in profile_bars(bench, 1)), default=0)
     bars = profile_bars(bench, max(10, min(_LONGEST_BAR, console.width - widest - 2)))
     # the longest list of phases has all of them, in the order of a step
-    phases = max(([phase for phase, *_ in parts] for _, parts in bars), key=len, default=[])
-    looks = {
-        phase: (_PHASE_COLORS[turn % len(_PHASE_COLORS)], _PHASE_MARKS[turn % len(_PHASE_MARKS)])
-        for turn, phase in enumerate(phases)
-    }
+    phases = max(([phase for phase, *_ in parts] for *_, parts in bars), key=len, default=[])
+    looks = dict(
+        zip(phases, zip(cycle(_PHASE_COLORS), cycle(_PHASE_MARKS), strict=False), strict=False)
+    )
     console.print()
-    for label, parts in bars:
+    for _, label, parts in bars:
         line = Text(f"{label:<{widest}}  ")
         for phase, cells, _ in parts:
             paint, mark = looks[phase]
             line.append(mark * cells, style=paint)
         console.print(line)
-    drawn = {phase for _, parts in bars for phase, cells, _ in parts if cells}
-    console.print(*_legend(looks, drawn, console.width), sep="\n")
-
-
-def _legend(looks: dict[str, tuple[str, str]], drawn: set[str], width: int) -> list["Text"]:
-    """What the marks mean; a line ends between two phases, never inside one."""
-    from rich.text import Text
-
-    lines = [Text()]
-    for phase, (paint, mark) in looks.items():
-        if phase not in drawn:
-            continue
-        item = Text.assemble((mark, paint), f" {phase}")
-        if not lines[-1]:
-            lines[-1].append_text(item)
-        elif len(lines[-1]) + 2 + len(item) <= width:
-            lines[-1].append("  ").append_text(item)
-        else:
-            lines.append(item)
-    return lines
-
-
-def _plot(console: "Console", bench: "Bench") -> None:
-    from rich.text import Text
-
-    from specx.bench.render.terminal_plot import terminal_plot
-
-    has_color = console.color_system is not None and not console.no_color
-    drawn = terminal_plot(bench, min(console.width, 100), 18, color=has_color)
-    console.print()
-    console.print(Text.from_ansi(drawn))
+    drawn = {phase for *_, parts in bars for phase, cells, _ in parts if cells}
+    items = [Text.assemble((looks[it][1], looks[it][0]), f" {it}") for it in phases if it in drawn]
+    for row in flowed(items, len, 2, console.width):
+        console.print(Text("  ").join(row))
 
 
 def _print_lines(console: "Console", lines: Sequence[str], style: str = "") -> None:
@@ -313,39 +271,17 @@ def _print_lines(console: "Console", lines: Sequence[str], style: str = "") -> N
         console.print(Text(line, style=style))
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A comparison's table between lines. ``findings`` are results, ``notes`` explain.
+def draw_report(report: "Report", color: str) -> None:
+    """On this process's stdout, a terminal, in as many tables as its width asks for."""
+    console = out_console(color)
 
-    ``keys``: the first columns, which say what a row is.
-    """
+    def print_folded(lines: Sequence[str], style: str) -> None:
+        _print_lines(console, [row for line in lines for row in fold(line, console.width)], style)
 
-    title: tuple[str, ...]
-    table: "TableModel"
-    findings: tuple[str, ...]
-    notes: tuple[str, ...]
-    keys: int = 1
-
-    def turned(self) -> "Report":
-        """With the table's rows and columns exchanged."""
-        return replace(self, table=self.table.turned())
-
-    def draw(self, color: str) -> None:
-        """On this process's stdout, a terminal, in as many tables as its width asks for."""
-        console = out_console(color)
-        width = console.width
-        _print_lines(console, [row for line in self.title for row in fold(line, width)], "bold")
-        for part in self.table.parts(width, self.keys):
-            console.print()
-            console.print(_table(part))
+    print_folded(report.title, "bold")
+    for part in report.table.parts(console.width, report.keys):
         console.print()
-        for lines, style in ((self.findings, "bold"), (self.notes, "dim")):
-            _print_lines(console, [row for line in lines for row in fold(line, width)], style)
-
-    def markdown(self) -> str:
-        """For everything that is no terminal."""
-        from specx.bench.render.markdown import escaped, table_markdown
-
-        title = "  \n".join(escaped(line) for line in self.title)
-        items = "".join(f"- {escaped(line)}\n" for line in (*self.findings, *self.notes))
-        return f"{title}\n\n{table_markdown(self.table)}\n\n{items}"
+        console.print(_table(part))
+    console.print()
+    print_folded(report.findings, "bold")
+    print_folded(report.notes, "dim")

@@ -1,17 +1,15 @@
 """The live view of ``specx compare``: one column a run, its rates and the end of its text.
 
-Goes in: the events of a race. Comes out: a frame on stderr, redrawn ten times a second at most,
-whose last state stays. Runs take turns (they would share one processor), so one column moves at
-a time and the others wait or are finished. It does not know engines, and what models write is
-only ever text to it: no markup, no control characters.
+A frame on stderr is redrawn ten times a second at most, and its last state stays. Runs take turns,
+so one column moves at a time. What models write is only text: no markup, no control characters.
 """
 
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from specx.bench.comparison import Began, Ended, LiveRun, Progressed, rates, speedup
+from specx.bench.comparison import Began, Ended, LiveRun, rates, speedup
 from specx.bench.render.numbers import number, times
 from specx.cli.format import fold
 from specx.cli.progress import REDRAW_S, Progress
@@ -21,7 +19,6 @@ from specx.errors import one_line, printable
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
-    from rich.table import Table
     from rich.text import Text
 
     from specx.bench.comparison import Event
@@ -36,22 +33,11 @@ _WAITING = "waiting"
 _WIDEST = "1,234 tok/s · 12.34 tok/step · 1.23x · equal"
 
 
-class RaceDisplay(Protocol):
-    """Where the events of a race are shown."""
-
-    def show(self, event: "Event") -> None:
-        """Something has happened."""
-
-    def close(self) -> None:
-        """Nothing more will; may be called at any time, and again."""
-
-
 class OneByOne:
     """The display of a single run, once for each: for a log, a pipe, or a small terminal."""
 
     def __init__(self, titles: Sequence[str], make: Callable[[str], Progress]) -> None:
-        self._titles = titles
-        self._make = make
+        self._titles, self._make = titles, make
         self._progress: Progress | None = None
 
     def show(self, event: "Event") -> None:
@@ -126,14 +112,21 @@ class Columns:
         self._number = event.index
         if isinstance(event, Began):
             column.state, column.is_running = event.phase, True
-            self._draw(is_due=True)
+            is_due = True
         elif isinstance(event, Ended):
             self._first = self._first or event.run
             column.state, column.is_running = _result_state(event.run, self._first), False
-            self._draw(is_due=True)
+            is_due = True
         else:
-            self._take(column, event)
-            self._draw(is_due=time.monotonic() - self._drawn_s >= REDRAW_S)
+            step = event.event
+            if isinstance(step, Prefill):
+                column.state = f"reading {step.done_tokens:,} of {step.total_tokens:,}"
+            else:
+                column.state = _state(step.stats)
+                column.add(step.text)
+            is_due = time.monotonic() - self._drawn_s >= REDRAW_S
+        if is_due:
+            self._draw()
 
     def close(self) -> None:
         """The last state stays, with fewer rows of text, so that the table below is near."""
@@ -146,17 +139,7 @@ class Columns:
             live.update(self._frame(is_final=True))
             live.stop()
 
-    def _take(self, column: Column, event: Progressed) -> None:
-        step = event.event
-        if isinstance(step, Prefill):
-            column.state = f"reading {step.done_tokens:,} of {step.total_tokens:,}"
-        else:
-            column.state = _state(step.stats)
-            column.add(step.text)
-
-    def _draw(self, *, is_due: bool) -> None:
-        if not is_due:
-            return
+    def _draw(self) -> None:
         from rich.live import Live
 
         self._drawn_s = time.monotonic()
@@ -181,45 +164,46 @@ class Columns:
         state_rows = len(fold(_WIDEST, width)) if is_wide else len(self._columns)
         spare = size.height - state_rows - (4 if is_wide else 3)
         rows = min(spare, _FINAL_TEXT_ROWS if is_final else _MOST_TEXT_ROWS)
-        body = (
-            self._side_by_side(width, state_rows, rows, is_final=is_final)
-            if is_wide
-            else self._stacked(size.width, rows, is_final=is_final)
-        )
-        if is_final:
-            return Group(body, Text())
+        if is_wide:
+            body = [self._side_by_side(width, state_rows, rows, is_final=is_final)]
+        else:
+            body = self._stacked(size.width, rows, is_final=is_final)
         foot = f"run {self._number + 1} of {len(self._columns)} · {self._subject}"
-        last = Text(foot, style="dim", no_wrap=True)
-        last.truncate(max(size.width - _ECHO_CELLS, 1), overflow="ellipsis")
-        return Group(body, last)
+        last_width = max(size.width - _ECHO_CELLS, 1)
+        return Group(*body, Text() if is_final else _cut(Text(foot, style="dim"), last_width))
 
-    def _side_by_side(self, width: int, state_rows: int, rows: int, *, is_final: bool) -> "Table":
+    def _side_by_side(
+        self, width: int, state_rows: int, rows: int, *, is_final: bool
+    ) -> "RenderableType":
         from rich import box
         from rich.table import Table
 
         grid = Table(box=box.MINIMAL, show_edge=False, pad_edge=True, padding=(0, 1))
         for column in self._columns:
             grid.add_column(_title(column, width), width=width, no_wrap=True)
-        grid.add_row(*(_state_lines(column, width, state_rows) for column in self._columns))
+        states = [fold(column.state, width)[:state_rows] for column in self._columns]
+        styles = [
+            "cyan" if column.is_running else "dim" if column.state == _WAITING else ""
+            for column in self._columns
+        ]
+        grid.add_row(*(_lines(*each, state_rows) for each in zip(states, styles, strict=True)))
         tails = [column.tail(width, rows) for column in self._columns]
         if is_final:
             rows = max(map(len, tails))
-        grid.add_row(*(_lines(tail, rows) for tail in tails))
+        grid.add_row(*(_lines(tail, "", rows) for tail in tails))
         return grid
 
-    def _stacked(self, width: int, rows: int, *, is_final: bool) -> "RenderableType":
-        from rich.console import Group
+    def _stacked(self, width: int, rows: int, *, is_final: bool) -> "list[RenderableType]":
         from rich.text import Text
 
-        lines: list[RenderableType] = []
-        for column in self._columns:
-            line = Text.assemble(_title(column, width), "  ", column.state, no_wrap=True)
-            line.truncate(width - 1, overflow="ellipsis")
-            lines.append(line)
+        lines: list[RenderableType] = [
+            _cut(Text.assemble(_title(column, width), "  ", column.state), width - 1)
+            for column in self._columns
+        ]
         if not is_final:
             tail = self._columns[self._number].tail(width - 1, rows)
-            lines += [Text("─" * (width - 1), style="dim"), _lines(tail, rows)]
-        return Group(*lines)
+            lines += [Text("─" * (width - 1), style="dim"), _lines(tail, "", rows)]
+        return lines
 
 
 def _state(stats: GenerationStats) -> str:
@@ -241,31 +225,29 @@ def _result_state(run: LiveRun, first: LiveRun) -> str:
     return " · ".join(parts)
 
 
+def _cut(text: "Text", width: int) -> "Text":
+    """On one line of at most ``width`` cells."""
+    text.no_wrap = True
+    text.truncate(width, overflow="ellipsis")
+    return text
+
+
 def _title(column: Column, width: int) -> "Text":
     from rich.text import Text
 
-    title = Text(column.title, style="bold cyan" if column.is_running else "bold", no_wrap=True)
-    title.truncate(width, overflow="ellipsis")
-    return title
+    return _cut(Text(column.title, style="bold cyan" if column.is_running else "bold"), width)
 
 
-def _state_lines(column: Column, width: int, rows: int) -> "Text":
+def _lines(lines: Sequence[str], style: str, rows: int) -> "Text":
+    """Exactly ``rows`` of them, some empty."""
     from rich.text import Text
 
-    lines = fold(column.state, width)[:rows]
-    style = "cyan" if column.is_running else "dim" if column.state == _WAITING else ""
     return Text("\n".join([*lines, *[""] * (rows - len(lines))]), style=style, no_wrap=True)
-
-
-def _lines(lines: Sequence[str], rows: int) -> "Text":
-    from rich.text import Text
-
-    return Text("\n".join([*lines, *[""] * (rows - len(lines))]), no_wrap=True)
 
 
 def _wrapped(paragraph: str, width: int) -> list[str]:
     """Rows of at most ``width`` cells and blanks after them; the last one may still grow."""
-    from rich.cells import cell_len
+    from rich.cells import cell_len, chop_cells
 
     rows, cells = [""], 0
     for piece in re.findall(r"\s+|\S+", paragraph):
@@ -275,23 +257,9 @@ def _wrapped(paragraph: str, width: int) -> list[str]:
                 rows.append("")
                 cells = 0
             if needed > width:  # no blank to break at, as in Chinese or in a URL
-                *full, piece = _folded(piece, width)
+                *full, piece = chop_cells(piece, width)
                 rows[-1:] = [*full, ""]
                 needed = cell_len(piece)
         rows[-1] += piece
-        cells += needed
-    return rows
-
-
-def _folded(word: str, width: int) -> list[str]:
-    from rich.cells import cell_len
-
-    rows, cells = [""], 0
-    for sign in word:
-        needed = cell_len(sign)
-        if cells + needed > width and rows[-1]:
-            rows.append("")
-            cells = 0
-        rows[-1] += sign
         cells += needed
     return rows

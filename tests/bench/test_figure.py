@@ -7,13 +7,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from specx.bench.render import figure
-from specx.bench.render.terminal_plot import require_plotext, terminal_plot
+from specx.bench.render import chart, figure
+from specx.bench.render.numbers import plain_text
+from specx.bench.render.terminal_plot import terminal_plot
 from specx.errors import UsageError
+from tests.bench.hostile import MODE, hostile_bench
 from tests.bench.objects import bench_object, edited
 
 ALL = ("plain", "spec", "specx", "auto", "lookup", "standard", "standard+flash", "hf")
-HOSTILE = "$\\frac{<script>&|\x1b[31m _x"
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_png_and_svg_are_what_they_say() -> None:
 @pytest.mark.usefixtures("matplotlib")
 def test_equal_benches_give_equal_bytes() -> None:
     for kind in ("png", "svg"):
-        first, second = (figure.figure_bytes(bench_object(), kind) for _ in range(2))  # type: ignore[arg-type]
+        first, second = (figure.figure_bytes(bench_object(), kind) for _ in range(2))
         assert first == second
         assert b"dc:date" not in first
 
@@ -82,42 +83,34 @@ def test_an_empty_bench_is_an_empty_figure() -> None:
 
 @pytest.mark.usefixtures("matplotlib")
 def test_names_are_neither_formulas_nor_markup() -> None:
-    def rename(bench: dict[str, Any]) -> None:
-        bench["plan"]["modes"][2] = bench["plan"]["presets"][0]["name"] = HOSTILE
-        bench["floors"] = []
-        for row in bench["cells"]:
-            row["mode"] = HOSTILE if row["mode"] == "specx" else row["mode"]
-            row["preset"] = HOSTILE
-            for run in row["samples"]:
-                run["cell"] |= {"preset": HOSTILE, "mode": row["mode"]}
-
-    bench = edited(bench_object(), rename)
+    bench = hostile_bench()
     texts = texts_of(figure.figure_bytes(bench, "svg").decode())
-    assert "$\\frac{<script>&| _x" in texts
+    assert plain_text(MODE, 40) in texts
     assert figure.figure_bytes(bench, "png")
 
 
 def test_series_are_the_summaries() -> None:
     bench = bench_object()
-    found = figure.series(bench, "pocket", "speedup")
-    assert [one.mode for one in found] == ["spec", "specx"]
+    ((preset, (decode, overall, _)),) = chart.chart_of(bench).rows
+    assert preset == "pocket"
+    assert [one.look.name for one in decode.series] == ["spec", "specx"]
     summaries = [row.summary.speedup for row in bench.cells if row.mode == "specx"]
-    assert found[1].marks == dict(zip((1024, 2048), summaries, strict=True))
-    low, high = figure.limits(bench, "pocket", "end_to_end_speedup")
-    assert low < 1
-    assert high > max(summary.high for summary in summaries if summary)
+    assert decode.series[1].marks == dict(zip((1024, 2048), summaries, strict=True))
+    assert (decode.low, decode.high) == (overall.low, overall.high)
+    assert decode.low < 1
+    assert decode.high > max(summary.high for summary in summaries if summary and summary.high)
 
 
 def test_every_mode_looks_different() -> None:
-    looks = figure.looks(bench_object(modes=(*ALL, "a", "b", "c", "d")))
+    looks = chart.looks_of((*ALL, "a", "b", "c", "d"))
     assert len({(look.color, look.repeat) for look in looks.values()}) == len(looks)
-    assert looks["specx"].color == figure.BLUE
-    assert looks["plain"].color == figure.GREY
+    assert looks["specx"].color == chart.BLUE
+    assert looks["plain"].color == chart.GREY
 
 
 @pytest.mark.parametrize("length", [1024, 16384, 1000])
 def test_length_label(length: int) -> None:
-    assert figure.length_label(length) == {1024: "1K", 16384: "16K", 1000: "1,000"}[length]
+    assert chart.length_label(length) == {1024: "1K", 16384: "16K", 1000: "1,000"}[length]
 
 
 @pytest.mark.usefixtures("plotext")
@@ -132,7 +125,6 @@ def test_terminal_plot_keeps_its_width(width: int, lengths: tuple[int, ...]) -> 
     stripped = [line.rstrip() for line in re.sub(r"\x1b\[[\d;]*m", "", colored).splitlines()]
     assert stripped == plain.splitlines()
     assert "\x1b[48" not in colored  # the terminal's own background stays
-    assert terminal_plot(bench, width, 12, color=False, ascii_only=True).isascii()
 
 
 @pytest.mark.usefixtures("plotext")
@@ -169,13 +161,13 @@ def test_terminal_plot_of_little() -> None:
     [
         (
             "matplotlib",
-            figure.require_matplotlib,
+            chart.require_matplotlib,
             lambda bench: figure.figure_bytes(bench, "png"),
             "pip install 'specx[plot]'",
         ),
         (
             "plotext",
-            require_plotext,
+            chart.require_plotext,
             lambda bench: terminal_plot(bench, 80, 10, color=False),
             "pip install plotext",
         ),

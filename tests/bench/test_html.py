@@ -15,15 +15,9 @@ import pytest
 
 from specx.bench.render.html import to_html
 from specx.bench.schema import Bench, Sample
+from tests.bench.hostile import NAMES, hostile_bench
 from tests.bench.objects import bench_object, edited, with_difference, with_energy
 
-NAMES = (
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "</script><script>alert(2)</script>",
-    "' onmouseover='alert(3)",
-    "\x1b[31m\u202e<!--",
-)
 VOID = {"meta", "link", "img", "br", "use", "path", "rect", "line", "input"}
 
 
@@ -58,33 +52,17 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def hostile_bench() -> Bench:
-    usual = bench_object(documents=len(NAMES), warnings=[("x", name) for name in NAMES])
-    return edited(usual, rename)
-
-
-def rename(bench: dict[str, Any]) -> None:
-    plan = bench["plan"]
-    plan["presets"][0] |= {"name": NAMES[1], "kernels": NAMES[0]}
-    plan["data"]["name"] = NAMES[2]
-    plan["modes"][2] = NAMES[3]
-    bench["specx"]["version"] = bench["env"]["cpu"] = "</style>" + NAMES[0]
-    for document, name in zip(plan["data"]["documents"], NAMES, strict=True):
-        document["name"] = name
-    for item in (*bench["cells"], *bench["floors"]):
-        item["preset"] = NAMES[1]
-    for cell in bench["cells"]:
-        cell["mode"] = NAMES[3] if cell["mode"] == "specx" else cell["mode"]
-        for run in cell["samples"]:
-            run["cell"] |= {"preset": NAMES[1], "mode": cell["mode"]}
+@pytest.fixture
+def _no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
 @pytest.fixture(params=["with matplotlib", "without"])
-def _figure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _figure(request: pytest.FixtureRequest) -> None:
     if request.param == "without":
-        for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
-            monkeypatch.delitem(sys.modules, name)
-        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        request.getfixturevalue("_no_matplotlib")
     else:
         pytest.importorskip("matplotlib")
 
@@ -195,10 +173,8 @@ def test_ids_are_unique_and_references_exist() -> None:
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(ids)
 
 
-def test_without_matplotlib_there_are_bars(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+@pytest.mark.usefixtures("_no_matplotlib")
+def test_without_matplotlib_there_are_bars() -> None:
     text = to_html(bench_object())
     assert "<svg" not in text
     assert text.count('<figure class="panel">') == 3

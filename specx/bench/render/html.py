@@ -1,8 +1,4 @@
-"""A bench as one self-contained HTML page.
-
-In: a bench. Out: the text of a page that loads nothing, runs one script of its own and carries its
-data. It does not know files or the network; matplotlib is used if present, else bars of the page's
-own take the place of its panels.
+"""A bench as one self-contained HTML page, which loads nothing and carries its data.
 
 Names in a bench are hostile: the template escapes every value, and what is put in unescaped is
 made here: style, script, the figure's SVG and the data, in which no ``<`` is left.
@@ -12,63 +8,20 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.resources import files
-from typing import Any, TypeVar
+from itertools import groupby
+from typing import Any
 
-from specx.bench.render.figure import (
-    GREY,
-    METRICS,
-    has_lengths,
-    limits,
-    looks,
-    most_documents,
-    panel_svg,
-    reference_label,
-    require_matplotlib,
-    series,
-    shown_modes,
-)
-from specx.bench.render.numbers import (
-    NOTHING,
-    count,
-    definitions,
-    document_name,
-    duration,
-    equality,
-    hardware,
-    has_presets,
-    headline,
-    headline_details,
-    left_out,
-    milliseconds,
-    moment,
-    number,
-    per_second,
-    plain_text,
-    prefill_rate,
-    preset_line,
-    program,
-    size,
-    stand_in_label,
-    stand_in_lines,
-    warning_lines,
-)
-from specx.bench.render.tables import (
-    TableModel,
-    main_table,
-    memory_table,
-    paper_table,
-    profile_bars,
-    profile_table,
-)
+from specx.bench.render import numbers, tables
+from specx.bench.render.chart import GREY, Chart, Panel, chart_of, require_matplotlib
+from specx.bench.render.figure import panel_svg
+from specx.bench.render.numbers import NOTHING, count, known, milliseconds, number, plain_text
+from specx.bench.render.tables import ColumnOf, TableModel, tabulated
 from specx.bench.schema import Bench, BenchDocument, BenchRow, Floor, Sample
 from specx.errors import UsageError
 
-T = TypeVar("T")
-# A header and a cell's text; text to the left has a header that begins with "<".
-_Column = tuple[str, Callable[[T], str]]
 # As in figure: the same order of markers and of dashes.
 _SIGNS = "●■◆▲▼✚✖★◀▶⬟⬢"
 _BORDERS = ("solid", "dashed", "dotted")
@@ -94,9 +47,38 @@ def to_html(bench: Bench) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page = environment.from_string(template)
-    return page.render(
-        **_content(bench),
+    samples, warnings = _samples(bench), numbers.warning_lines(bench)
+    names, documents = numbers.preset_names(bench), bench.plan.data.documents
+    kicker = (
+        "specx bench",
+        names,
+        numbers.stand_in_label(bench),
+        numbers.hardware(bench),
+        numbers.moment(bench.created),
+    )
+    return environment.from_string(template).render(
+        title=f"specx bench: {names}",
+        kicker=" · ".join(filter(None, kicker)),
+        headline=numbers.headline(bench)[0],
+        lead=[(text, is_alarm) for text, is_alarm in _lead(bench) if text],
+        warnings=warnings,
+        warnings_label=count(len(warnings), "warning"),
+        floor=_floor(bench),
+        figure=_figure(bench),
+        main=tables.main_table(bench),
+        paper=tables.paper_table(bench),
+        memory=tables.memory_table(bench),
+        profile=tables.profile_table(bench),
+        phases=_PHASE_COLORS,
+        stacks=list(_stacks(bench)),
+        samples=samples,
+        samples_label=f"All {count(len(samples.rows), 'run')}",
+        plan=_plan(bench),
+        documents=_documents(bench),
+        documents_label=count(len(documents), "document"),
+        environment=_environment(bench),
+        definitions=numbers.definitions(bench),
+        version=plain_text(bench.specx.version),
         policy=_policy(js),
         css=Markup(css),
         js=Markup(js),
@@ -128,107 +110,42 @@ def _data(bench: Bench) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _content(bench: Bench) -> dict[str, Any]:
-    names = ", ".join(plain_text(preset.name, 40) for preset in bench.plan.presets)
-    warnings = warning_lines(bench)
-    samples = _samples(bench)
-    documents = _documents(bench)
-    kicker = (
-        "specx bench",
-        names,
-        stand_in_label(bench),
-        hardware(bench),
-        moment(bench.created),
-    )
-    return {
-        "title": f"specx bench: {names}",
-        "kicker": " · ".join(filter(None, kicker)),
-        "headline": headline(bench),
-        "lead": _lead(bench),
-        "warnings": warnings,
-        "warnings_label": count(len(warnings), "warning"),
-        "floor": _cells(_floor(bench)),
-        "figure": _figure(bench),
-        "main": _cells(main_table(bench)),
-        "paper": _cells(paper_table(bench)),
-        "memory": _cells(memory_table(bench)),
-        "profile": _cells(profile_table(bench)),
-        "stacks": _stacks(bench),
-        "samples": _cells(samples),
-        "samples_label": f"All {count(len(samples.rows), 'run')}",
-        "plan": _plan(bench),
-        "documents": _cells(documents),
-        "documents_label": count(len(documents.rows), "document"),
-        "environment": _environment(bench),
-        "definitions": definitions(bench),
-        "version": plain_text(bench.specx.version),
-    }
-
-
-def _lead(bench: Bench) -> list[dict[str, Any]]:
-    equal, checked = equality(bench)
+def _lead(bench: Bench) -> Iterator[tuple[str, bool]]:
+    """Sentences, and whether each is an alarm."""
+    for line in numbers.stand_in_lines(bench):
+        yield f"{line}.", True
+    yield numbers.headline(bench)[1], False
+    equal, checked = numbers.equality(bench)
     texts = count(checked, "compared text")
-    lines = [(f"{line}.", True) for line in stand_in_lines(bench)]
-    lines.append((headline_details(bench), False))
     if checked and equal == checked:
-        lines.append((f"Every one of {texts} is that of plain decoding.", False))
+        yield f"Every one of {texts} is that of plain decoding.", False
     elif checked:
         verb = "differs" if checked - equal == 1 else "differ"
-        lines.append((f"{checked - equal} of {texts} {verb} from plain decoding.", True))
+        yield f"{checked - equal} of {texts} {verb} from plain decoding.", True
     if not bench.finished:
-        lines.append((f"Stopped early: {count(len(bench.missing), 'run')} missing.", False))
-    return [{"text": text, "is_alarm": is_alarm} for text, is_alarm in lines if text]
-
-
-def _cells(table: TableModel) -> dict[str, Any]:
-    """A table as the template walks it."""
-    header = [
-        {"text": text.strip(), "align": align}
-        for text, align in zip(table.header, table.align, strict=True)
-    ]
-    rows = [
-        {
-            "is_break": r in table.group_breaks,
-            "cells": [
-                {"text": text, "align": align, "is_alarm": (r, c) in table.alarms}
-                for c, (text, align) in enumerate(zip(row, table.align, strict=True))
-            ],
-        }
-        for r, row in enumerate(table.rows)
-    ]
-    return {"title": table.title, "header": header, "rows": rows}
-
-
-def _table(title: str, columns: Sequence[_Column[T]], items: Iterable[T]) -> TableModel:
-    """Texts to the left, numbers to the right, as the header's first sign says."""
-    return TableModel(
-        title=title,
-        header=tuple(header.lstrip("<") for header, _ in columns),
-        rows=[tuple(text(item) for _, text in columns) for item in items],
-        align=tuple("left" if header.startswith("<") else "right" for header, _ in columns),
-    )
+        yield f"Stopped early: {count(len(bench.missing), 'run')} missing.", False
 
 
 def _floor(bench: Bench) -> TableModel:
-    columns: list[_Column[Floor]] = [
+    columns: list[ColumnOf[Floor]] = [
         ("prompt", lambda floor: f"{floor.length:,}"),
         ("a step\nms", lambda floor: milliseconds(floor.step_s * 1e3)),
-        ("plain at most\ntok/s", lambda floor: number(per_second(floor.step_s))),
+        ("plain at most\ntok/s", lambda floor: number(numbers.per_second(floor.step_s))),
         ("<limited by", lambda floor: floor.bound),
-        ("prefill at most\ntok/s", lambda floor: number(prefill_rate(floor))),
+        ("prefill at most\ntok/s", lambda floor: number(numbers.prefill_rate(floor))),
         ("bandwidth\nGB/s", lambda floor: number(floor.bandwidth_bytes_s / 1e9)),
         ("rate\nTFLOP/s", lambda floor: number(floor.rate_flop_s / 1e12)),
     ]
-    if has_presets(bench):  # a single one is named on the page's first line
+    if numbers.has_presets(bench):  # a single one is named on the page's first line
         columns.insert(0, ("<preset", lambda floor: plain_text(floor.preset, 40)))
-    return _table("Floor", columns, bench.floors)
+    return tabulated("Floor", columns, bench.floors)
 
 
 def _samples(bench: Bench) -> TableModel:
-    columns: list[_Column[Sample]] = [
+    columns: list[ColumnOf[Sample]] = [
         ("prompt", lambda run: f"{run.cell.length:,}"),
         ("<mode", lambda run: plain_text(run.cell.mode, 40)),
-        ("<document", lambda run: document_name(bench, run.cell.document)),
+        ("<document", lambda run: numbers.document_name(bench, run.cell.document)),
         ("rep.", lambda run: str(run.cell.rep)),
         ("prompt\ntokens", lambda run: f"{run.prompt_tokens:,}"),
         ("new\ntokens", lambda run: f"{run.new_tokens:,}"),
@@ -237,27 +154,23 @@ def _samples(bench: Bench) -> TableModel:
         ("first token\ns", lambda run: f"{run.ttft_s:.3f}"),
         ("decode\ns", lambda run: f"{run.decode_s:.3f}"),
         ("total\ns", lambda run: f"{run.total_s:.3f}"),
-        ("steps", lambda run: _whole(run.steps)),
-        ("accepted", lambda run: _whole(run.accepted)),
-        ("peak", lambda run: size(run.memory.peak)),
+        ("steps", lambda run: known(run.steps, "{:,}".format)),
+        ("accepted", lambda run: known(run.accepted, "{:,}".format)),
+        ("peak", lambda run: numbers.size(run.memory.peak)),
         ("<equal", lambda run: {None: NOTHING, True: "yes", False: "NO"}[run.equal]),
     ]
-    if has_presets(bench):
+    if numbers.has_presets(bench):
         columns.insert(0, ("<preset", lambda run: plain_text(run.cell.preset, 40)))
-    return _table("Samples", columns, [run for row in bench.cells for run in row.samples])
+    return tabulated("Samples", columns, [run for row in bench.cells for run in row.samples])
 
 
 def _documents(bench: Bench) -> TableModel:
-    columns: list[_Column[BenchDocument]] = [
+    columns: list[ColumnOf[BenchDocument]] = [
         ("<name", lambda document: plain_text(document.name)),
         ("characters", lambda document: f"{document.characters:,}"),
         ("<sha256", lambda document: document.sha256),
     ]
-    return _table("Documents", columns, bench.plan.data.documents)
-
-
-def _whole(value: int | None) -> str:
-    return NOTHING if value is None else f"{value:,}"
+    return tabulated("Documents", columns, bench.plan.data.documents)
 
 
 def _plan(bench: Bench) -> list[tuple[str, str]]:
@@ -273,20 +186,20 @@ def _plan(bench: Bench) -> list[tuple[str, str]]:
         ("end of text", "ignored" if plan.ignore_eos else "ends a run"),
         ("compared with plain", "yes" if plan.verify else "no"),
         ("sampling", sampling),
+        *(("pair", numbers.preset_line(preset)) for preset in plan.presets),
+        *(("left out", line) for line in numbers.left_out(bench)),
     ]
-    pairs += [("pair", preset_line(preset)) for preset in plan.presets]
-    pairs += [("left out", line) for line in left_out(bench)]
     return [(name, plain_text(value, 400)) for name, value in pairs]
 
 
 def _environment(bench: Bench) -> list[tuple[str, str]]:
     pairs = [
-        ("hardware", hardware(bench)),
-        ("specx", program(bench)),
+        ("hardware", numbers.hardware(bench)),
+        ("specx", numbers.program(bench)),
         *((name, value) for name, value in bench.env if value is not None),
         ("dtype", bench.plan.dtype),
-        ("date", moment(bench.created)),
-        ("took", duration(bench.elapsed_s)),
+        ("date", numbers.moment(bench.created)),
+        ("took", numbers.duration(bench.elapsed_s)),
     ]
     return [(name, plain_text(value, 200)) for name, value in pairs]
 
@@ -298,39 +211,26 @@ def _figure(bench: Bench) -> dict[str, Any]:
         require_matplotlib()
     except UsageError:
         has_matplotlib = False
-    notes = [f"Dashed: {reference_label(bench)}"]
-    if most_documents(bench) > 1:
+    chart = chart_of(bench)
+    note = f"Dashed: {chart.reference}"
+    if chart.documents > 1:
         shown = "bars: 95 % interval by a paired bootstrap over documents"
         hidden = "without intervals, which need matplotlib to be drawn"
-        notes.append(shown if has_matplotlib else hidden)
-    return {
-        "panels": _panels(bench, has_matplotlib),
-        "legend": _legend(bench, has_matplotlib),
-        "note": f"{'; '.join(notes)}.",
-    }
-
-
-def _panels(bench: Bench, has_matplotlib: bool) -> list[dict[str, Any]]:
-    if not shown_modes(bench):
-        return []
+        note += f"; {shown if has_matplotlib else hidden}"
     rows = []
-    for r, preset in enumerate(preset.name for preset in bench.plan.presets):
-        panels = []
-        for metric, title in METRICS.items():
-            panel: dict[str, Any] = {"title": title, "svg": None, "groups": []}
-            if has_matplotlib:
-                title = f"{title} of {plain_text(preset, 40)} over prompt tokens"
-                panel["svg"] = _inline(panel_svg(bench, preset, metric), f"p{r}{metric}", title)
-            else:
-                panel |= _bars(bench, preset, metric)
-            panels.append(panel)
-        rows.append(
-            {"name": plain_text(preset, 40) if has_presets(bench) else "", "panels": panels}
-        )
-    return rows
+    for r, (preset, panels) in enumerate(chart.rows if chart.looks else []):
+        name = plain_text(preset, 40)
+        drawn = [
+            {"title": panel.title, "svg": _svg(chart, panel, f"p{r}{panel.metric}", name)}
+            if has_matplotlib
+            else {"title": panel.title, "svg": None, **_bars(panel)}
+            for panel in panels
+        ]
+        rows.append({"name": name if numbers.has_presets(bench) else "", "panels": drawn})
+    return {"panels": rows, "legend": _legend(chart, has_matplotlib), "note": f"{note}."}
 
 
-def _inline(svg: str, prefix: str, title: str) -> Any:
+def _svg(chart: Chart, panel: Panel, prefix: str, preset: str) -> Any:
     """matplotlib's element made fit for a page that holds several.
 
     Its namespaces, its style for every element and its fixed size go; ids that are referred to
@@ -338,6 +238,7 @@ def _inline(svg: str, prefix: str, title: str) -> Any:
     """
     from markupsafe import Markup, escape
 
+    svg = panel_svg(chart, panel)
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     used = set(re.findall(r'(?:href="|url\()#([\w.-]+)', svg))
@@ -346,79 +247,56 @@ def _inline(svg: str, prefix: str, title: str) -> Any:
     )
     svg = re.sub(r'(href="|url\()#', rf"\1#{prefix}", svg)
     view = re.search(r'viewBox="[\d. -]+"', svg)
-    start = f'<svg {view[0] if view else ""} role="img" aria-label="{escape(title)}">'
+    label = escape(f"{panel.title} of {preset} over prompt tokens")
+    start = f'<svg {view[0] if view else ""} role="img" aria-label="{label}">'
     return Markup(start + svg[svg.index(">") + 1 :].strip())
 
 
-def _bars(bench: Bench, preset: str, metric: str) -> dict[str, Any]:
-    found, look = series(bench, preset, metric), looks(bench)
-    _, high = limits(bench, preset, metric)
+def _bars(panel: Panel) -> dict[str, Any]:
     groups = []
-    for length in bench.plan.lengths:
-        bars = [
-            {
-                "name": look[one.mode].name,
-                "color": look[one.mode].color,
-                "value": f"{one.marks[length].value:.2f}",
-                "percent": f"{100 * one.marks[length].value / high:.1f}",
-            }
-            for one in found
-            if length in one.marks
+    for length in panel.lengths:
+        values = [
+            (one.look, one.marks[length].value) for one in panel.series if length in one.marks
         ]
-        if bars:
-            groups.append({"label": f"{length:,} prompt tokens", "bars": bars})
-    return {"groups": groups, "one_percent": f"{100 / high:.1f}"}
+        bars = [(look, f"{value:.2f}", f"{100 * value / panel.high:.1f}") for look, value in values]
+        groups.append({"label": f"{length:,} prompt tokens", "bars": bars})
+    return {"groups": groups, "one_percent": f"{100 / panel.high:.1f}"}
 
 
-def _legend(bench: Bench, has_matplotlib: bool) -> list[dict[str, Any]]:
+def _legend(chart: Chart, has_matplotlib: bool) -> list[dict[str, Any]]:
     """A sign on a line for matplotlib's figure, a patch for bars; rows of a dot plot are named."""
-    look = looks(bench)
     items = [
         {
-            "name": look[mode].name,
-            "color": look[mode].color,
-            "style": _BORDERS[look[mode].repeat % len(_BORDERS)] if has_matplotlib else "",
-            "sign": _SIGNS[look[mode].index % len(_SIGNS)],
+            "name": look.name,
+            "color": look.color,
+            "style": _BORDERS[look.repeat % len(_BORDERS)] if has_matplotlib else "",
+            "sign": _SIGNS[look.index % len(_SIGNS)],
         }
-        for mode in (shown_modes(bench) if has_lengths(bench) or not has_matplotlib else [])
+        for look in (chart.looks if chart.has_lengths or not has_matplotlib else [])
     ]
-    reference = {"name": reference_label(bench), "color": GREY, "style": "dashed", "sign": ""}
-    return [*items, reference]
+    return [*items, {"name": chart.reference, "color": GREY, "style": "dashed", "sign": ""}]
 
 
-def _stacks(bench: Bench) -> dict[str, Any]:
-    """A stacked bar for every profile, under a heading for every preset and length."""
-    cells = [row for row in bench.cells if row.summary.profile_ms]
-    bars: list[dict[str, Any]] = []
-    last = ""
-    for cell, (_, segments) in zip(cells, profile_bars(bench, 1000), strict=True):
-        preset = f"{plain_text(cell.preset, 40)}, " if has_presets(bench) else ""
-        heading = f"{preset}{cell.length:,} prompt tokens"
-        parts = [
-            {
-                "percent": f"{share / 10:.1f}",
-                "color": _PHASE_COLORS[name],
-                "title": f"{name} {milliseconds(ms)} ms",
-            }
-            for name, share, ms in segments
-            if share
-        ]
-        bars.append(
-            {
-                "heading": heading if heading != last else "",
-                "name": plain_text(cell.mode, 40),
-                "parts": parts,
-                "value": _yield(cell, sum(ms for _, _, ms in segments)),
-            }
-        )
-        last = heading
-    phases = [{"name": name, "color": color} for name, color in _PHASE_COLORS.items()]
-    return {"bars": bars, "phases": phases}
+def _stacks(bench: Bench) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Stacked bars, one for every profile, under a heading for every preset and length."""
+    bars = tables.profile_bars(bench, 1000)
+    for (preset, length), group in groupby(bars, lambda bar: (bar[0].preset, bar[0].length)):
+        several = f"{plain_text(preset, 40)}, " if numbers.has_presets(bench) else ""
+        stack = []
+        for row, _, segments in group:
+            parts = [
+                (f"{share / 10:.1f}", _PHASE_COLORS[name], f"{name} {milliseconds(ms)} ms")
+                for name, share, ms in segments
+                if share
+            ]
+            value = _yield(row, sum(ms for _, _, ms in segments))
+            stack.append({"name": plain_text(row.mode, 40), "parts": parts, "value": value})
+        yield f"{several}{length:,} prompt tokens", stack
 
 
-def _yield(cell: BenchRow, step_ms: float) -> str:
+def _yield(row: BenchRow, step_ms: float) -> str:
     """``5.27 ms / 4.10 tok = 1.29 ms a token``."""
-    tokens = cell.summary.tokens_per_step
+    tokens = row.summary.tokens_per_step
     if not tokens or tokens.value == 1:
         return f"{milliseconds(step_ms)} ms a token"
     each = milliseconds(step_ms / tokens.value)

@@ -1,10 +1,7 @@
-"""A bench as Markdown, and pipe tables for everything that is no terminal.
-
-In: a bench, or strings that nobody vouches for. Out: Markdown in which none of them is markup.
-"""
+"""A bench as Markdown, in which no name is markup, and pipe tables for what is no terminal."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from specx.bench.render.numbers import (
     definitions,
@@ -27,24 +24,6 @@ from specx.bench.schema import Bench
 def escaped(text: str) -> str:
     """Nothing in ``text`` is markup: no link, no image, no HTML, no cell border."""
     return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", text)
-
-
-def pipe_table(rows: Sequence[Sequence[str]], is_number: Sequence[bool]) -> str:
-    """A table of Markdown cells, the first row its header; columns of numbers go to the right.
-
-    The source is lined up too, since many read it as it is.
-    """
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    columns = list(zip(widths, is_number, strict=True))
-    rule = ["-" * (width - 1) + ":" if number else "-" * width for width, number in columns]
-    lines = []
-    for row in (rows[0], rule, *rows[1:]):
-        cells = [
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, (width, number) in zip(row, columns, strict=True)
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def to_markdown(bench: Bench, *, profile: bool) -> str:
@@ -72,14 +51,24 @@ def _bullets(lines: Iterable[str]) -> str:
 
 
 def table_markdown(table: TableModel) -> str:
-    """The table without its title, as a pipe table."""
+    """The table without its title, lined up in the source too, since many read it as it is."""
     titles = [re.sub(r"(?<=/)\n|\n(?=/)", "", title).replace("\n", " ") for title in table.header]
-    rows = [
+    rows = [[escaped(title.strip()) for title in titles]]
+    rows += [
         [_cell(cell, (r, c) in table.alarms) for c, cell in enumerate(row)]
         for r, row in enumerate(table.rows)
     ]
-    header = [escaped(title.strip()) for title in titles]
-    return pipe_table([header, *rows], [align == "right" for align in table.align])
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    columns = [(width, align == "right") for width, align in zip(widths, table.align, strict=True)]
+    rows.insert(1, ["-" * (width - is_right) + ":" * is_right for width, is_right in columns])
+    lines = []
+    for line in rows:
+        cells = [
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, (width, is_right) in zip(line, columns, strict=True)
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _cell(cell: str, is_alarm: bool) -> str:

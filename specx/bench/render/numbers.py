@@ -1,15 +1,17 @@
 """The words around the tables of a bench: numbers, floor, definitions, settings, warnings.
 
-In: a bench. Out: plain lines and short strings without control characters; a name in the bench may
-say anything. It does not know tables, files or the screen.
+Lines come out without control characters; a name in the bench may say anything.
 """
 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from datetime import UTC, datetime
+from typing import TypeVar
 
+from specx import wording
 from specx.bench.modes import WITNESSES
 from specx.bench.schema import (
     Bench,
@@ -21,6 +23,7 @@ from specx.bench.schema import (
     TargetFacts,
 )
 
+T = TypeVar("T")
 #: Shown where nothing was measured.
 NOTHING = "–"
 
@@ -40,6 +43,11 @@ def plain_text(value: object, limit: int = 160) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def known(value: T | None, form: Callable[[T], str]) -> str:
+    """``form(value)``, or the sign for what was not measured."""
+    return NOTHING if value is None else form(value)
+
+
 def number(value: float) -> str:
     """``4,900``, ``47.5``, ``0.42``."""
     if value >= 99.95:
@@ -53,18 +61,14 @@ def times(value: float) -> str:
 
 
 def size(value_bytes: float) -> str:
-    """``612 MiB`` or ``1.2 GiB``."""
+    """``612 MiB``, ``1.2 GiB``; below ten MiB ``9.5 MiB``."""
     mib = value_bytes / 2**20
-    if mib < 1000:
-        return f"{mib:,.0f} MiB" if mib >= 9.95 or mib == 0 else f"{mib:.1f} MiB"
-    return f"{mib / 1024:,.1f} GiB"
+    return wording.size(value_bytes) if mib >= 9.95 or mib == 0 else f"{mib:.1f} MiB"
 
 
 def milliseconds(value_ms: float) -> str:
     """Milliseconds without the unit: ``0.42``, ``8.13``, ``48.2``, ``1,204``."""
-    if value_ms >= 99.95:
-        return f"{value_ms:,.0f}"
-    return f"{value_ms:.1f}" if value_ms >= 9.995 else f"{value_ms:.2f}"
+    return number(value_ms) if value_ms >= 9.995 else f"{value_ms:.2f}"
 
 
 def duration(value_s: float) -> str:
@@ -93,6 +97,11 @@ def baseline_name(bench: Bench) -> str:
     return plain_text(bench.plan.baseline or "", 40)
 
 
+def preset_names(bench: Bench) -> str:
+    """``pocket, large`` for a title."""
+    return ", ".join(plain_text(preset.name, 40) for preset in bench.plan.presets)
+
+
 def has_presets(bench: Bench) -> bool:
     """Whether there are several, so that each must be named."""
     return len(bench.plan.presets) > 1
@@ -111,46 +120,32 @@ def program(bench: Bench) -> str:
     return f"{bench.specx.version} ({commit})" if commit else bench.specx.version
 
 
-def headline(bench: Bench) -> str:
-    """The largest speed-up as a sentence; witnesses compete for nothing."""
-    best = _best_row(bench)
-    if best is None or best.summary.speedup is None:
-        return "No speed-up to report"
-    value, mode, baseline = (
-        best.summary.speedup.value,
-        plain_text(best.mode, 40),
-        baseline_name(bench),
-    )
-    of = f" ({plain_text(best.preset, 40)})" if has_presets(bench) else ""
-    place = f"at {best.length:,} prompt tokens{of}"
-    if value < 1:
-        return (
-            f"Nothing decodes faster than {baseline}; {mode} comes nearest, {times(value)} {place}"
-        )
-    return f"{mode} decodes {times(value)[:-1]} times as fast as {baseline} {place}"
+def headline(bench: Bench) -> tuple[str, str]:
+    """The first of the largest speed-ups as a sentence, and how sure that is.
 
-
-def headline_details(bench: Bench) -> str:
-    """How sure the headline is."""
-    best = _best_row(bench)
-    if best is None or best.summary.speedup is None:
-        return ""
-    low, high = best.summary.speedup.low, best.summary.speedup.high
-    documents = count(best.summary.documents, "document")
-    if low is None or high is None:
-        return f"Measured on {documents}, so without an interval."
-    unsure = ", which includes 1: no clear difference" if low <= 1 <= high else ""
-    return f"Geometric mean over {documents}; 95 % interval {low:.2f} to {high:.2f}{unsure}."
-
-
-def _best_row(bench: Bench) -> BenchRow | None:
-    """The row with the largest speed-up of decoding; None where nothing was compared."""
+    Witnesses compete for nothing.
+    """
     ranked = [
-        (row.summary.speedup.value, -at)
-        for at, row in enumerate(bench.cells)
+        (row, row.summary.speedup)
+        for row in bench.cells
         if row.summary.speedup and row.mode not in WITNESSES
     ]
-    return bench.cells[-max(ranked)[1]] if ranked else None
+    if not ranked:
+        return "No speed-up to report", ""
+    row, speedup = max(ranked, key=lambda each: each[1].value)
+    mode, baseline, ratio = plain_text(row.mode, 40), baseline_name(bench), times(speedup.value)
+    of = f" ({plain_text(row.preset, 40)})" if has_presets(bench) else ""
+    place = f"at {row.length:,} prompt tokens{of}"
+    line = f"{mode} decodes {ratio[:-1]} times as fast as {baseline} {place}"
+    if speedup.value < 1:
+        line = f"Nothing decodes faster than {baseline}; {mode} comes nearest, {ratio} {place}"
+    documents = count(row.summary.documents, "document")
+    low, high = speedup.low, speedup.high
+    if low is None or high is None:
+        return line, f"Measured on {documents}, so without an interval."
+    unsure = ", which includes 1: no clear difference" if low <= 1 <= high else ""
+    interval = f"95 % interval {low:.2f} to {high:.2f}{unsure}."
+    return line, f"Geometric mean over {documents}; {interval}"
 
 
 def equality(bench: Bench) -> tuple[int, int]:
@@ -182,35 +177,33 @@ def floor_lines(bench: Bench) -> list[str]:
         label = f"floor {plain_text(preset.name)} " if has_presets(bench) else "floor "
         if len(floors) <= _FEW_LENGTHS:
             lines += [f"{label}{floor.length:,}: {_floor(floor)}" for floor in floors]
-        else:
-            lines += _compact_floors(label, floors)
+            continue
+        decode = [f"{floor.length:,}: {number(per_second(floor.step_s))}" for floor in floors]
+        prefill = [f"{floor.length:,}: {number(prefill_rate(floor))}" for floor in floors]
+        flop_rate, bandwidth = _machine(floors[0])
+        lines += [
+            f"{label}on {bandwidth} and {flop_rate}, tok/s at each prompt length",
+            f"  plain decode {_SEPARATOR.join(decode)}",
+            f"  prefill {_SEPARATOR.join(prefill)}",
+        ]
     return lines
 
 
 def _floor(floor: Floor) -> str:
-    flop_rate, step_ms = _amount(floor.rate_flop_s, "FLOP/s"), milliseconds(floor.step_s * 1e3)
+    flop_rate, bandwidth = _machine(floor)
+    cause = f"{_amount(floor.step_bytes, 'B')} over {bandwidth}"
     if floor.bound == "compute":
         cause = f"{_amount(floor.step_flop, 'FLOP')} over {flop_rate}"
-    else:
-        bandwidth = _amount(floor.bandwidth_bytes_s, "B/s")
-        cause = f"{_amount(floor.step_bytes, 'B')} over {bandwidth}"
     return (
-        f"{step_ms} ms a token = {number(per_second(floor.step_s))} tok/s plain ({cause})"
+        f"{milliseconds(floor.step_s * 1e3)} ms a token = "
+        f"{number(per_second(floor.step_s))} tok/s plain ({cause})"
         f"{_SEPARATOR}prefill {number(prefill_rate(floor))} tok/s "
         f"({_amount(floor.prefill_flop, 'FLOP')} over {flop_rate})"
     )
 
 
-def _compact_floors(label: str, floors: Sequence[Floor]) -> list[str]:
-    decode = [f"{floor.length:,}: {number(per_second(floor.step_s))}" for floor in floors]
-    prefill = [f"{floor.length:,}: {number(prefill_rate(floor))}" for floor in floors]
-    bandwidth = _amount(floors[0].bandwidth_bytes_s, "B/s")
-    flop_rate = _amount(floors[0].rate_flop_s, "FLOP/s")
-    return [
-        f"{label}on {bandwidth} and {flop_rate}, tok/s at each prompt length",
-        f"  plain decode {_SEPARATOR.join(decode)}",
-        f"  prefill {_SEPARATOR.join(prefill)}",
-    ]
+def _machine(floor: Floor) -> tuple[str, str]:
+    return _amount(floor.rate_flop_s, "FLOP/s"), _amount(floor.bandwidth_bytes_s, "B/s")
 
 
 def per_second(value_s: float) -> float:
@@ -336,30 +329,25 @@ def _model(model: TargetFacts | DraftFacts) -> str:
 
 
 def _data_line(bench: Bench) -> str:
-    plan = bench.plan
-    ends = ", end of text ignored" if plan.ignore_eos else ""
-    documents = sorted({row.summary.documents for row in bench.cells} or {0})
-    low, high = documents[0], documents[-1]
+    plan, sampling = bench.plan, bench.plan.sampling
+    documents = [row.summary.documents for row in bench.cells] or [0]
+    low, high = min(documents), max(documents)
+    unusual = [
+        f"{each.name} {getattr(sampling, each.name)}"
+        for each in fields(sampling)
+        if each.name != "seed" and getattr(sampling, each.name) != each.default
+    ]
     return _join(
         (
             f"data {plan.data.name}: {count(len(plan.data.documents), 'document')}",
             f"n = {low if low == high else f'{low} to {high}'} a row",
             count(plan.reps, "repetition"),
             f"{plan.warmup} warm-up",
-            f"up to {count(plan.max_tokens, 'new token')}{ends}",
-            f"{_sampling(bench)}, seed {plan.sampling.seed}",
+            f"up to {count(plan.max_tokens, 'new token')}"
+            f"{', end of text ignored' if plan.ignore_eos else ''}",
+            f"{', '.join(unusual) if sampling.temperature else 'greedy'}, seed {sampling.seed}",
         )
     )
-
-
-def _sampling(bench: Bench) -> str:
-    sampling = bench.plan.sampling
-    if not sampling.temperature:
-        return "greedy"
-    usual = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
-    found = {name: getattr(sampling, name) for name in usual}
-    other = [f"{name} {found[name]}" for name in usual if found[name] != usual[name]]
-    return ", ".join([f"temperature {sampling.temperature}", *other])
 
 
 def left_out(bench: Bench) -> list[str]:

@@ -1,19 +1,16 @@
-"""A bench as tables.
-
-In: a bench. Out: ``TableModel``s, rows of short strings. It does not know the screen, files, or how
-a value was measured: every number here is read from the bench.
-"""
+"""A bench as tables: rows of short strings, read from the bench and laid out by others."""
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 from specx.bench.render.numbers import (
     NOTHING,
     baseline_name,
     doubt,
     has_presets,
+    known,
     milliseconds,
     number,
     plain_text,
@@ -23,16 +20,17 @@ from specx.bench.render.numbers import (
 )
 from specx.bench.schema import PHASES, Bench, BenchRow, Interval, PublishedRow, Spread
 
-Align = Literal["left", "right"]
+T = TypeVar("T")
+#: A header and a cell's text; texts to the left have a header that begins with "<".
+ColumnOf = tuple[str, Callable[[T], str]]
+_Columns = list[ColumnOf[BenchRow]]
+Row = BenchRow | PublishedRow
 #: full: as many columns as it takes; wide: for 100 columns of a terminal; narrow: for 80.
 Layout = Literal["full", "wide", "narrow"]
 
 #: Levels of the draft's tree that get a column of their own; deeper ones share one.
 _OWN_LEVELS = 2
-_PAPER_HEADER = (
-    *("tok/step\nhere", "tok/step\npaper", "overall\ntok/s here", "overall\ntok/s paper"),
-    *("overall\nspeed-up", "speed-up\npaper"),
-)
+_GAP = 2  # blanks between the columns of a table in a terminal
 _SHOWN_PHASES = {"draft_tree": "tree"} | {name: name for name in PHASES[2:]}
 
 
@@ -47,11 +45,11 @@ class TableModel:
     title: str
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
-    align: tuple[Align, ...]
+    align: tuple[Literal["left", "right"], ...]
     group_breaks: frozenset[int] = frozenset()
     alarms: frozenset[tuple[int, int]] = frozenset()
 
-    def width(self, gap: int = 2) -> int:
+    def width(self, gap: int = _GAP) -> int:
         """Cells of a terminal that the widest row takes, with ``gap`` between columns."""
         widths = self._widths()
         return sum(widths) + gap * (len(widths) - 1)
@@ -63,39 +61,51 @@ class TableModel:
     def turned(self) -> "TableModel":
         """Rows and columns exchanged: the first column becomes the header."""
         header, *rows = zip(self.header, *self.rows, strict=True)
-        numbers: list[Align] = ["right"] * len(self.rows)
-        return TableModel(self.title, header, rows, ("left", *numbers))
+        return TableModel(self.title, header, rows, ("left", *["right"] * len(self.rows)))  # type: ignore[arg-type]
 
-    def parts(self, width: int, keys: int, gap: int = 2) -> "list[TableModel]":
+    def parts(self, width: int, keys: int) -> "list[TableModel]":
         """The table in pieces of at most ``width`` cells, each with the first ``keys`` columns."""
         widths = self._widths()
-        least = sum(widths[:keys]) + gap * (keys - 1)
         pieces: list[list[int]] = [[]]
-        used = least
+        used = least = sum(widths[:keys]) + _GAP * (keys - 1)
         for column, cells in enumerate(widths[keys:], start=keys):
-            if used + gap + cells > width and pieces[-1]:
+            if used + _GAP + cells > width and pieces[-1]:
                 pieces.append([])
                 used = least
             pieces[-1].append(column)
-            used += gap + cells
+            used += _GAP + cells
         return [self._only([*range(keys), *piece]) for piece in pieces]
 
     def _only(self, columns: Sequence[int]) -> "TableModel":
-        return TableModel(
-            self.title,
-            tuple(self.header[column] for column in columns),
-            [tuple(row[column] for column in columns) for row in self.rows],
-            tuple(self.align[column] for column in columns),
-            self.group_breaks,
+        return replace(
+            self,
+            header=tuple(self.header[column] for column in columns),
+            rows=[tuple(row[column] for column in columns) for row in self.rows],
+            align=tuple(self.align[column] for column in columns),
+            alarms=frozenset(),
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Column:
-    header: str
-    text: Callable[[BenchRow], str]
-    align: Align = "right"
-    is_alarm: Callable[[BenchRow], bool] = lambda row: False
+def tabulated(
+    title: str,
+    columns: Sequence[ColumnOf[T]],
+    items: Sequence[T],
+    *,
+    group: Callable[[T], object] = lambda item: None,
+    is_alarm: Callable[[T], bool] = lambda item: False,
+) -> TableModel:
+    """A row for each item. ``group``: what the rows of a group share. ``is_alarm``: whether the
+    last cell shows a fault."""
+    groups = [group(item) for item in items]
+    last = len(columns) - 1
+    return TableModel(
+        title=title,
+        header=tuple(header.removeprefix("<") for header, _ in columns),
+        rows=[tuple(text(item) for _, text in columns) for item in items],
+        align=tuple("left" if header.startswith("<") else "right" for header, _ in columns),
+        group_breaks=frozenset(r for r in range(1, len(items)) if groups[r] != groups[r - 1]),
+        alarms=frozenset((r, last) for r, item in enumerate(items) if is_alarm(item)),
+    )
 
 
 def main_table(bench: Bench, layout: Layout = "full") -> TableModel:
@@ -105,86 +115,84 @@ def main_table(bench: Bench, layout: Layout = "full") -> TableModel:
     ablations included.
     """
     baseline = baseline_name(bench)
-    over = f"speed-up\nover {baseline}" if baseline else "\nspeed-up"
-    columns = [
-        *_place(bench, is_narrow=layout == "narrow"),
-        _Column("prefill\ntok/s", lambda row: _median(row.summary.prefill_tok_s)),
-        _Column("decode\ntok/s", lambda row: _median(row.summary.decode_tok_s)),
-        _Column("overall\ntok/s", lambda row: _median(row.summary.end_to_end_tok_s)),
-        _Column(over, lambda row: _speedup(bench, row, layout == "narrow"), "left"),
-        *_counts(layout),
-        *_floors(layout),
-        _Column("\nequal", _equality, is_alarm=lambda row: row.summary.is_unequal),
+    is_narrow = layout == "narrow"
+    columns: _Columns = [
+        *_place(bench, is_narrow=is_narrow),
+        ("prefill\ntok/s", lambda row: _median(row.summary.prefill_tok_s)),
+        ("decode\ntok/s", lambda row: _median(row.summary.decode_tok_s)),
+        ("overall\ntok/s", lambda row: _median(row.summary.end_to_end_tok_s)),
+        (
+            f"<speed-up\nover {baseline}" if baseline else "<\nspeed-up",
+            lambda row: _speedup(bench, row, "\n" if is_narrow else " "),
+        ),
+        *_counts_and_floors(layout),
+        ("\nequal", _equality),
     ]
-    title = _titled(bench, "Speed")
-    return _table(f"{title}, compared with {baseline}" if baseline else title, columns, bench.cells)
+    title = _titled(bench, "Speed") + (f", compared with {baseline}" if baseline else "")
+    return tabulated(
+        title, columns, bench.cells, group=_group, is_alarm=lambda row: row.summary.is_unequal
+    )
 
 
-def _counts(layout: Layout) -> list[_Column]:
+def _counts_and_floors(layout: Layout) -> _Columns:
     if layout == "narrow":
-        return [_Column("tok\nacc\n/step", lambda row: _stacked(_counted(row)))]
-    return [
-        _Column("tok/\nstep", lambda row: _counted(row)[0]),
-        _Column("acc/\nstep", lambda row: _counted(row)[1]),
-    ]
-
-
-def _floors(layout: Layout) -> list[_Column]:
-    if layout == "full":
         return [
-            _Column("decode\n/floor", lambda row: _over_floor(row)[0]),
-            _Column("prefill\n/floor", lambda row: _over_floor(row)[1]),
+            ("tok\nacc\n/step", lambda row: _stacked(_counted(row))),
+            ("dec\npre\n/floor", lambda row: _stacked(_over_floor(row))),
         ]
+    counts: _Columns = [
+        ("tok/\nstep", lambda row: _counted(row)[0]),
+        ("acc/\nstep", lambda row: _counted(row)[1]),
+    ]
     if layout == "wide":
-        return [_Column("dec pre\n/floor", lambda row: " ".join(_over_floor(row)))]
-    return [_Column("dec\npre\n/floor", lambda row: _stacked(_over_floor(row)))]
+        return [*counts, ("dec pre\n/floor", lambda row: " ".join(_over_floor(row)))]
+    return [
+        *counts,
+        ("decode\n/floor", lambda row: _over_floor(row)[0]),
+        ("prefill\n/floor", lambda row: _over_floor(row)[1]),
+    ]
 
 
 def memory_table(bench: Bench) -> TableModel:
     """Memory by owner, and energy where it was measured."""
-    columns = [
+    columns: _Columns = [
         *_place(bench),
-        _Column("weights", lambda row: _bytes(row.summary.memory.weights)),
-        _Column("target KV", lambda row: _bytes(row.summary.memory.kv_target)),
-        _Column("draft KV", lambda row: _bytes(row.summary.memory.kv_draft)),
-        _Column("peak", lambda row: _bytes(row.summary.memory.peak)),
+        ("weights", lambda row: _bytes(row.summary.memory.weights)),
+        ("target KV", lambda row: _bytes(row.summary.memory.kv_target)),
+        ("draft KV", lambda row: _bytes(row.summary.memory.kv_draft)),
+        ("peak", lambda row: _bytes(row.summary.memory.peak)),
     ]
     title = "Memory"
     if any(row.summary.energy_j_per_token is not None for row in bench.cells):
         title = "Memory and energy"
-        columns.append(_Column("J/token", _joules))
-    return _table(_titled(bench, title), columns, bench.cells)
+        columns.append(
+            ("J/token", lambda row: known(row.summary.energy_j_per_token, "{:.2f}".format))
+        )
+    return tabulated(_titled(bench, title), columns, bench.cells, group=_group)
 
 
 def paper_table(bench: Bench) -> TableModel:
     """Ours and theirs in pairs of columns: tokens per step, end-to-end rate, speed-up."""
     ours = {(row.preset, row.mode, row.length): row for row in bench.cells}
-    pairs = [
-        (ours[row.preset, row.mode, row.length], row)
-        for row in bench.paper
-        if row.length and (row.preset, row.mode, row.length) in ours
+
+    def here(row: PublishedRow) -> BenchRow:
+        return ours[row.preset, row.mode, row.length or 0]
+
+    rows = [row for row in bench.paper if (row.preset, row.mode, row.length) in ours]
+    columns: list[ColumnOf[PublishedRow]] = [
+        *_place(bench),
+        ("tok/step\nhere", lambda row: _counted(here(row))[0]),
+        ("tok/step\npaper", lambda row: f"{row.tokens_per_step:.2f}{doubt(row)}"),
+        ("overall\ntok/s here", lambda row: _median(here(row).summary.end_to_end_tok_s)),
+        ("overall\ntok/s paper", lambda row: f"{number(row.tok_s)}{doubt(row)}"),
+        ("overall\nspeed-up", lambda row: _times(here(row).summary.end_to_end_speedup)),
+        ("speed-up\npaper", _published_speedup),
     ]
-    place = _place(bench)
-    numbers: list[Align] = ["right"] * len(_PAPER_HEADER)
-    return TableModel(
-        title="Beside the paper",
-        header=(*(column.header for column in place), *_PAPER_HEADER),
-        rows=[(*(column.text(row) for column in place), *_beside(row, r)) for row, r in pairs],
-        align=(*(column.align for column in place), *numbers),
-        group_breaks=_breaks([row for row, _ in pairs]),
-    )
+    return tabulated("Beside the paper", columns, rows, group=_group)
 
 
-def _beside(row: BenchRow, published: PublishedRow) -> tuple[str, ...]:
-    mark, ratio = doubt(published), published.speedup_vs_ar
-    return (
-        _counted(row)[0],
-        f"{published.tokens_per_step:.2f}{mark}",
-        _median(row.summary.end_to_end_tok_s),
-        f"{number(published.tok_s)}{mark}",
-        _times(row.summary.end_to_end_speedup),
-        f"{times(ratio)}{mark}" if ratio else NOTHING,
-    )
+def _published_speedup(row: PublishedRow) -> str:
+    return f"{times(row.speedup_vs_ar)}{doubt(row)}" if row.speedup_vs_ar else NOTHING
 
 
 def profile_table(bench: Bench, *, narrow: bool = False) -> TableModel:
@@ -194,39 +202,37 @@ def profile_table(bench: Bench, *, narrow: bool = False) -> TableModel:
     """
     rows = [row for row in bench.cells if row.summary.profile_ms]
     own_levels = 0 if narrow else _OWN_LEVELS
-    splits = [dict(_phases(row, own_levels)) for row in rows]
     levels = [f"draft {level}" for level in range(1, own_levels + 1)]
-    names = [*levels, _deep(own_levels), *_SHOWN_PHASES.values()]
-    columns = [*_place(bench, is_narrow=narrow)]
-    for name in names:
-        if any(name in split for split in splits):
+    found = {name for row in rows for name, _ in _phases(row, own_levels)}
+
+    def shown(name: str) -> Callable[[BenchRow], str]:
+        return lambda row: known(dict(_phases(row, own_levels)).get(name) or None, milliseconds)
+
+    columns: _Columns = [*_place(bench, is_narrow=narrow)]
+    for name in (*levels, _deep(own_levels), *_SHOWN_PHASES.values()):
+        if name in found:
             header = "re-\ntrieve" if narrow and name == "retrieve" else name.replace(" ", "\n")
-            columns.append(_Column(header, _phase(name, own_levels)))
-    columns += [
-        _Column("total", lambda row: milliseconds(_step_ms(row))),
-        _Column("ms\n/token", _token_ms),
-    ]
-    return _table(_titled(bench, "Milliseconds of a verify step"), columns, rows)
+            columns.append((header, shown(name)))
+    columns += [("total", lambda row: milliseconds(_step_ms(row))), ("ms\n/token", _ms_per_token)]
+    return tabulated(_titled(bench, "Milliseconds of a verify step"), columns, rows, group=_group)
 
 
-def profile_bars(bench: Bench, width: int) -> list[tuple[str, list[tuple[str, int, float]]]]:
-    """Stacked bars: label, then (phase, cells, milliseconds); the longest has ``width`` cells."""
+def profile_bars(
+    bench: Bench, width: int
+) -> list[tuple[BenchRow, str, list[tuple[str, int, float]]]]:
+    """Stacked bars: row, label, (phase, cells, milliseconds); the longest has ``width`` cells."""
     rows = [row for row in bench.cells if row.summary.profile_ms]
-    longest_ms = max((_step_ms(row) for row in rows), default=0.0)
+    longest_ms = max(map(_step_ms, rows), default=0.0)
+    scale = width / longest_ms if longest_ms else 0.0
     bars = []
     for row in rows:
-        parts = _phases(row)
-        sizes = _shares([ms for _, ms in parts], width / longest_ms if longest_ms else 0.0)
-        label = " ".join(column.text(row) for column in _place(bench))
-        segments = [(name, many, ms) for (name, ms), many in zip(parts, sizes, strict=True)]
-        bars.append((label, segments))
+        names, values = zip(*_phases(row), strict=True)
+        # in whole cells whose sum is the rounded sum: ends of segments round
+        edges = [round(total * scale) for total in itertools.accumulate(values, initial=0.0)]
+        cells = [end - start for start, end in itertools.pairwise(edges)]
+        label = " ".join(text(row) for _, text in _place(bench))
+        bars.append((row, label, list(zip(names, cells, values, strict=True))))
     return bars
-
-
-def _shares(values: Sequence[float], scale: float) -> list[int]:
-    """``values * scale`` in whole cells whose sum is the rounded sum: ends of segments round."""
-    edges = [round(total * scale) for total in itertools.accumulate(values, initial=0.0)]
-    return [end - start for start, end in itertools.pairwise(edges)]
 
 
 def _titled(bench: Bench, title: str) -> str:
@@ -235,37 +241,20 @@ def _titled(bench: Bench, title: str) -> str:
     return f"{title} with {label}" if label else title
 
 
-def _table(title: str, columns: Sequence[_Column], rows: Sequence[BenchRow]) -> TableModel:
-    return TableModel(
-        title=title,
-        header=tuple(column.header for column in columns),
-        rows=[tuple(column.text(row) for column in columns) for row in rows],
-        align=tuple(column.align for column in columns),
-        group_breaks=_breaks(rows),
-        alarms=frozenset(
-            (r, c)
-            for r, row in enumerate(rows)
-            for c, column in enumerate(columns)
-            if column.is_alarm(row)
-        ),
-    )
+def _group(row: Row) -> tuple[str, int | None]:
+    return row.preset, row.length
 
 
-def _breaks(rows: Sequence[BenchRow]) -> frozenset[int]:
-    places = [(row.preset, row.length) for row in rows]
-    return frozenset(r for r in range(1, len(rows)) if places[r] != places[r - 1])
-
-
-def _place(bench: Bench, *, is_narrow: bool = False) -> list[_Column]:
-    preset = _Column("preset", lambda row: plain_text(row.preset, 40), "left")
+def _place(bench: Bench, *, is_narrow: bool = False) -> list[ColumnOf[Row]]:
+    preset: ColumnOf[Row] = ("<preset", lambda row: plain_text(row.preset, 40))
     return [
         *([preset] if has_presets(bench) else []),
-        _Column("prompt", lambda row: f"{row.length:,}"),
-        _Column("mode", lambda row: _mode(row, is_narrow), "left"),
+        ("prompt", lambda row: f"{row.length:,}"),
+        ("<mode", lambda row: _mode(row, is_narrow)),
     ]
 
 
-def _mode(row: BenchRow, is_narrow: bool) -> str:
+def _mode(row: Row, is_narrow: bool) -> str:
     """``standard+retrieval``; on two lines if ``is_narrow``, and so is ``hf-assisted``."""
     name = plain_text(row.mode, 40)
     if not is_narrow:
@@ -274,25 +263,25 @@ def _mode(row: BenchRow, is_narrow: bool) -> str:
 
 
 def _median(found: Spread | None) -> str:
-    return number(found.median) if found else NOTHING
+    return known(found, lambda spread: number(spread.median))
 
 
 def _times(found: Interval | None) -> str:
-    return times(found.value) if found else NOTHING
+    return known(found, lambda ratio: times(ratio.value))
 
 
 def _counted(row: BenchRow) -> tuple[str, ...]:
     found = (row.summary.tokens_per_step, row.summary.accepted_per_step)
-    return tuple(f"{each.value:.2f}" if each else NOTHING for each in found)
+    return tuple(known(each, lambda rate: f"{rate.value:.2f}") for each in found)
 
 
-def _speedup(bench: Bench, row: BenchRow, narrow: bool) -> str:
+def _speedup(bench: Bench, row: BenchRow, space: str) -> str:
     found = row.summary.speedup
     if found is None:
         return "1" if row.mode == bench.plan.baseline else NOTHING
     if found.low is None or found.high is None:
         return _times(found)
-    return f"{_times(found)}{chr(10) if narrow else ' '}[{found.low:.2f}, {found.high:.2f}]"
+    return f"{_times(found)}{space}[{found.low:.2f}, {found.high:.2f}]"
 
 
 def _over_floor(row: BenchRow) -> tuple[str, ...]:
@@ -305,26 +294,19 @@ def _over_floor(row: BenchRow) -> tuple[str, ...]:
     )
 
 
-def _stacked(parts: Iterable[str]) -> str:
+def _stacked(lines: Iterable[str]) -> str:
     """On lines of their own; one dash where nothing was measured."""
-    lines = list(parts)
-    return NOTHING if set(lines) == {NOTHING} else "\n".join(lines)
+    text = "\n".join(lines)
+    return NOTHING if set(text) == {NOTHING, "\n"} else text
 
 
 def _equality(row: BenchRow) -> str:
-    found = row.summary.equal
-    if found is None:
-        return NOTHING
-    return f"{found.equal}/{found.checked}{' !' if row.summary.is_unequal else ''}"
+    mark = " !" if row.summary.is_unequal else ""
+    return known(row.summary.equal, lambda found: f"{found.equal}/{found.checked}{mark}")
 
 
 def _bytes(value: int) -> str:
-    return size(value) if value else NOTHING
-
-
-def _joules(row: BenchRow) -> str:
-    value = row.summary.energy_j_per_token
-    return NOTHING if value is None else f"{value:.2f}"
+    return known(value or None, size)
 
 
 def _deep(own_levels: int) -> str:
@@ -342,18 +324,10 @@ def _phases(row: BenchRow, own_levels: int = _OWN_LEVELS) -> list[tuple[str, flo
     return parts + [(shown, getattr(profile, name)) for name, shown in _SHOWN_PHASES.items()]
 
 
-def _phase(name: str, own_levels: int) -> Callable[[BenchRow], str]:
-    def text(row: BenchRow) -> str:
-        ms = dict(_phases(row, own_levels)).get(name)
-        return milliseconds(ms) if ms else NOTHING
-
-    return text
-
-
 def _step_ms(row: BenchRow) -> float:
     return sum(ms for _, ms in _phases(row))
 
 
-def _token_ms(row: BenchRow) -> str:
+def _ms_per_token(row: BenchRow) -> str:
     tokens = row.summary.tokens_per_step
-    return milliseconds(_step_ms(row) / tokens.value) if tokens else NOTHING
+    return known(tokens, lambda rate: milliseconds(_step_ms(row) / rate.value))

@@ -1,0 +1,210 @@
+"""Comparisons as reports: a table between lines, of two saved benches or of live runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from specx.bench.comparison import LiveRun, Task, end_to_end_speedup, rates, speedup
+from specx.bench.render.markdown import escaped, table_markdown
+from specx.bench.render.numbers import (
+    NOTHING,
+    count,
+    known,
+    moment,
+    number,
+    plain_text,
+    size,
+    times,
+)
+from specx.bench.render.tables import ColumnOf, TableModel, tabulated
+from specx.bench.schema import Change, Origin, SavedComparison, Unmatched
+
+_NAME_CELLS = 40
+_MOST_ALONE = 6
+_MARKS = "*†‡§¶"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A comparison's table between lines. ``findings`` are results, ``notes`` explain.
+
+    ``keys``: the first columns, which say what a row is.
+    """
+
+    title: tuple[str, ...]
+    table: TableModel
+    findings: tuple[str, ...]
+    notes: tuple[str, ...]
+    keys: int = 1
+
+    def turned(self) -> "Report":
+        """With the table's rows and columns exchanged."""
+        return replace(self, table=self.table.turned())
+
+    def markdown(self) -> str:
+        """For everything that is no terminal."""
+        title = "  \n".join(escaped(line) for line in self.title)
+        items = "".join(f"- {escaped(line)}\n" for line in (*self.findings, *self.notes))
+        return f"{title}\n\n{table_markdown(self.table)}\n\n{items}"
+
+
+# Two saved benches
+
+
+def saved_report(found: SavedComparison) -> Report:
+    """One row for each preset, mode and length that both benches have."""
+    # a sign for each set of differences: *, †, … **
+    kinds = dict.fromkeys(tuple(row.differs) for row in found.rows if row.differs)
+    most = len(_MARKS)
+    marks = {kind: _MARKS[at % most] * (1 + at // most) for at, kind in enumerate(kinds)}
+    legend = [
+        f"{mark} {' · '.join(_differing(found, name) for name in kind)}"
+        for kind, mark in marks.items()
+    ]
+    alone = [_alone("A", each) for each in found.only_in_a]
+    alone += [_alone("B", each) for each in found.only_in_b]
+    if len(alone) > _MOST_ALONE:
+        alone[_MOST_ALONE:] = [f"and {len(alone) - _MOST_ALONE:,} more that only one of them has"]
+    several = len({row.preset for row in found.rows}) > 1
+    columns: list[ColumnOf[Change]] = [
+        ("<mode", lambda row: plain_text(row.mode, _NAME_CELLS)),
+        ("prompt", lambda row: f"{row.length:,}"),
+        ("A", lambda row: number(row.a)),
+        ("B", lambda row: number(row.b)),
+        ("change", lambda row: _percent(row.change_percent)),
+        ("95 % interval", _interval),
+        ("n", lambda row: str(row.n)),
+        ("<text", lambda row: {True: "equal", False: "differs", None: NOTHING}[row.text_equal]),
+    ]
+    if several:
+        columns.insert(0, ("<preset", lambda row: plain_text(row.preset, _NAME_CELLS)))
+    if marks:
+        columns.append(("<differs", lambda row: marks.get(tuple(row.differs), "")))
+    return Report(
+        title=(_bench_line("A", found.a), _bench_line("B", found.b)),
+        table=tabulated("", columns, found.rows, group=lambda row: (row.preset, row.length)),
+        findings=(*legend, *alone),
+        notes=(
+            f"A and B = {found.metric}, geometric mean over the n documents that both have",
+            "change = of B against A; interval by a paired bootstrap over documents",
+        ),
+        keys=3 if several else 2,
+    )
+
+
+def row_label(row: Change | Unmatched) -> str:
+    """``pocket specx 2,048``."""
+    names = (plain_text(name, _NAME_CELLS) for name in (row.preset, row.mode))
+    return f"{' '.join(names)} {row.length:,}"
+
+
+def _bench_line(side: str, bench: Origin) -> str:
+    commit = f" ({plain_text(bench.specx.commit, 12)})" if bench.specx.commit else ""
+    parts = (
+        f"{side} {plain_text(bench.path)}",
+        f"specx {plain_text(bench.specx.version, 20)}{commit}",
+        plain_text(bench.env.gpu or bench.env.cpu, 60),
+        moment(bench.created),
+        *(["stand-in weights"] if bench.stand_in else []),
+    )
+    return " · ".join(parts)
+
+
+def _differing(found: SavedComparison, name: str) -> str:
+    """``torch 2.11 → 2.13`` where both values are known, else the name."""
+    group, _, key = name.rpartition(".")
+    one, other = (
+        getattr(bench.specx if group == "specx" else bench.env, key, None)
+        for bench in (found.a, found.b)
+    )
+    if one == other:
+        return plain_text(name, _NAME_CELLS)
+    shown = [NOTHING if value is None else plain_text(value, 60) for value in (one, other)]
+    return f"{plain_text(name, _NAME_CELLS)} {shown[0]} → {shown[1]}"
+
+
+def _alone(side: str, unmatched: Unmatched) -> str:
+    documents = count(len(unmatched.documents), "document")
+    what = "" if unmatched.whole_row else f" ({documents})"
+    return f"only in {side}: {row_label(unmatched)}{what}"
+
+
+def _interval(row: Change) -> str:
+    if row.low_percent is None or row.high_percent is None:
+        return NOTHING
+    return f"{_percent(row.low_percent)} … {_percent(row.high_percent)}"
+
+
+def _percent(value: float) -> str:
+    digits = 0 if abs(value) >= 99.95 else 1
+    return f"{round(value, digits) + 0.0:+,.{digits}f} %"
+
+
+# Live runs
+
+
+def live_report(runs: Sequence[LiveRun], name: str, task: Task) -> Report:
+    """One row a run, compared with the first one; ``name`` is the document's."""
+    first = runs[0]
+    columns: list[ColumnOf[LiveRun]] = [
+        ("<run", _title),
+        ("prompt tokens", lambda run: f"{run.result.stats.prompt_tokens:,}"),
+        ("new tokens", lambda run: f"{run.result.stats.new_tokens:,}"),
+        ("prefill tok/s", lambda run: known(rates(run.result.stats).prefill_tok_s, number)),
+        ("decode tok/s", lambda run: known(rates(run.result.stats).decode_tok_s, number)),
+        (
+            "overall tok/s",
+            lambda run: known(rates(run.result.stats).end_to_end_tok_s, number),
+        ),
+        ("tok/step", lambda run: _per_step(run, run.result.stats.tokens_per_step)),
+        ("accepted/step", lambda run: _per_step(run, run.result.stats.accepted_per_step)),
+        ("peak memory", lambda run: known(run.result.stats.memory.peak_bytes or None, size)),
+        ("decode speed-up", lambda run: known(speedup(run, first), times)),
+        ("overall speed-up", lambda run: known(end_to_end_speedup(run, first), times)),
+        ("<text", lambda run: _verdict(run, first)),
+    ]
+    sampling = task.sampling
+    drawn = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
+    how = drawn if sampling.temperature else "greedy"
+    limit, place = f"up to {task.max_tokens:,} new tokens", f"{first.device} {first.dtype}"
+    owner = "the process" if first.device.startswith("cpu") else "the allocator on the GPU"
+    return Report(
+        title=(plain_text(" · ".join((name, limit, how, place)), 400),),
+        table=tabulated("", columns, runs),
+        findings=tuple(difference_line(run, first) for run in runs if run.difference),
+        notes=(
+            "prefill = prompt tokens / prefill time of target and draft",
+            "decode = (new tokens - 1) / decode time; overall = new tokens / total time",
+            "accepted = draft tokens kept a step; tok/step = that + 1 (plain = 1)",
+            f"speed-ups and text are compared with {_title(first)}; peak memory is that of {owner}",
+        ),
+    )
+
+
+def difference_line(run: LiveRun, first: LiveRun) -> str:
+    """Where a text leaves the first run's: the token's number, both tokens, the margin."""
+    found = run.difference
+    if found is None:
+        return ""
+    got, expected = (
+        "the end" if token is None else f"{plain_text(repr(text))} (id {token})"
+        for token, text in ((found.got, run.got_text), (found.expected, run.expected_text))
+    )
+    margin = "" if found.margin is None else f"; logit margin {found.margin:.3g}"
+    place = f"{_title(run)}: token {found.index + 1:,} is {got}"
+    return f"{place}, in {_title(first)} {expected}{margin}"
+
+
+def _title(run: LiveRun) -> str:
+    return plain_text(run.contestant.title, _NAME_CELLS)
+
+
+def _per_step(run: LiveRun, value: float) -> str:
+    return f"{value:.2f}" if run.result.stats.steps else NOTHING
+
+
+def _verdict(run: LiveRun, first: LiveRun) -> str:
+    if run is first:
+        return "interrupted" if run.result.finish_reason == "interrupted" else "reference"
+    if run.equal is None:
+        return run.why
+    return "equal" if run.difference is None else f"differs at {run.difference.index + 1:,}"
