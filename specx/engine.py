@@ -82,6 +82,7 @@ class Engine:
         elif pair.draft is not None:
             self.draft = Model(pair.draft.config.decoder, pair.draft.tensors)
         self._costs = CostTable()
+        self._is_rehearsed = False  # whether the kernels of a request were compiled ahead
         self._workspaces = Workspaces(self.target)
         #: Which attention kernels run, and what could not ("" = nothing).
         kernels, self.kernels_note = choose_kernels(self.target, parts_for("plain"))
@@ -276,16 +277,24 @@ class Engine:
         workspace = self._workspaces.take(max(rows, preset.retrieval.budget_tokens))
         target = Target(self.target, workspace.capacity, parts, kernels, workspace)
         drafter: Drafter = NoDraft() if parts.drafter == "none" else LookupDrafter(tree)
-        if parts.has_draft_model:
-            settings = self._draft_settings(parts, kernels)
-            drafter = drafter_in(workspace, settings, request.sampler)
         drafts, retrieves = parts.drafter != "none", parts.draft_cache == "retrieval"
+        retriever = Retriever(preset.retrieval) if parts.has_draft_model and retrieves else None
+        settings = self._draft_settings(parts, kernels) if parts.has_draft_model else None
+        if settings is not None:
+            drafter = drafter_in(workspace, settings, request.sampler)
+        if kernels.name == "triton" and not self._is_rehearsed:
+            from specx.core.rehearsal import rehearse  # imports Triton
+
+            self._is_rehearsed = True
+            rehearse(target, settings, retriever, request.sampler, preset.prefill_chunk_tokens)
+            if settings is not None:
+                drafter = drafter_in(workspace, settings, request.sampler)  # afresh
         needs_costs = drafts and (governs or tree.size == "measured")
         return Decoding(
             request,
             target,
             drafter,
-            retriever=Retriever(preset.retrieval) if parts.has_draft_model and retrieves else None,
+            retriever=retriever,
             governor=Governor() if drafts and governs else None,
             costs=self._costs if needs_costs else None,
             workspaces=self._workspaces,

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from specx._version import __version__
 from specx.bench.modes import BASES, GROUPS, WITNESSES, Variant, did_you_mean, parse_mode
 from specx.bench.schema import (
-    Acceptance,
-    Environment,
+    LiveAcceptance,
     LiveComparison,
     LiveInput,
+    LiveRates,
     LiveRow,
     LiveTimes,
-    Rates,
+    MachineFacts,
     first_difference,
     memory_bytes,
     ratio_of,
@@ -318,11 +318,11 @@ def end_to_end_speedup(run: LiveRun, first: LiveRun) -> float | None:
     return speedup(run, first, "end_to_end_tok_s")
 
 
-def rates(stats: GenerationStats) -> Rates:
+def rates(stats: GenerationStats) -> LiveRates:
     """Tokens per second; None where nothing was read or written to the end."""
     if not stats.new_tokens:  # ended while reading: the prompt was not read as a whole
-        return Rates(prefill_tok_s=None, decode_tok_s=None, end_to_end_tok_s=None)
-    return Rates(
+        return LiveRates(prefill_tok_s=None, decode_tok_s=None, end_to_end_tok_s=None)
+    return LiveRates(
         prefill_tok_s=stats.prefill_tokens_per_s or None,
         decode_tok_s=stats.decode_tokens_per_s or None,
         end_to_end_tok_s=stats.end_to_end_tokens_per_s or None,
@@ -337,7 +337,7 @@ def live_comparison(
         specx={"version": __version__},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         input=LiveInput(**source_facts(document, runs[0].prompt).model_dump()),
-        env=Environment(**environment),
+        env=MachineFacts(**environment),
         runs=[_live_row(run, runs[0]) for run in runs],
     )
 
@@ -352,7 +352,7 @@ def _live_row(run: LiveRun, first: LiveRun) -> LiveRow:
         tokens=TokenCounts(prompt=stats.prompt_tokens, new=stats.new_tokens),
         time_s=LiveTimes(**{name: getattr(stats, f"{name}_s") for name in LiveTimes.model_fields}),
         rate=rates(stats),
-        accept=Acceptance(
+        accept=LiveAcceptance(
             steps=len(stats.steps),
             drafted=stats.drafted,
             accepted=stats.accepted,

@@ -15,7 +15,7 @@ from specx.bench.modes import Variant
 from specx.bench.roofline import measure_floor
 from specx.bench.schema import (
     BenchCell,
-    FirstDifference,
+    BenchDifference,
     Floor,
     Joules,
     Phases,
@@ -106,7 +106,7 @@ class Subject:
 
     def difference(
         self, prompt: Prompt, plain: Sequence[int], tokens: Sequence[int]
-    ) -> FirstDifference | None:
+    ) -> BenchDifference | None:
         """Where ``tokens`` part from plain decoding's."""
         found = self._engine.difference(prompt, plain, tokens, sampling=self._plan.sampling)
         return first_difference(found)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from specx.bench.schema import BenchCell, Build, Environment, FirstDifference, Floor, Plan, Sample
+from specx.bench.schema import BenchCell, BenchDifference, Build, Floor, MachineFacts, Plan, Sample
 from specx.errors import ResourceError, UsageError
 
 #: Facts of the environment that may not change within one journal.
@@ -58,7 +58,7 @@ class DifferenceLine(BaseModel):
 
     kind: Literal["difference"] = "difference"
     cell: BenchCell
-    difference: FirstDifference
+    difference: BenchDifference
 
 
 class MissingLine(BaseModel):
@@ -87,7 +87,7 @@ class Finished:
 
     samples: dict[BenchCell, Sample] = field(default_factory=dict)
     floors: dict[tuple[str, int], Floor] = field(default_factory=dict)
-    differences: dict[BenchCell, FirstDifference] = field(default_factory=dict)
+    differences: dict[BenchCell, BenchDifference] = field(default_factory=dict)
     missing: dict[BenchCell, str] = field(default_factory=dict)  # cells that cannot be run, and why
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # on a preset's files
     created: str = ""
@@ -119,7 +119,7 @@ class Journal:
 
     @classmethod
     def create(
-        cls, path: Path, plan: Plan, environment: Environment, build: Build, created: str
+        cls, path: Path, plan: Plan, environment: MachineFacts, build: Build, created: str
     ) -> "Journal":
         """A new journal. Raises ``UsageError`` when ``path`` exists or cannot be written."""
         try:
@@ -137,7 +137,7 @@ class Journal:
         return journal
 
     @classmethod
-    def resume(cls, path: Path, plan: Plan, environment: Environment, build: Build) -> "Journal":
+    def resume(cls, path: Path, plan: Plan, environment: MachineFacts, build: Build) -> "Journal":
         """Go on with a journal of the same plan in the same environment.
 
         A last line that was not finished is dropped. Raises ``UsageError`` for another plan or
@@ -226,7 +226,7 @@ def _no_journal(path: Path, reason: str) -> UsageError:
     return UsageError(f"{path} is not a journal of specx bench", reason=reason)
 
 
-def _facts(environment: Environment, build: Build) -> dict[str, Any]:
+def _facts(environment: MachineFacts, build: Build) -> dict[str, Any]:
     return {**environment.as_json(), "specx": build.as_json()}
 
 

@@ -18,7 +18,7 @@ from specx.bench.schema import (
     Build,
     DataFacts,
     DraftFacts,
-    Environment,
+    MachineFacts,
     Plan,
     PresetFacts,
     SkippedText,
@@ -72,7 +72,7 @@ class Setup:
     plan: Plan
     variants: Mapping[str, Variant]
     texts: tuple[str, ...]
-    environment: Environment
+    environment: MachineFacts
     build: Build
     notes: tuple[str, ...]  # what was decided that was not asked for
     presets: Mapping[str, Preset]
@@ -148,7 +148,7 @@ def prepare(options: Options) -> Setup:
         plan=plan,
         variants={variant.name: variant for variant in variants},
         texts=tuple(text.text for text in texts),
-        environment=Environment(**environment(device)),
+        environment=MachineFacts(**environment(device)),
         build=Build(version=__version__, commit=source_commit()),
         notes=(*notes, *dropped, *([] if options.stand_in else _unpinned(presets))),
         presets={preset.name: preset for preset in presets},

@@ -125,7 +125,7 @@ class Joules(JsonRecord):
     decode: Amount
 
 
-class FirstDifference(JsonRecord):
+class BenchDifference(JsonRecord):
     """Where an output leaves the one that it was compared with."""
 
     index: Count = Field(description="Of the output token, from 0.")
@@ -134,12 +134,12 @@ class FirstDifference(JsonRecord):
     margin: float | None = Field(description="Logit distance of the two in the target.")
 
 
-def first_difference(found: "Difference | None") -> FirstDifference | None:
+def first_difference(found: "Difference | None") -> BenchDifference | None:
     """A difference as it is written: no margin where the filters had removed one of the tokens."""
     if found is None:
         return None
     margin = found.margin if found.margin is not None and math.isfinite(found.margin) else None
-    return FirstDifference(index=found.index, expected=found.expected, got=found.got, margin=margin)
+    return BenchDifference(index=found.index, expected=found.expected, got=found.got, margin=margin)
 
 
 class Sample(JsonRecord):
@@ -175,7 +175,7 @@ class Sample(JsonRecord):
     equal: bool | None = Field(
         default=None, description="Same tokens as plain; null: not compared."
     )
-    first_difference: FirstDifference | None = None
+    first_difference: BenchDifference | None = None
     mode_reason: str = Field(default="", description="Why auto left drafting.")
 
     @property
@@ -337,7 +337,7 @@ class Plan(JsonRecord):
         return groups * len(self.modes)
 
 
-class Environment(JsonRecord):
+class MachineFacts(JsonRecord):
     """Machine and libraries."""
 
     device: str
@@ -401,7 +401,7 @@ class Equality(JsonRecord):
     equal: Count
 
 
-class LocatedDifference(FirstDifference):
+class LocatedDifference(BenchDifference):
     """The first sample that differs, and where it does."""
 
     document: Count
@@ -483,7 +483,7 @@ class Bench(JsonRecord):
     elapsed_s: Amount
     finished: bool = Field(description="False: out of budget, or interrupted.")
     plan: Plan
-    env: Environment
+    env: MachineFacts
     floors: list[Floor]
     cells: list[BenchRow]
     missing: list[MissingCell]
@@ -532,7 +532,7 @@ class Origin(JsonRecord):
     path: str | None = Field(description="As given.")
     created: str
     specx: Build
-    env: Environment
+    env: MachineFacts
     stand_in: bool = Field(default=False, description="Whether a preset had stand-in weights.")
 
 
@@ -593,7 +593,7 @@ class LiveTimes(JsonRecord):
     total: Amount
 
 
-class Rates(JsonRecord):
+class LiveRates(JsonRecord):
     """Tokens per second; null where nothing was read or written to the end."""
 
     prefill_tok_s: Amount | None = Field(description="prompt / prefill of target and draft")
@@ -601,7 +601,7 @@ class Rates(JsonRecord):
     end_to_end_tok_s: Amount | None = Field(description="new / total")
 
 
-class Acceptance(JsonRecord):
+class LiveAcceptance(JsonRecord):
     """Drafting. All nodes of a tree count as drafted, so most cannot be accepted."""
 
     steps: Count
@@ -620,13 +620,13 @@ class LiveRow(JsonRecord):
     finish_reason: FinishReason
     tokens: TokenCounts
     time_s: LiveTimes
-    rate: Rates
-    accept: Acceptance
+    rate: LiveRates
+    accept: LiveAcceptance
     memory: MemoryBytes
     speedup: Amount | None
     end_to_end_speedup: Amount | None
     equal: bool | None
-    first_difference: FirstDifference | None
+    first_difference: BenchDifference | None
     warnings: list[Remark] = []
 
 
@@ -638,7 +638,7 @@ class LiveComparison(JsonRecord):
     specx: dict[Literal["version"], str]
     created: str
     input: LiveInput
-    env: Environment
+    env: MachineFacts
     runs: Annotated[list[LiveRow], Field(min_length=1)]
 
 

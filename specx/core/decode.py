@@ -265,7 +265,7 @@ class Decoding:
     def _tune(self) -> None:
         """Tell those who decide what steps cost here."""
         costs = None
-        if self._costs is not None:
+        if self._costs is not None and self.request.max_tokens > 1:
             start = now(self.target.model.device)
             costs = self._costs.of(self.target)
             self.tune_s = now(self.target.model.device) - start

@@ -9,7 +9,8 @@ and returns what the rows attend to. All else of a layer is here, about nine lau
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -62,6 +63,10 @@ class DraftModel(Protocol):
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache of ``capacity`` rows in its shape, dtype and place."""
+        ...
+
+    def first_layer(self) -> "DraftModel":
+        """The same model without the layers after the first, over the same weights."""
         ...
 
     def fuse(self, features: Tensor) -> Tensor:
@@ -220,6 +225,14 @@ class Model:
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache of ``capacity`` rows in this model's shape, dtype and place."""
         return new_cache(self, capacity)
+
+    def first_layer(self) -> "Model":
+        """The same model without the layers after the first and without features, over the same
+        weights."""
+        short = copy(self)
+        short.shape, short.feature_width = replace(self.shape, layers=1), 0
+        short._layers, short._norms, short._taps = self._layers[:1], self._norms[:1], ()
+        return short
 
     @torch.inference_mode()
     def forward(

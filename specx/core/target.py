@@ -121,6 +121,16 @@ class Target:
         key = "select", query.shape[1], path.nodes.shape[0], retriever.config
         return self.launcher.run(partial(self._select_after, retriever, query, path), *key)
 
+    def over(self, model: Model, parts: Parts) -> "Target":
+        """The same with other parts over another model, in the same workspace."""
+        return Target(model, self.cache.capacity, parts, self._kernels, self.workspace)
+
+    def verify_widths(self) -> None:
+        """A verify forward of every recorded width that the cache has room for."""
+        for rows in RECORDED_ROWS:
+            if self.cache.length + rows <= self.cache.capacity:
+                self.verify(self.place(_chain(rows, self.model.device)))
+
     def measure(self) -> StepCosts:
         """Time verify forwards of a few widths on the cache as it is; nothing is kept."""
         is_fixed, device = self.launcher.is_fixed, self.model.device

@@ -23,7 +23,7 @@ FEATURE_ROWS = 256
 _ROUND_ROWS = 256  # similar requests share a workspace
 
 
-class Progress:
+class TextProgress:
     """The text's tokens and three counters, at places that never change (CUDA graphs read them).
 
     The host learns the same numbers one read later; until then a GPU can go on.
@@ -115,7 +115,7 @@ class Workspace:
         """``capacity``: rows of the target's cache, rounded up."""
         self.capacity = -(-capacity // _ROUND_ROWS) * _ROUND_ROWS
         self.cache = target.new_cache(self.capacity)
-        self.progress = Progress(self.capacity, target.device)
+        self.progress = TextProgress(self.capacity, target.device)
         #: Drafters that later requests with the same parts take over.
         self.kept: dict[Parts, object] = {}
         self._draft_cache: KVCache | None = None

@@ -14,13 +14,13 @@ from specx.bench.modes import Variant, parse_mode
 from specx.bench.runner import Event, Runner
 from specx.bench.schema import (
     BenchCell,
+    BenchDifference,
     BenchDocument,
     Build,
     DataFacts,
     DraftFacts,
-    Environment,
-    FirstDifference,
     Floor,
+    MachineFacts,
     MemoryBytes,
     Phases,
     Plan,
@@ -33,7 +33,7 @@ from specx.core.config import SamplingConfig
 from specx.errors import ResourceError
 from specx.prompts import Prompt
 
-ENVIRONMENT = Environment(
+ENVIRONMENT = MachineFacts(
     device="cpu",
     gpu=None,
     cuda=None,
@@ -118,8 +118,8 @@ class FakeSubject:
 
     def difference(
         self, prompt: Prompt, plain: Sequence[int], tokens: Sequence[int]
-    ) -> FirstDifference | None:
-        return FirstDifference(index=2, expected=102, got=7, margin=0.5)
+    ) -> BenchDifference | None:
+        return BenchDifference(index=2, expected=102, got=7, margin=0.5)
 
     def floor(self, length: int, *, again: bool = False) -> Floor:
         return Floor(

@@ -12,7 +12,7 @@ from specx.bench import summary
 from specx.bench.schema import (
     Bench,
     BenchCell,
-    FirstDifference,
+    BenchDifference,
     Floor,
     Joules,
     MemoryBytes,
@@ -283,7 +283,7 @@ def edited(bench: Bench, edit: Callable[[dict[str, Any]], object]) -> Bench:
 def with_difference(run: Sample) -> Sample:
     """``run`` with another token at place 17, and what the judge says about it."""
     tokens = [*run.tokens[:17], 9, *run.tokens[18:]]
-    difference = FirstDifference(index=17, expected=run.tokens[17], got=9, margin=0.0001)
+    difference = BenchDifference(index=17, expected=run.tokens[17], got=9, margin=0.0001)
     return run.model_copy(update={"tokens": tokens, "equal": False, "first_difference": difference})
 
 

@@ -19,7 +19,7 @@ from specx.bench.journal import (
     newest,
 )
 from specx.bench.modes import parse_mode
-from specx.bench.schema import BenchCell, FirstDifference, Sample
+from specx.bench.schema import BenchCell, BenchDifference, Sample
 from specx.errors import UsageError
 from specx.prompts import Prompt
 from tests.bench.fakes import (
@@ -47,7 +47,7 @@ def _filled(path: Path) -> Journal:
             journal.keep(SampleLine(elapsed_s=number, sample=_sample(cell)))
         journal.keep(FloorLine(floor=FakeSubject(facts(), Clock()).floor(1000)))
         first = next(of.cells())
-        found = FirstDifference(index=1, expected=2, got=None, margin=None)
+        found = BenchDifference(index=1, expected=2, got=None, margin=None)
         journal.keep(DifferenceLine(cell=first, difference=found))
         journal.keep(MissingLine(cell=first, reason="because"))
         journal.keep(NotesLine(preset="tiny", notes=("a .bin", "a guess")))

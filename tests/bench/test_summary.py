@@ -80,7 +80,7 @@ def changed(mode=None, **fields):
     return change
 
 
-# Rates
+# LiveRates
 
 
 def test_rates_worked_by_hand():

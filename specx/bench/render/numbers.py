@@ -11,7 +11,6 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from specx import wording
 from specx.bench.modes import WITNESSES
 from specx.bench.schema import (
     Bench,
@@ -22,6 +21,7 @@ from specx.bench.schema import (
     PublishedRow,
     TargetFacts,
 )
+from specx.errors import size as rounded_size
 
 T = TypeVar("T")
 #: Shown where nothing was measured.
@@ -63,7 +63,7 @@ def times(value: float) -> str:
 def size(value_bytes: float) -> str:
     """``612 MiB``, ``1.2 GiB``; below ten MiB ``9.5 MiB``."""
     mib = value_bytes / 2**20
-    return wording.size(value_bytes) if mib >= 9.95 or mib == 0 else f"{mib:.1f} MiB"
+    return rounded_size(value_bytes) if mib >= 9.95 or mib == 0 else f"{mib:.1f} MiB"
 
 
 def milliseconds(value_ms: float) -> str:

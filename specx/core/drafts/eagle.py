@@ -98,6 +98,10 @@ class EagleHead:
         """An empty cache of ``capacity`` rows in this head's shape, dtype and place."""
         return new_cache(self, capacity)
 
+    def first_layer(self) -> "EagleHead":
+        """A head has no other."""
+        return self
+
     @torch.inference_mode()
     def fuse(self, features: Tensor) -> Tensor:
         """Features of the target [n, width] → what ``hidden`` reads [n, hidden].

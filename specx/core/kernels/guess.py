@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specx.core.kernels.launch import launch_kernel
 from specx.core.kernels.types import WIDTH, Levels
 
 _SMALL_BLOCK = 1024  # columns a program reads, where a row has few
@@ -267,15 +268,24 @@ def best_guesses(scores: Tensor, vocabulary: int, children: int = 10) -> tuple[T
     chances = torch.empty(rows, children, device=scores.device)
     tokens = torch.empty(rows, children, dtype=torch.int64, device=scores.device)
     padded = triton.next_power_of_2(blocks)
-    _merge_kernel[(rows,)](
-        *partial, chances, tokens, blocks, children, padded, num_warps=_MERGE_WARPS
+    launch_kernel(
+        _merge_kernel,
+        (rows,),
+        *partial,
+        chances,
+        tokens,
+        blocks,
+        children,
+        padded,
+        num_warps=_MERGE_WARPS,
     )
     return chances, tokens
 
 
 def add_level(state: Levels, level: int, chances: Tensor, tokens: Tensor) -> None:
     """One more level of ``Beam``: ``chances`` and ``tokens`` [rows ≤ WIDTH, children]."""
-    _add_kernel[(1,)](
+    launch_kernel(
+        _add_kernel, (1,),
         chances.contiguous(), tokens.contiguous(), state.reach, state.tokens, state.slots,
         state.chosen, state.frontier, state.frontier_reach, state.sees.view(torch.uint8), level,
         chances.shape[0], state.sees.shape[0], state.children, WIDTH,
@@ -295,17 +305,20 @@ def finish(state: Levels, rows: int, threshold: float | None, levels: int) -> di
     kept, reach = new(rows, dtype=torch.int32), new(rows, dtype=torch.float32)
     tree = {"tokens": new(rows), "parents": new(rows), "depths": new(rows)}
     mask = new(rows, rows, dtype=torch.bool)
-    _rank_kernel[(triton.cdiv(count, _RANK_BLOCK),)](
+    launch_kernel(
+        _rank_kernel, (triton.cdiv(count, _RANK_BLOCK),),
         state.reach, lasting, levels, rows - 1, guesses, triton.next_power_of_2(guesses),
         _RANK_BLOCK, num_warps=4,
     )  # fmt: skip
-    _number_kernel[(1,)](
+    launch_kernel(
+        _number_kernel, (1,),
         state.root, state.reach, state.tokens, lasting, numbers, kept, tree["tokens"],
         tree["depths"], reach, levels, rows, threshold or 0.0, guesses,
         triton.next_power_of_2(state.reach.shape[0]), threshold is not None,
         triton.next_power_of_2(rows), _NUMBER_BLOCK, num_warps=8,
     )  # fmt: skip
-    _mask_kernel[(triton.cdiv(rows, _NODE_BLOCK),)](
+    launch_kernel(
+        _mask_kernel, (triton.cdiv(rows, _NODE_BLOCK),),
         state.slots, state.chosen, state.sees.view(torch.uint8), numbers, kept, tree["parents"],
         mask.view(torch.uint8), rows, state.sees.shape[0], state.children, WIDTH, _NODE_BLOCK, 64,
         num_warps=4,
@@ -321,7 +334,8 @@ def _partial(scores: Tensor, vocabulary: int, children: int) -> tuple[Tensor, Te
     kind: dict[str, Any] = {"device": scores.device}
     keys = torch.empty(rows, blocks, 16, dtype=torch.int64, **kind)
     largest, totals = torch.empty(rows, blocks, **kind), torch.empty(rows, blocks, **kind)
-    _partial_kernel[(blocks, rows)](
+    launch_kernel(
+        _partial_kernel, (blocks, rows),
         scores, scores.stride(0), keys, largest, totals, vocabulary, blocks, children, block,
         num_warps=max(1, block // _COLUMNS_A_WARP),
     )  # fmt: skip

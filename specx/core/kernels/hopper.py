@@ -30,6 +30,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from specx.core.kernels.launch import launch_kernel
 from specx.core.kernels.types import TreeTiling
 
 _ELEMENT = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
@@ -60,7 +61,9 @@ def attend(
     """
     heads, nodes, width = query.shape
     layout = gl.NVMMASharedLayout.get_default_for([chosen.keys, width], _ELEMENT[keys.dtype])
-    _attend[grid](
+    launch_kernel(
+        _attend,
+        grid,
         query,
         keys,
         values,

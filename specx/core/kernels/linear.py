@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from specx.core.kernels import few_rows
 from specx.core.kernels import rows as row_kernels
+from specx.core.kernels.launch import launch_kernel
 from specx.core.kernels.tilings import Cut, OneRow, Short, Tiling, choose
 
 _MAX_TILES = 1 << 14
@@ -83,7 +84,9 @@ def multiply(
         lines = max(inputs - cut.groups * cut.inputs, 0) // _LINE_ELEMENTS
         kernel, sizes = few_rows.short, {"GROUPS": cut.groups, "ROW_BLOCK": _SHORT_ROWS}
         sizes |= {"REST": _power_of_2(lines), "LINE": _LINE_ELEMENTS}
-    kernel[(triton.cdiv(outputs, cut.outputs),)](
+    launch_kernel(
+        kernel,
+        (triton.cdiv(outputs, cut.outputs),),
         x,
         weight,
         out,
@@ -123,7 +126,9 @@ def _multiply_tiles(
         partial = torch.empty((tiling.splits, rows, outputs), dtype=torch.float32, device=x.device)
         counters = _counters(x.device)
     lines = inputs // tiling.splits // _LINE_ELEMENTS
-    few_rows.few_rows[(tiles, tiling.splits)](
+    launch_kernel(
+        few_rows.few_rows,
+        (tiles, tiling.splits),
         x,
         weight,
         out,

@@ -18,6 +18,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from specx.core.kernels.launch import launch_kernel
+
 _ROWS_A_STORE = 16  # rows of one cache head that a program copies
 _ROWS_A_MERGE = 16
 _HEADS_A_ROTATION = 8
@@ -30,7 +32,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     rows, width = x.shape
     out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(width)
-    _rms_norm[(rows,)](
+    launch_kernel(
+        _rms_norm,
+        (rows,),
         x,
         weight,
         out,
@@ -62,7 +66,9 @@ def rotate(
     half = triton.next_power_of_2(width // 2)
     blocks = triton.cdiv(heads + kv_heads, _HEADS_A_ROTATION)
     query_norm, key_norm, eps = (cos, cos, 0.0) if norms is None else norms
-    _rotate[(rows, blocks)](
+    launch_kernel(
+        _rotate,
+        (rows, blocks),
         qkv,
         cos,
         sin,
@@ -91,7 +97,9 @@ def store(keys: Tensor, values: Tensor, start: Tensor, key: Tensor, value: Tenso
     beyond the capacity are dropped.
     """
     kv_heads, rows, width = key.shape
-    _store[(kv_heads, triton.cdiv(rows, _ROWS_A_STORE))](
+    launch_kernel(
+        _store,
+        (kv_heads, triton.cdiv(rows, _ROWS_A_STORE)),
         keys,
         values,
         start,
@@ -113,7 +121,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) · up: [n, 2·m] with the gate in the first half → [n, m] (Shazeer, 2020)."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((rows, width), dtype=gate_up.dtype, device=gate_up.device)
-    _swiglu[(rows, triton.cdiv(width, _COLUMNS_A_PRODUCT))](
+    launch_kernel(
+        _swiglu,
+        (rows, triton.cdiv(width, _COLUMNS_A_PRODUCT)),
         gate_up,
         out,
         gate_up.stride(0),
@@ -133,7 +143,9 @@ def merge(first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor) 
     """
     heads, rows, width = first.shape
     out = torch.empty((rows, heads, width), dtype=first.dtype, device=first.device)
-    _merge[(triton.cdiv(rows, _ROWS_A_MERGE), heads)](
+    launch_kernel(
+        _merge,
+        (triton.cdiv(rows, _ROWS_A_MERGE), heads),
         first,
         first_lse,
         second,
@@ -160,7 +172,9 @@ def rotary_tables(
     times ``scaling``; the halves of a row are equal."""
     rows, half = positions.shape[0], frequencies.shape[0]
     tables = torch.empty((2, rows, 2 * half), dtype=dtype, device=positions.device)
-    _rotary_tables[(triton.cdiv(rows, _ROWS_A_TABLE),)](
+    launch_kernel(
+        _rotary_tables,
+        (triton.cdiv(rows, _ROWS_A_TABLE),),
         positions,
         frequencies,
         tables,

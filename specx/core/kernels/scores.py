@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from specx.core.kernels.launch import launch_kernel
+
 _ROWS = 128  # padded rows that a program reads
 _WARPS = 8
 _CHUNKS = 32  # chunks that a program of the second kernel finishes
@@ -42,7 +44,9 @@ def chunk_scores(
     sums = torch.empty(heads, pieces, device=keys.device)
     largest = torch.empty(heads, groups, device=keys.device)
     totals = torch.empty_like(largest)
-    _sum_kernel[(groups, kv_heads)](
+    launch_kernel(
+        _sum_kernel,
+        (groups, kv_heads),
         query,
         keys,
         length,
@@ -65,7 +69,9 @@ def chunk_scores(
         num_warps=_WARPS,
     )
     scores = torch.empty(chunks, device=keys.device)
-    _mean_kernel[(triton.cdiv(chunks, _CHUNKS),)](
+    launch_kernel(
+        _mean_kernel,
+        (triton.cdiv(chunks, _CHUNKS),),
         length,
         sums,
         largest,

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, empty, empty_like, int64, uint8
 
+from specx.core.kernels.launch import launch_kernel
 from specx.core.kernels.types import (
     FADING,
     LONGEST,
@@ -146,12 +147,14 @@ def find(state: CopyState, text: Tensor, length: Tensor, chunk_tokens: int) -> N
     """What ``Copies.find`` does, in two launches; ``text`` contiguous, fewer than 2³¹ tokens."""
     depth, blocks = state.chain.shape[0], triton.cdiv(text.shape[0], _BLOCK)
     ranks = empty(blocks, dtype=int64, device=text.device)
-    _match_kernel[(blocks,)](
+    launch_kernel(
+        _match_kernel, (blocks,),
         text, length, state.attention, ranks, chunk_tokens, state.attention.shape[0], SHORTEST,
         LONGEST, _BLOCK, num_warps=_MATCH_WARPS,
     )  # fmt: skip
     # No fused multiply-add, so that counts are torch's to the last bit.
-    _chain_kernel[(1,)](
+    launch_kernel(
+        _chain_kernel, (1,),
         text, length, ranks, state.chain, state.doubted.view(uint8), state.start, state.kind,
         state.prior, state.counts, blocks, SHORTEST, FADING, depth, state.counts.shape[1],
         triton.next_power_of_2(depth), triton.next_power_of_2(blocks), num_warps=_WARPS,
@@ -172,7 +175,8 @@ def joined(
     chances, tokens = chances.contiguous(), tokens.contiguous()
     new_chances, new_tokens = empty_like(chances), empty_like(tokens)
     # Where there is no frontier or no parent yet, nothing is read from what is passed instead.
-    _join_kernel[(1,)](
+    launch_kernel(
+        _join_kernel, (1,),
         chances, tokens, tokens if frontier is None else frontier,
         tokens if parents is None else parents, state.chain, state.doubted.view(uint8),
         state.kind, state.counts, state.on_chain.view(uint8), new_chances, new_tokens, level, rows,

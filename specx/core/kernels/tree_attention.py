@@ -21,6 +21,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from specx.core.kernels.launch import launch_kernel
 from specx.core.kernels.rows import launch_options
 from specx.core.kernels.types import TreeTiling
 
@@ -110,7 +111,9 @@ def launch(
     else:
         use_descriptors = chosen.descriptors and _describable(keys) and _describable(values)
         box = [1, chosen.keys, block]
-        _attend[grid](
+        launch_kernel(
+            _attend,
+            grid,
             query,
             keys,
             values,
@@ -141,7 +144,9 @@ def launch(
             **options,
         )
     if splits > 1:
-        _combine[(nodes * heads,)](
+        launch_kernel(
+            _combine,
+            (nodes * heads,),
             part,
             sums,
             out,

@@ -1,0 +1,72 @@
+"""What a first request will launch, compiled many kernels at a time before it needs the first.
+
+In: a target and the settings of its draft model, before the prompt is read. Out: kernels that are
+ready; whatever was in the workspace is lost. It knows no kernel by name: every part of a step runs
+once, over the first layer alone (the others launch the same kernels), with launches that compile
+and start nothing.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from specx.core.config import Parts
+from specx.core.drafts.model import DraftSettings, ModelDrafter
+from specx.core.kernels.launch import can_compile_ahead, compiling_ahead
+from specx.core.retrieval import Retriever
+from specx.core.sampling import Sampler
+from specx.core.target import Target
+
+#: Levels of a head's draft: the next ones choose rows by what the first would have written.
+_LEVELS_OF_A_HEAD = 2
+
+
+@torch.inference_mode()
+def rehearse(
+    target: Target,
+    settings: DraftSettings | None,
+    retriever: Retriever | None,
+    sampler: Sampler,
+    chunk_tokens: int,
+) -> None:
+    """Compile what ``target`` and the drafter of ``settings`` (None: there is none), which has its
+    caches, will launch for a prompt that is read in chunks of ``chunk_tokens``. Nothing happens
+    where Triton cannot compile in the background."""
+    if not can_compile_ahead():
+        return
+    parts, device = replace(target.parts, launch="eager"), target.model.device
+    nothing = torch.zeros(chunk_tokens, dtype=torch.int64, device=device)
+    with compiling_ahead(device):
+        short = target.over(target.model.first_layer(), parts)
+        chunk = nothing[: target.cache.capacity // 2]
+        features = [short.read(chunk)[1] for _ in range(2)]  # the second one has a prefix
+        if retriever is not None:
+            short.select(retriever, None)
+        short.progress.begin(nothing[:1], nothing[:1])
+        short.verify_widths()
+        if settings is not None:
+            width = target.model.feature_width
+            states = features[0].new_zeros(len(chunk), width)
+            _draft(settings, parts, target, sampler, chunk, states)
+    target.cache.reach(0)
+
+
+def _draft(
+    settings: DraftSettings,
+    parts: Parts,
+    target: Target,
+    sampler: Sampler,
+    chunk: torch.Tensor,
+    features: torch.Tensor,
+) -> None:
+    """One draft after a prompt of one chunk."""
+    model, tree = settings.model, settings.tree
+    if model.reads_features:
+        tree = replace(tree, depth=min(tree.depth, _LEVELS_OF_A_HEAD))
+    settings = replace(settings, model=model.first_layer(), tree=tree, parts=parts)
+    drafter = ModelDrafter(settings, target.workspace)
+    drafter.start(sampler)
+    drafter.prefill(chunk, features)
+    drafter.begin(None)
+    drafter.extend([0])
+    drafter.draft()
