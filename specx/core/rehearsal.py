@@ -42,7 +42,7 @@ def rehearse(
         features = [short.read(chunk)[1] for _ in range(2)]  # the second one has a prefix
         if retriever is not None:
             short.select(retriever, None)
-        short.progress.begin(nothing[:1], nothing[:1])
+        short.progress.begin(chunk, nothing[:1])
         short.verify_widths()
         if settings is not None:
             width = target.model.feature_width

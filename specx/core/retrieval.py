@@ -79,7 +79,7 @@ def select(config: RetrievalConfig, scores: Tensor, length: Tensor) -> Selection
     offsets = torch.arange(config.chunk_tokens, device=scores.device)
     rows = (chosen[:, None] * config.chunk_tokens + offsets).reshape(-1)
     return Selection(
-        rows=torch.minimum(rows, length - 1),
+        rows=torch.minimum(rows, length - 1).clamp(min=0),  # a head has read less than a prompt
         count=(rows < length).sum(),
         chunks=torch.where(chosen < chunks, chosen, -1),
         attention=attention,
