@@ -75,8 +75,7 @@ def examine(
         about_to("head and target", f"{draft.kind}, {facts.hidden} wide")
         check_head(raw, target_config, preset, tokenizer)
         about_to("draft context", f"{draft.trained_context_tokens:,} tokens")
-        if facts.positions is not None:
-            _check_positions(draft.repo, facts.positions, *trained)
+        _check_positions(draft.repo, facts.positions, *trained)
         return PairFiles(target_dir, target_config, tokenizer, draft_dir, head_config=raw)
     draft_config = read_config(draft_dir)
     _check_shape("draft", draft, draft_config)

@@ -14,7 +14,6 @@ from typing import Any
 from specx.checkpoints.fields import check_activation, number, whole, wrong
 from specx.checkpoints.rope import (
     DEFAULT_BASE,
-    KINDS,
     read_rope,
     rope_base,
     rope_kind,
@@ -248,12 +247,7 @@ def _check_window(raw: Mapping[str, Any], name: str, family: _Family) -> None:
 
 def _rope(raw: Mapping[str, Any], name: str, positions: int) -> Rope:
     parameters = rope_parameters(raw)
-    kind = rope_kind(parameters)
-    if kind not in KINDS:
-        raise ModelError(
-            f"{name} with rope type {str(kind)[:40]} is not supported",
-            reason=_ROPE_WHY_NOT.get(str(kind), f"specx knows {', '.join(KINDS)}"),
-        )
+    kind = rope_kind(parameters, _ROPE_WHY_NOT)
     part = parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
     if part not in (None, 1.0):
         raise ModelError(

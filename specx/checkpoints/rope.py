@@ -31,9 +31,14 @@ def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def rope_kind(parameters: Mapping[str, Any]) -> Any:
-    """The kind of rotation, as it is written."""
-    return parameters.get("rope_type", parameters.get("type", "default"))
+def rope_kind(parameters: Mapping[str, Any], otherwise: Mapping[str, str]) -> RopeKind:
+    """The kind of rotation. ``otherwise``: why another one is not run, or ``default`` for one that
+    is run as that. Raises ``ModelError``."""
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    why_not = otherwise.get(str(kind), f"specx knows {', '.join(KINDS)}")
+    if kind in KINDS or why_not == "default":
+        return kind if kind in KINDS else "default"
+    raise ModelError(f"rope type {str(kind)[:40]} is not supported", reason=why_not)
 
 
 def rope_base(*places: Mapping[str, Any]) -> float | None:

@@ -82,11 +82,6 @@ def shards(index: Path) -> dict[str, list[str]]:
     return files
 
 
-def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name → shape. Of safetensors only headers are read. Raises ``ModelError``."""
-    return {name: entry.shape for name, entry in _entries(directory).items()}
-
-
 def read_tensors(directory: Path) -> "dict[str, torch.Tensor]":
     """All tensors by name, on the CPU in the type they were saved in, mapped where possible.
 
@@ -133,7 +128,7 @@ def check_weights(directory: Path, config: ModelConfig) -> None:
 
     Of safetensors only headers are read. Raises ``ModelError`` naming the file and the tensor.
     """
-    found = _entries(directory)
+    found = read_entries(directory)
     expected = expected_shapes(config)
     for name, entry in found.items():
         file, shape, wanted = entry.file, entry.shape, expected.get(name)
@@ -211,7 +206,8 @@ def projections(shape: "Shape | HeadShapeSpec", inputs: int) -> dict[str, tuple[
     }
 
 
-def _entries(directory: Path) -> dict[str, Entry]:
+def read_entries(directory: Path) -> dict[str, Entry]:
+    """Tensor name → entry. Of safetensors only headers are read. Raises ``ModelError``."""
     entries: dict[str, Entry] = {}
     for path, promised in _files(directory):
         found = _read_header(path) if _is_safe(path) else _pickled_entries(path)

@@ -59,7 +59,7 @@ def built(preset: Preset) -> tuple[Preset, hub.ModelPair]:
 
 
 def generated(engine: Engine, mode: str, text: str) -> Result:
-    return engine.generate(engine.prompt(text), mode=mode, max_tokens=48, ignore_eos=True)
+    return engine.generate(engine.prompt(text), mode=mode, max_tokens=24, ignore_eos=True)
 
 
 def run(
@@ -119,7 +119,7 @@ def test_the_text_and_the_acceptance_are_those_of_pocket(
     engine = Engine(preset, standin.twin(pairs(*heads)))
     for mode, theirs in results.items():
         ours = generated(engine, mode, text)
-        assert len(ours.tokens) == 48
+        assert len(ours.tokens) == 24
         assert ours.tokens == theirs.tokens
         near = pytest.approx(theirs.stats.tokens_per_step, rel=0.15)
         assert ours.stats.tokens_per_step == near
@@ -313,7 +313,7 @@ class TestRefusals:
         assert "bias" in caught.value.hints[0]
 
     def test_memory_is_asked_before_it_is_touched(self) -> None:
-        preset = standin.adapted(load_preset("vicuna-7b", {"target.shape.mlp": "4000000"}))
+        preset = standin.adapted(load_preset("vicuna-7b", {"target.shape.mlp": "500000"}))
         with pytest.raises(ResourceError, match="GiB are free"):
             standin.load_pair(preset, device="cpu", dtype="float32")
 

@@ -59,7 +59,7 @@ class HeadFacts:
     head_dim: int
     vocabulary: int  # rows of the target
     draft_vocabulary: int  # rows of its own logits
-    positions: int | None  # it was built for, scaling included
+    positions: int  # it was built for, scaling included; very many where it does not say
     epsilon: float  # of its norms
 
 
@@ -92,8 +92,7 @@ def _facts(
     hidden, heads, vocabulary = map(size, ("hidden_size", "num_attention_heads", "vocab_size"))
     own = config.get("draft_vocab_size") or config.get("truncated_vocab_size") or vocabulary
     target = config.get("target_hidden_size")
-    has_positions = layer.get("max_position_embeddings") is not None
-    scaled = scaling or rope_scaling(layer)
+    longest = size("max_position_embeddings", _LARGEST)
     return HeadFacts(
         kind=kind,
         hidden=hidden,
@@ -104,9 +103,7 @@ def _facts(
         head_dim=size("head_dim", max(1, hidden // heads)),
         vocabulary=vocabulary,
         draft_vocabulary=whole({"draft_vocab_size": own}, "draft_vocab_size", _LARGEST),
-        positions=position_limit(size("max_position_embeddings"), scaled)
-        if has_positions
-        else None,
+        positions=position_limit(longest, scaling or rope_scaling(layer)),
         epsilon=number(_USUAL | dict(layer), "rms_norm_eps", 0, 1),
     )
 

@@ -8,9 +8,9 @@ that is known to say what its training did not do is not believed.
 from collections.abc import Mapping
 from typing import Any
 
+from specx.checkpoints.fields import whole
 from specx.checkpoints.rope import (
     DEFAULT_BASE,
-    KINDS,
     read_rope,
     rope_base,
     rope_kind,
@@ -35,18 +35,11 @@ def rotation(layer: Mapping[str, Any], spec: DraftSpec) -> tuple[Rope, str]:
         base, note = _base(layer, spec)
         said = spec.head.rope_scaling if spec.head else None
         stretch = rope_parameters(layer) if said is None else said
-        kind = rope_kind(stretch)
-        if kind == "dynamic":
-            kind = "default"  # it changes nothing within the trained length; no row is beyond it
-        if kind not in KINDS:
-            reason = f"specx knows {', '.join(KINDS)}"
-            raise ModelError(f"rope type {str(kind)[:40]} is not supported", reason=reason)
+        # Dynamic changes nothing within the trained length, and no row is beyond it.
+        kind = rope_kind(stretch, {"dynamic": "default"})
         if kind != "default" and stretch.get("partial_rotary_factor", 1.0) != 1.0:
             raise ModelError("its rotation is damaged", reason="it turns a part of each head only")
-        positions = layer.get("max_position_embeddings", _POSITIONS)
-        if type(positions) is not int:
-            reason = f"max_position_embeddings is {str(positions)[:40]}"
-            raise ModelError("its rotation is damaged", reason=reason)
+        positions = whole(layer, "max_position_embeddings", 1 << 26, _POSITIONS)
         return read_rope(kind, base, stretch, positions), note
     except ModelError as error:
         raise ModelError(f"{spec.repo}: {error.message}", reason=error.reason) from error
