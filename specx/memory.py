@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from specx.core.config import Parts, kv_row_bytes
+from specx.core.config import Parts
 from specx.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -196,8 +196,7 @@ def needs_of(
 
 
 def _row_bytes(model: Sized) -> int:
-    shape = model.shape
-    return kv_row_bytes(shape.layers, shape.kv_heads, shape.head_dim, model.dtype.itemsize)
+    return model.shape.numbers_per_token * model.dtype.itemsize
 
 
 def _chunk_bytes(model: Sized, parts: Parts, rows: int, chunk: int) -> int:

@@ -10,10 +10,10 @@ from typing import Any, get_args
 
 from specx.checkpoints import load as hub
 from specx.checkpoints.config import read_json
-from specx.checkpoints.eagle.config import head_kind, layer_config, position_limit
+from specx.checkpoints.eagle.config import head_kind, layer_config, position_limit, rope_scaling
+from specx.checkpoints.fields import whole
 from specx.checkpoints.tokenizer import has_tokenizer
 from specx.core.config import RetrievalConfig
-from specx.errors import ModelError
 from specx.preset.preset import Preset, preset_from
 from specx.preset.sections import DType
 
@@ -25,7 +25,7 @@ _WINDOW = 8192  # of a small model's context that is used; longer ones cost more
 _LONGEST = 1 << 24
 _SHORTEST = 64  # the least that a preset can hold
 _HEAD_CHUNKS, _MODEL_CHUNKS = 59, 28  # chosen by attention, beside the first and the last ones
-_FALLBACK_POSITIONS = 2048
+_FALLBACK_POSITIONS, _MOST_POSITIONS = 2048, 1 << 26
 
 
 def adhoc_preset(target: str, draft: str | None, *, offline: bool) -> Preset:
@@ -75,7 +75,7 @@ def _draft_part(draft: str, target: Mapping[str, Any], offline: bool) -> dict[st
     if kind == "lm":
         trained = min(trained, _WINDOW)
     else:
-        scaling = _scaling(config)
+        scaling = rope_scaling(layer_config(config))
         is_given = isinstance(scaling, Mapping)
         if not is_given or scaling.get("rope_type", scaling.get("type")) == "default":
             trained = min(trained, _HEAD_TRAINED)
@@ -112,17 +112,10 @@ def _kind(directory: Path, config: Mapping[str, Any], target: Mapping[str, Any])
     return "eagle" if is_alone and same else "lm"
 
 
-def _scaling(config: Mapping[str, Any]) -> Any:
-    layer = layer_config(config)
-    return layer.get("rope_scaling") or layer.get("rope_parameters")
-
-
 def _positions(config: Mapping[str, Any]) -> int:
-    longest = layer_config(config).get("max_position_embeddings", _FALLBACK_POSITIONS)
-    if type(longest) is not int or longest < 1:
-        said = f"max_position_embeddings = {str(longest)[:40]}"
-        raise ModelError(f"{said} is out of range", reason="a config.json says it")
-    return position_limit(longest, _scaling(config))
+    layer = layer_config(config)
+    longest = whole(layer, "max_position_embeddings", _MOST_POSITIONS, _FALLBACK_POSITIONS)
+    return position_limit(longest, rope_scaling(layer))
 
 
 def _dtype(config: Mapping[str, Any]) -> str:

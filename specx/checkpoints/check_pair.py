@@ -5,7 +5,7 @@ them, or an error that names the disagreement with both sides. This module does 
 weights, devices or the screen.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,39 +42,44 @@ class Check:
     about: str
 
 
-def examine(preset: Preset, locate: Locate) -> Generator[Check, None, PairFiles]:
-    """Yields every check before it is made; returns what was found.
+def examine(
+    preset: Preset, locate: Locate, about_to: Callable[[str, str], object] = lambda *_: None
+) -> PairFiles:
+    """What was found, where all of it fits.
 
-    The last ``Check`` that came out is the one that an error belongs to. Raises
-    ``ModelUnavailableError``, ``ModelError`` and ``PairError``.
+    ``about_to`` is called with the name of each check and what it is about, before it is made. The
+    last one is the one that an error belongs to. Raises ``ModelUnavailableError``, ``ModelError``
+    and ``PairError``.
     """
     target, draft = preset.target, preset.draft
-    yield Check("target config", target.repo)
+    about_to("target config", target.repo)
     target_dir = locate(target.repo, target.revision)
     target_config = read_config(target_dir)
     _check_shape("target", target, target_config)
-    yield Check("target tokenizer", f"prompt template {preset.prompt.template}")
+    about_to("target tokenizer", f"prompt template {preset.prompt.template}")
     tokenizer = read_tokenizer(target_dir)
     check_rows(tokenizer, target_config.shape.vocabulary)
     if preset.prompt.template == "auto" and tokenizer.template is not None:
         tokenizer.template.render([{"role": "user", "content": "text"}])  # raises if it is broken
-    yield Check("target context", f"{preset.context_tokens:,} tokens")
-    check_context(preset, target_config)
+    about_to("target context", f"{preset.context_tokens:,} tokens")
+    limit = _positions(target_config)
+    _check_positions(target.repo, limit, "context_tokens", preset.context_tokens)
     if not draft.has_weights or draft.repo is None:
         return PairFiles(target_dir, target_config, tokenizer)
-    yield Check("draft config", draft.repo)
+    about_to("draft config", draft.repo)
     draft_dir = locate(draft.repo, draft.revision)
+    trained = "draft.trained_context_tokens", draft.trained_context_tokens
     if draft.is_head:
         raw = read_json(draft_dir / "config.json")
-        facts = read_head(raw, _scaling(draft))
-        yield Check("head and target", f"{draft.kind}, {facts.hidden} wide")
+        facts = read_head(raw, draft.head.rope_scaling if draft.head else None)
+        about_to("head and target", f"{draft.kind}, {facts.hidden} wide")
         check_head(raw, target_config, preset, tokenizer)
-        yield Check("draft context", f"{draft.trained_context_tokens:,} tokens")
-        _check_draft_context(preset, facts.positions)
+        about_to("draft context", f"{draft.trained_context_tokens:,} tokens")
+        _check_positions(draft.repo, facts.positions, *trained)
         return PairFiles(target_dir, target_config, tokenizer, draft_dir, head_config=raw)
     draft_config = read_config(draft_dir)
     _check_shape("draft", draft, draft_config)
-    yield Check(
+    about_to(
         "same tokens", f"{target_config.shape.vocabulary} and {draft_config.shape.vocabulary} rows"
     )
     # A draft without a tokenizer of its own shares the target's, as pocket/draft does.
@@ -84,20 +89,9 @@ def examine(preset: Preset, locate: Locate) -> Generator[Check, None, PairFiles]
     elif has_tokenizer(draft_dir):
         draft_tokenizer = read_tokenizer(draft_dir)
     check_pair(tokenizer, draft_tokenizer, target_config, draft_config)
-    yield Check("draft context", f"{draft.trained_context_tokens:,} tokens")
-    _check_draft_context(preset, _positions(draft_config))
+    about_to("draft context", f"{draft.trained_context_tokens:,} tokens")
+    _check_positions(draft.repo, _positions(draft_config), *trained)
     return PairFiles(target_dir, target_config, tokenizer, draft_dir, draft_config)
-
-
-def examined(preset: Preset, locate: Locate) -> PairFiles:
-    """As ``examine``, all at once."""
-    checks = examine(preset, locate)
-    while True:
-        try:
-            next(checks)
-        except StopIteration as end:
-            files: PairFiles = end.value
-            return files
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +106,16 @@ class Outcome:
 def outcomes(preset: Preset, locate: Locate) -> list[Outcome]:
     """Every check of ``examine`` up to the first that fails, and doubts about what passed."""
     found: list[Outcome] = []
-    checks = examine(preset, locate)
     try:
-        while True:
-            found.append(Outcome(next(checks)))
-    except StopIteration as end:
-        note = Check("preset's facts", f"{len(preset.requires.unverified)} unverified")
-        found += [Outcome(note, doubt=doubt) for doubt in doubts(preset, end.value)]
+        files = examine(preset, locate, lambda *check: found.append(Outcome(Check(*check))))
     except SpecxError as error:
         found[-1] = Outcome(found[-1].check, error)
+        return found
+    # A head's shape is only what stand-in weights are made of: odd, and no reason to refuse it.
+    shape, raw = preset.draft.head_shape, files.head_config
+    if shape and raw and (difference := shape.difference(read_head(raw))):
+        note = Check("preset's facts", f"{len(preset.requires.unverified)} unverified")
+        found.append(Outcome(note, doubt=f"draft.head_shape: {difference}"))
     return found
 
 
@@ -209,56 +204,37 @@ def check_head(
         feature_layers(head_config, target_config.shape.layers, override)
 
 
-def check_context(preset: Preset, target_config: ModelConfig) -> None:
-    """Raise ``PairError`` for a preset whose context the target was not built for."""
-    limit = _positions(target_config)
-    if preset.context_tokens > limit:
-        raise PairError(
-            f"{preset.target.repo} was built for {limit:,} positions",
-            reason=f"the preset's context_tokens are {preset.context_tokens:,}",
-            hints=[f"--set context_tokens={limit}"],
-        )
-
-
 def check_rows(tokenizer: Tokenizer, rows: int) -> None:
     """Raise ``ModelError`` when a target's tokenizer makes tokens that it has no rows for.
 
     Some fine-tunes add a special token without a row; no text can ask for that one.
     """
     texts = tokenizer.token_texts(rows)
-    beyond = {i: text for i, text in texts.items() if i not in tokenizer.special_ids}
-    if beyond:
-        first = min(beyond)
+    first = min((i for i in texts if i not in tokenizer.special_ids), default=None)
+    if first is not None:
         raise ModelError(
             "the target's tokenizer does not belong to its weights",
-            reason=f"token {first}, {beyond[first]!r}, is beyond the {rows} rows",
+            reason=f"token {first}, {texts[first]!r}, is beyond the {rows} rows",
         )
-
-
-def doubts(preset: Preset, files: PairFiles) -> list[str]:
-    """What is odd and stops nothing: a head's shape is only what stand-in weights are made of."""
-    shape, raw = preset.draft.head_shape, files.head_config
-    difference = shape.difference(read_head(raw)) if shape and raw else ""
-    return [f"draft.head_shape: {difference}"] if difference else []
 
 
 def _check_known(tokenizer: Tokenizer, target_rows: int, draft_rows: int) -> None:
-    beyond = {i: text for i, text in tokenizer.token_texts(draft_rows).items() if i < target_rows}
-    if beyond:
-        first = min(beyond)
+    texts = tokenizer.token_texts(draft_rows)
+    first = min((i for i in texts if i < target_rows), default=None)
+    if first is not None:
         raise PairError(
             f"the draft has {draft_rows} rows and the target more tokens than that",
-            reason=f"token {first}, {beyond[first]!r}, is unknown to the draft",
+            reason=f"token {first}, {texts[first]!r}, is unknown to the draft",
         )
 
 
-def _check_draft_context(preset: Preset, limit: int | None) -> None:
-    trained = preset.draft.trained_context_tokens
-    if limit is not None and trained > limit:
+def _check_positions(repo: str, limit: int, field: str, tokens: int) -> None:
+    """Refuse a preset whose ``field`` asks for more than the model was built for."""
+    if tokens > limit:
         raise PairError(
-            f"{preset.draft.repo} was built for {limit:,} positions",
-            reason=f"the preset's draft.trained_context_tokens are {trained:,}",
-            hints=[f"--set draft.trained_context_tokens={limit}"],
+            f"{repo} was built for {limit:,} positions",
+            reason=f"the preset's {field} are {tokens:,}",
+            hints=[f"--set {field}={limit}"],
         )
 
 
@@ -271,10 +247,6 @@ def _check_shape(role: str, spec: TargetSpec | DraftSpec, config: ModelConfig) -
             reason=difference,
             hints=[f"correct {role}.shape in the preset, or leave it out"],
         )
-
-
-def _scaling(draft: DraftSpec) -> Mapping[str, Any] | None:
-    return draft.head.rope_scaling if draft.head else None
 
 
 def _positions(config: ModelConfig) -> int:

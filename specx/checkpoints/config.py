@@ -11,7 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from specx.checkpoints.rope import DEFAULT_BASE, KINDS, read_rope, rope_kind, rope_parameters
+from specx.checkpoints.fields import check_activation, number, whole, wrong
+from specx.checkpoints.rope import (
+    DEFAULT_BASE,
+    read_rope,
+    rope_base,
+    rope_kind,
+    rope_parameters,
+)
 from specx.core.architecture import DecoderConfig, Rope, Shape
 from specx.errors import ModelError
 
@@ -66,7 +73,7 @@ _NO_REMOTE_CODE = "auto_map names Python files, and specx runs no code that come
 _AS_PUBLISHED = "take the config.json that the weights were published with"
 _QUANTISED = ("quantization_config", "compression_config", "quantization")
 _QWEN_WINDOW = 4096  # where the config does not say
-_LARGEST_BASE = 1e15
+_HEADS = "num_attention_heads"
 
 #: What transformers, tokenizers and json raise for a damaged file; each is a builtin.
 DAMAGE = (
@@ -110,11 +117,8 @@ def read_config(directory: Path) -> ModelConfig:
     try:
         config = model_config(raw)
     except ModelError as error:
-        # Some say "does not hold together", and the file is what does not.
-        joint = " " if error.message.startswith("does not") else ": "
-        raise ModelError(
-            f"{path}{joint}{error.message}", reason=error.reason, hints=error.hints
-        ) from error
+        message = f"{path}: {error.message}"
+        raise ModelError(message, reason=error.reason, hints=error.hints) from error
     if not generation.is_file():
         return config
     # As in transformers the file counts alone: without ids in it, nothing ends the text.
@@ -122,7 +126,7 @@ def read_config(directory: Path) -> ModelConfig:
     try:
         return replace(config, end_tokens=_end_tokens(ends))
     except ModelError as error:
-        raise ModelError(f"{generation} is damaged", reason=error.reason) from error
+        raise ModelError(f"{generation} is damaged", reason=error.message) from error
 
 
 def model_config(raw: Mapping[str, Any]) -> ModelConfig:
@@ -141,12 +145,12 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
     _check_class(raw, family)
     shape, positions = _sizes(raw, name, family)
     _check_window(raw, name, family)
-    if raw.get("hidden_act", "silu") not in ("silu", "swish"):
-        said = f"hidden_act is {str(raw['hidden_act'])[:40]}"
-        raise _incoherent(f"{said}, and specx runs {name} models with silu")
+    check_activation(raw, f"{name} models")
+    # 0 is none at all; stand-in weights can ask for that.
+    has_epsilon = raw.get("rms_norm_eps") != 0
     facts = DecoderConfig(
         shape,
-        epsilon=_epsilon(raw),
+        epsilon=number({"rms_norm_eps": 1e-6, **raw}, "rms_norm_eps", 0, 1) if has_epsilon else 0.0,
         rope=_rope(raw, name, positions),
         score_scale=shape.head_dim**-0.5,
     )
@@ -173,7 +177,7 @@ def _biased(raw: Mapping[str, Any], family: _Family) -> Iterator[str]:
 def _check_class(raw: Mapping[str, Any], family: _Family) -> None:
     classes = raw.get("architectures") or []
     if not isinstance(classes, list):
-        raise _incoherent(f"architectures is {str(classes)[:40]}, no list")
+        raise wrong("architectures", classes, "it must be a list")
     for name in classes:
         if str(name).lower() != family.architecture.lower():
             raise ModelError(
@@ -188,61 +192,45 @@ def _check_class(raw: Mapping[str, Any], family: _Family) -> None:
 
 def _sizes(raw: Mapping[str, Any], name: str, family: _Family) -> tuple[Shape, int]:
     """All sizes, none of them guessed, and the positions that the model was built for."""
-    found: dict[str, Any] = {size: raw.get(size) for size in _SIZES}
-    if name == "llama" and found["max_position_embeddings"] is None:
-        found["max_position_embeddings"] = 2048  # files of its first year leave it out
-    hidden, heads = found["hidden_size"], found["num_attention_heads"]
-    if found["num_key_value_heads"] is None and (name == "llama" or "num_key_value_heads" in raw):
-        found["num_key_value_heads"] = heads
-    if found["head_dim"] is None:
-        found["head_dim"] = family.head_dim
-    has_width = found["head_dim"] is not None
-    if not has_width and type(hidden) is int and type(heads) is int and 0 < heads <= hidden:
-        found["head_dim"] = hidden // heads
-    for size, value in found.items():
-        if type(value) is not int:
-            raise _incoherent(f"{size} is {str(value)[:40]}, no whole number")
-        if not 1 <= value <= _SIZES[size]:
-            raise ModelError(
-                f"{size} = {value!r} is out of range",
-                reason=f"it must be a whole number between 1 and {_SIZES[size]}",
-            )
+    otherwise: dict[str, int] = {}
+    if name == "llama":
+        otherwise["max_position_embeddings"] = 2048  # files of its first year leave it out
+    hidden, heads = (whole(raw, each, _SIZES[each]) for each in ("hidden_size", _HEADS))
+    if name == "llama" or "num_key_value_heads" in raw:
+        otherwise["num_key_value_heads"] = heads
+    otherwise["head_dim"] = family.head_dim or hidden // heads
+    found = {size: whole(raw, size, most, otherwise.get(size)) for size, most in _SIZES.items()}
+    has_width = raw.get("head_dim") is not None or family.head_dim is not None
     _check_heads(name, found, divides=name == "llama" or not has_width)
     shape = Shape(
         layers=found["num_hidden_layers"],
-        heads=found["num_attention_heads"],
+        heads=heads,
         kv_heads=found["num_key_value_heads"],
         head_dim=found["head_dim"],
         vocabulary=found["vocab_size"],
-        hidden=found["hidden_size"],
+        hidden=hidden,
         mlp=found["intermediate_size"],
     )
     return shape, found["max_position_embeddings"]
 
 
-def _check_heads(name: str, sizes: Mapping[str, Any], *, divides: bool) -> None:
+def _check_heads(name: str, sizes: Mapping[str, int], *, divides: bool) -> None:
     """Raise ``ModelError`` where the width or the groups cannot be shared among the heads."""
-    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    hidden, heads = sizes["hidden_size"], sizes[_HEADS]
     width, groups = sizes["head_dim"], sizes["num_key_value_heads"]
     if divides and hidden % heads:
-        raise ModelError(
-            f"hidden_size {hidden} is no multiple of num_attention_heads {heads}",
-            reason=f"{name} models divide it evenly among the heads"
-            + ("" if name == "llama" else ", where head_dim is not given"),
-            hints=[_AS_PUBLISHED],
-        )
-    if width % 2:
-        raise ModelError(
-            f"attention heads are {width} wide",
-            reason="positions rotate the numbers of a head in pairs, so it must be an even number",
-            hints=[_AS_PUBLISHED],
-        )
-    if heads % groups:
-        raise ModelError(
-            f"{heads} attention heads cannot share {groups} key/value heads",
-            reason="num_attention_heads must be a multiple of num_key_value_heads",
-            hints=[_AS_PUBLISHED],
-        )
+        problem = f"hidden_size {hidden} is no multiple of {_HEADS} {heads}"
+        reason = f"{name} models divide it evenly among the heads"
+        reason += "" if name == "llama" else ", where head_dim is not given"
+    elif width % 2:
+        problem = f"attention heads are {width} wide"
+        reason = "positions rotate the numbers of a head in pairs, so it must be an even number"
+    elif heads % groups:
+        problem = f"{heads} attention heads cannot share {groups} key/value heads"
+        reason = f"{_HEADS} must be a multiple of num_key_value_heads"
+    else:
+        return
+    raise ModelError(problem, reason=reason, hints=[_AS_PUBLISHED])
 
 
 def _check_window(raw: Mapping[str, Any], name: str, family: _Family) -> None:
@@ -259,41 +247,22 @@ def _check_window(raw: Mapping[str, Any], name: str, family: _Family) -> None:
 
 def _rope(raw: Mapping[str, Any], name: str, positions: int) -> Rope:
     parameters = rope_parameters(raw)
-    kind = rope_kind(parameters)
-    if kind not in KINDS:
-        raise ModelError(
-            f"{name} with rope type {str(kind)[:40]} is not supported",
-            reason=_ROPE_WHY_NOT.get(str(kind), f"specx knows {', '.join(KINDS)}"),
-        )
+    kind = rope_kind(parameters, _ROPE_WHY_NOT)
     part = parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
     if part not in (None, 1.0):
         raise ModelError(
             f"{name} with partially rotated heads is not supported",
             reason="a draft's keys are rotated again, over the whole head",
         )
-    said = (parameters.get("rope_theta"), raw.get("rope_theta"), DEFAULT_BASE)
-    base = next(each for each in said if each is not None)
-    if type(base) not in (int, float) or not 1 < base < _LARGEST_BASE:
-        raise _incoherent(f"rope_theta is {str(base)[:40]}, no number above 1")
-    return read_rope(kind, float(base), parameters, positions)
-
-
-def _epsilon(raw: Mapping[str, Any]) -> float:
-    value = raw.get("rms_norm_eps", 1e-6)
-    if type(value) not in (int, float) or not 0 <= value < 1:
-        raise _incoherent(f"rms_norm_eps is {str(value)[:40]}, no number between 0 and 1")
-    return float(value)
+    base = rope_base(parameters, raw)
+    return read_rope(kind, DEFAULT_BASE if base is None else base, parameters, positions)
 
 
 def _end_tokens(ends: object) -> frozenset[int]:
     ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(i) is int and i >= 0 for i in ids):
-        raise _incoherent(f"eos_token_id is {str(ends)[:80]!r}")
+        raise ModelError(f"eos_token_id is {str(ends)[:80]!r}", reason="ids are whole numbers")
     return frozenset(ids)
-
-
-def _incoherent(reason: str) -> ModelError:
-    return ModelError("does not hold together", reason=reason)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specx.checkpoints.check_pair import PairFiles, check_pair, examined
+from specx.checkpoints.check_pair import PairFiles, examine
 from specx.checkpoints.config import ModelConfig, summary
 from specx.checkpoints.download import Notice, fetch, fetch_metadata, pickle_notice, plan, tell
 from specx.checkpoints.eagle.loader import LoadedHead, load_head
@@ -24,21 +24,7 @@ from specx.preset.preset import Preset
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "LoadedModel",
-    "ModelPair",
-    "PairFiles",
-    "check_pair",
-    "choose_device",
-    "choose_dtype",
-    "end_tokens",
-    "fetch_weights",
-    "find_pair",
-    "is_on_hub",
-    "load_pair",
-    "located",
-    "resolve",
-]
+__all__ = ["PairFiles", "is_on_hub"]  # what is handed on beside this module's own
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -79,8 +65,9 @@ def load_pair(preset: Preset, *, device: str, dtype: str, offline: bool) -> Mode
     ``ModelError``, ``PairError`` and ``ResourceError``.
     """
     device = choose_device(device)
-    target_dtype = choose_dtype(dtype, preset.target.dtype, device)
-    draft_dtype = choose_dtype(dtype, preset.draft.dtype, device)
+    target_dtype, draft_dtype = (
+        choose_dtype(dtype, spec.dtype, device) for spec in (preset.target, preset.draft)
+    )
     files, sources = located(preset, offline=offline)
     fetch_weights(files, sources)
     notes = tuple(filter(None, map(pickle_notice, sources)))
@@ -133,7 +120,7 @@ def located(preset: Preset, *, offline: bool) -> tuple[PairFiles, list[Source]]:
         sources.append(_locate(repo, revision, offline))
         return sources[-1].directory
 
-    return examined(preset, locate), sources
+    return examine(preset, locate), sources
 
 
 def resolve(repo: str, revision: str | None, *, offline: bool) -> Path:

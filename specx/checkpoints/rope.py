@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from specx.checkpoints.fields import number
 from specx.core.architecture import Rope, RopeKind
 from specx.errors import ModelError
 
@@ -30,9 +31,22 @@ def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def rope_kind(parameters: Mapping[str, Any]) -> Any:
-    """The kind of rotation, as it is written."""
-    return parameters.get("rope_type", parameters.get("type", "default"))
+def rope_kind(parameters: Mapping[str, Any], otherwise: Mapping[str, str]) -> RopeKind:
+    """The kind of rotation. ``otherwise``: why another one is not run, or ``default`` for one that
+    is run as that. Raises ``ModelError``."""
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    why_not = otherwise.get(str(kind), f"specx knows {', '.join(KINDS)}")
+    if kind in KINDS or why_not == "default":
+        return kind if kind in KINDS else "default"
+    raise ModelError(f"rope type {str(kind)[:40]} is not supported", reason=why_not)
+
+
+def rope_base(*places: Mapping[str, Any]) -> float | None:
+    """``rope_theta`` of the first of ``places`` that says one. Raises ``ModelError``."""
+    for place in places:
+        if place.get("rope_theta") is not None:
+            return number(place, "rope_theta", 1, _LARGEST)
+    return None
 
 
 def read_rope(
@@ -86,11 +100,10 @@ def _table_factor(parameters: Mapping[str, Any], factor: float) -> float:
 
 
 def _number(parameters: Mapping[str, Any], name: str, otherwise: object = None) -> float:
-    value = parameters.get(name)
-    value = otherwise if value is None else value
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < _LARGEST:
-        raise _damaged(name, value)
-    return float(value)
+    try:
+        return number(parameters, name, 0, _LARGEST, otherwise)
+    except ModelError as error:
+        raise ModelError("its rotation is damaged", reason=error.message) from error
 
 
 def _damaged(name: str, value: object) -> ModelError:

@@ -24,19 +24,7 @@ from specx.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "Entry",
-    "check_weights",
-    "choose_entry",
-    "expected_shapes",
-    "is_pickled",
-    "is_plain_name",
-    "load_weights",
-    "outline",
-    "read_tensors",
-    "shards",
-    "tensor_shapes",
-]
+    from specx.preset.shapes import HeadShapeSpec
 
 #: What a directory or repository is asked for, the most wanted first.
 ENTRIES = (
@@ -45,8 +33,10 @@ ENTRIES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-_ITEM_BYTES = _FLOAT_BYTES | {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_KINDS = _FLOATS | {  # as safetensors and as torch spell it
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
 _TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _NOT_READ = "rotary_emb.inv_freq"  # old files store what follows from the config
 _MAX_HEADER_BYTES = 100 << 20
@@ -90,11 +80,6 @@ def shards(index: Path) -> dict[str, list[str]]:
             raise ModelError(f"{index} is damaged", reason=f"{name!r} is no file beside it")
         files.setdefault(name, []).append(tensor)
     return files
-
-
-def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name → shape. Of safetensors only headers are read. Raises ``ModelError``."""
-    return {name: entry.shape for name, entry in _entries(directory).items()}
 
 
 def read_tensors(directory: Path) -> "dict[str, torch.Tensor]":
@@ -143,11 +128,11 @@ def check_weights(directory: Path, config: ModelConfig) -> None:
 
     Of safetensors only headers are read. Raises ``ModelError`` naming the file and the tensor.
     """
-    found = _entries(directory)
+    found = read_entries(directory)
     expected = expected_shapes(config)
     for name, entry in found.items():
         file, shape, wanted = entry.file, entry.shape, expected.get(name)
-        if entry.kind not in _FLOAT_BYTES:
+        if entry.kind not in _FLOATS:
             raise ModelError(f"{file} is not supported", reason=f"{name} is of type {entry.kind}")
         if wanted is None and not name.endswith(_NOT_READ):
             raise ModelError(
@@ -156,7 +141,7 @@ def check_weights(directory: Path, config: ModelConfig) -> None:
         if wanted is not None and shape != wanted:
             raise ModelError(
                 f"{file} does not fit config.json",
-                reason=f"{name} has the shape {_by(shape)}, and the config asks for {_by(wanted)}",
+                reason=f"{name} has the shape {by(shape)}, and the config asks for {by(wanted)}",
             )
     missing = expected.keys() - found.keys()
     if config.is_tied and missing != {_TABLE, _HEAD}:
@@ -172,11 +157,9 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Tensor name → shape, of all that a model of this ``config`` may have: a tied one keeps its
     embedding, its output matrix or both."""
     shape = config.shape
-    projections = _projections(shape)
-    layer: dict[str, tuple[int, ...]] = {
-        f"{name}.weight": size for name, size in projections.items()
-    }
-    layer |= {f"{name}.bias": projections[name][:1] for name in config.biased}
+    matrices = projections(shape, shape.hidden)
+    layer: dict[str, tuple[int, ...]] = {f"{name}.weight": size for name, size in matrices.items()}
+    layer |= {f"{name}.bias": matrices[name][:1] for name in config.biased}
     layer |= {
         f"{name}.weight": (shape.hidden,)
         for name in (config.decoder.attention_norm, config.decoder.mlp_norm)
@@ -208,14 +191,14 @@ def outline(config: ModelConfig, dtype: "torch.dtype") -> "dict[str, torch.Tenso
     return join(tensors, "meta", dtype)
 
 
-def _projections(shape: Shape) -> dict[str, tuple[int, int]]:
-    """Name → rows and columns, in one layer."""
-    queries, keys, values = shape.qkv_rows
+def projections(shape: "Shape | HeadShapeSpec", inputs: int) -> dict[str, tuple[int, int]]:
+    """Name → rows and columns in one layer, whose attention reads ``inputs`` numbers."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     hidden, mlp = shape.hidden, shape.mlp
     return {
-        "self_attn.q_proj": (queries, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (values, hidden),
+        "self_attn.q_proj": (queries, inputs),
+        "self_attn.k_proj": (keys, inputs),
+        "self_attn.v_proj": (keys, inputs),
         "self_attn.o_proj": (hidden, queries),
         "mlp.gate_proj": (mlp, hidden),
         "mlp.up_proj": (mlp, hidden),
@@ -223,7 +206,8 @@ def _projections(shape: Shape) -> dict[str, tuple[int, int]]:
     }
 
 
-def _entries(directory: Path) -> dict[str, Entry]:
+def read_entries(directory: Path) -> dict[str, Entry]:
+    """Tensor name → entry. Of safetensors only headers are read. Raises ``ModelError``."""
     entries: dict[str, Entry] = {}
     for path, promised in _files(directory):
         found = _read_header(path) if _is_safe(path) else _pickled_entries(path)
@@ -290,11 +274,16 @@ def _read_header(path: Path) -> dict[str, Entry]:
             reason=f"its header describes {described:,} bytes, the file has {size:,}",
         )
     for name, (shape, kind, begin, end) in entries.items():
-        if kind not in _ITEM_BYTES:
+        if kind not in _KINDS:
             raise ModelError(f"{path} is not supported", reason=f"{name} is of type {kind}")
-        if begin < 0 or end - begin != math.prod(shape) * _ITEM_BYTES[kind]:
+        if begin < 0 or end - begin != math.prod(shape) * _item_bytes(kind):
             raise ModelError(f"{path} is damaged", reason=f"{name} has a wrong number of bytes")
     return {name: Entry(shape, kind, path) for name, (shape, kind, _, _) in entries.items()}
+
+
+def _item_bytes(kind: str) -> int:
+    bits = re.search(r"\d+$", kind)
+    return int(bits[0]) // 8 if bits else 1
 
 
 def _entry(entry: Any) -> tuple[tuple[int, ...], str, int, int]:
@@ -353,35 +342,23 @@ def _check_tensor(path: Path, name: object, tensor: object) -> None:
             f"{path} is not supported", reason=f"under {str(name)[:80]!r} there is no tensor"
         )
     is_plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
-    if not is_plain or tensor.is_quantized or tensor.dtype not in _kinds():
+    if not is_plain or tensor.is_quantized or not _kind(tensor):
         raise ModelError(f"{path} is not supported", reason=f"{name} is of type {tensor.dtype}")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ModelError(f"{path} is damaged", reason=f"{name} has a wrong number of bytes")
 
 
 def _pickled_entries(path: Path) -> dict[str, Entry]:
-    kinds = _kinds()
     return {
-        name: Entry(tuple(tensor.shape), kinds[tensor.dtype], path)
+        name: Entry(tuple(tensor.shape), _kind(tensor), path)
         for name, tensor in _unpickle(path).items()
     }
 
 
-def _kinds() -> "dict[torch.dtype, str]":
-    import torch
-
-    return {
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.int64: "I64",
-        torch.int32: "I32",
-        torch.int16: "I16",
-        torch.int8: "I8",
-        torch.uint8: "U8",
-        torch.bool: "BOOL",
-    }
+def _kind(tensor: "torch.Tensor") -> str:
+    """The type as safetensors spells it; "" for one that is not read."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    return next((kind for kind, spelled in _KINDS.items() if spelled == name), "")
 
 
 def _refuse_pointer(start: bytes, path: Path) -> None:
@@ -395,5 +372,6 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(str(n) for n in shape) or "none"
+def by(shape: tuple[int, ...]) -> str:
+    """A shape in words."""
+    return "x".join("?" if n < 0 else str(n) for n in shape) or "a single number"

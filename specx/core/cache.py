@@ -7,8 +7,6 @@ models, positions or which rows are worth keeping.
 import torch
 from torch import Tensor
 
-from specx.core.config import kv_row_bytes
-
 
 class KVCache:
     """Keys and values [L, Hkv, capacity, D] of one request.
@@ -42,7 +40,7 @@ class KVCache:
     def row_bytes(self) -> int:
         """Bytes of one row over all layers, keys and values."""
         layers, heads, _, width = self.keys.shape
-        return kv_row_bytes(layers, heads, width, self.keys.element_size())
+        return 2 * layers * heads * width * self.keys.element_size()
 
     def stage(self, rows: int) -> int:
         """Where the next ``rows`` rows go. Raises ``ValueError`` when they do not fit."""

@@ -23,11 +23,6 @@ TreeSize = Literal["fixed", "measured"]
 _STRICT = {"extra": "forbid"}
 
 
-def kv_row_bytes(layers: int, kv_heads: int, head_dim: int, item_bytes: int) -> int:
-    """Bytes that the keys and values of one token take over all layers."""
-    return 2 * layers * kv_heads * head_dim * item_bytes
-
-
 @dataclass(frozen=True, slots=True)
 class TreeConfig:
     """The draft tree (OPT-Tree as in SpecExtend, arXiv 2505.20776 §4: 50 nodes, depth 10, 0.7).

@@ -5,7 +5,7 @@ otherwise. It does not know torch, files or weights.
 """
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,70 +18,60 @@ _Size = Annotated[int, Field(ge=1, le=1 << 22)]
 _Count = Annotated[int, Field(ge=1, le=1 << 10)]
 
 
-class ShapeSpec(BaseModel):
-    """Sizes of a checkpoint: ``bench --stand-in`` builds them, and a loaded config must agree."""
-
+class _Sizes(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+    place: ClassVar[str]  # in a preset
 
-    family: Family = "llama"
-    layers: _Count
     hidden: _Size  # width between the layers
+    mlp: _Size  # units between the two halves of an MLP
     heads: _Count  # of queries
     kv_heads: _Count
     head_dim: _Count
-    mlp: _Size  # units between the two halves of an MLP
     vocabulary: _Size  # rows of the embedding
-    tied: bool = False  # the head that makes logits is the embedding's own table
 
     @model_validator(mode="after")
-    def _heads_share_evenly(self) -> "ShapeSpec":
+    def _heads_share_evenly(self) -> Self:
         if self.heads % self.kv_heads:
-            raise ValueError(f"shape.heads ({self.heads}) is no multiple of kv_heads")
+            raise ValueError(f"{self.place}.heads ({self.heads}) is no multiple of kv_heads")
         return self
+
+    def differences(self, found: dict[str, Any]) -> list[str]:
+        """The sizes that are not those of ``found``."""
+        said = self.model_dump()
+        return [name for name in found if said[name] != found[name]]
+
+    def _first_difference(self, found: dict[str, Any]) -> str:
+        wrong = self.differences(found)[:1]
+        return "".join(f"{name} is {found[name]}, not {getattr(self, name)}" for name in wrong)
+
+
+class ShapeSpec(_Sizes):
+    """Sizes of a checkpoint: ``bench --stand-in`` builds them, and a loaded config must agree."""
+
+    place = "shape"
+    family: Family = "llama"
+    layers: _Count
+    tied: bool = False  # the head that makes logits is the embedding's own table
 
     def difference(self, config: "ModelConfig") -> str:
         """The first size in which a checkpoint's ``config`` is another one; "" if none is."""
-        found = {"family": config.family, **asdict(config.shape), "tied": config.is_tied}
-        return _difference(self.model_dump(), found)
+        sizes = {"family": config.family, **asdict(config.shape), "tied": config.is_tied}
+        return self._first_difference(sizes)
 
 
-class HeadShapeSpec(BaseModel):
+class HeadShapeSpec(_Sizes):
     """Sizes of an EAGLE head: one layer that reads the target's hidden states.
 
     ``features``: hidden states side by side in the head's input, 1 for EAGLE-1 and -2, as a rule
     3 for EAGLE-3. ``vocabulary``: rows of its logits, the target's where the target makes them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    hidden: _Size
-    mlp: _Size
-    heads: _Count
-    kv_heads: _Count
-    head_dim: _Count
-    vocabulary: _Size
+    place = "head_shape"
     features: Annotated[int, Field(ge=1, le=8)]
     bias: bool = False  # of the layer that joins embedding and feature
 
-    @model_validator(mode="after")
-    def _heads_share_evenly(self) -> "HeadShapeSpec":
-        if self.heads % self.kv_heads:
-            raise ValueError(f"head_shape.heads ({self.heads}) is no multiple of kv_heads")
-        return self
-
     def difference(self, found: "HeadFacts") -> str:
         """The first size that a head's config gives otherwise; "" if there is none."""
-        theirs = {
-            "hidden": found.hidden,
-            "mlp": found.mlp,
-            "heads": found.heads,
-            "kv_heads": found.kv_heads,
-            "head_dim": found.head_dim,
-            "vocabulary": found.draft_vocabulary,
-        }
-        return _difference(self.model_dump(), theirs)
-
-
-def _difference(said: dict[str, Any], found: dict[str, Any]) -> str:
-    wrong = [name for name in found if said[name] != found[name]]
-    return f"{wrong[0]} is {found[wrong[0]]}, not {said[wrong[0]]}" if wrong else ""
+        names = ("hidden", "mlp", "heads", "kv_heads", "head_dim")
+        sizes = {name: getattr(found, name) for name in names}
+        return self._first_difference(sizes | {"vocabulary": found.draft_vocabulary})

@@ -11,7 +11,9 @@ and the acceptance of a real, if small, pair.
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import torch
 
 from specx.checkpoints import load as hub
 from specx.checkpoints.config import ModelConfig, model_config, read_config, read_json
@@ -22,11 +24,9 @@ from specx.errors import ResourceError, UsageError
 from specx.memory import room_on
 from specx.preset.preset import Preset, load_preset
 from specx.preset.sections import DraftSpec, TargetSpec
-from specx.preset.shapes import HeadShapeSpec
-from specx.standin.implant import epsilon, misfit
-
-if TYPE_CHECKING:
-    import torch
+from specx.preset.shapes import HeadShapeSpec, ShapeSpec
+from specx.standin.head_implant import HeadImplant, head_misfit, tensor_shapes
+from specx.standin.implant import Implant, epsilon, misfit
 
 #: Tokens of prompt and output together on which the pair inside was trained.
 TRAINED_TOKENS = 17408
@@ -104,12 +104,16 @@ def load_pair(preset: Preset, *, device: str, dtype: str) -> hub.ModelPair:
         large_draft = hub.LoadedModel(draft_config, outline(draft_config, draft_dtype))
     _check_room([each for each in (large, large_draft) if each], target_dtype, device, preset)
     small = hub.load_pair(_pocket(preset), device="cpu", dtype="float32", offline=True)
-    target = _filled(large, small.target, device)
     draft: hub.LoadedModel | LoadedHead | None = None
-    if isinstance(small.draft, LoadedHead):
-        draft = _filled_head(preset, small.draft, target, small.target)
-    elif large_draft is not None and small.draft is not None:
-        draft = _filled(large_draft, small.draft, device)
+    try:
+        target = _filled(large, small.target, device)
+        if isinstance(small.draft, LoadedHead):
+            shape = _head_shapes(preset)[0]
+            draft = HeadImplant(small.draft, shape, target, small.target).build()
+        elif large_draft is not None and small.draft is not None:
+            draft = _filled(large_draft, small.draft, device)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ResourceError(f"no memory on {device} for stand-in weights") from error
     return hub.ModelPair(target, draft, small.tokenizer, small.notes)
 
 
@@ -146,23 +150,38 @@ def _configs(preset: Preset) -> tuple[ModelConfig, ModelConfig | None]:
 
 def _check_head(preset: Preset) -> None:
     """Raise ``UsageError`` unless the preset's head can hold the bundled one of its kind."""
-    from specx.standin.head_implant import head_misfit
-
-    shape, target = preset.draft.head_shape, preset.target.shape
-    if shape is None or target is None:
-        raise UsageError(
-            f"preset {preset.name} does not say the shape of its head",
-            reason="stand-in weights are built from it",
-            hints=[
-                f"add draft.head_shape to the preset: {', '.join(HeadShapeSpec.model_fields)}",
-                "specx presets show vicuna-7b-eagle has one",
-            ],
-        )
+    shape, target = _head_shapes(preset)
     directory = hub.resolve(_POCKETS[preset.draft.kind][1], None, offline=True)
     small = read_head(read_json(directory / "config.json"))
     reason = head_misfit(shape, target, small, preset.draft.generation)
+    _refuse(preset, "head", reason)
+
+
+def _head_shapes(preset: Preset) -> tuple[HeadShapeSpec, ShapeSpec]:
+    """The shapes of the head and of its target; raises ``UsageError`` where they are not given."""
+    shape, target = preset.draft.head_shape, preset.target.shape
+    if shape is None or target is None:
+        raise _lacks_shape(preset, "head", "draft.head_shape", HeadShapeSpec, "vicuna-7b-eagle")
+    return shape, target
+
+
+def _lacks_shape(
+    preset: Preset, what: str, field: str, spec: type[HeadShapeSpec | ShapeSpec], example: str
+) -> UsageError:
+    return UsageError(
+        f"preset {preset.name} does not say the shape of its {what}",
+        reason="stand-in weights are built from it",
+        hints=[
+            f"add {field} to the preset: {', '.join(spec.model_fields)}",
+            f"specx presets show {example} has one",
+        ],
+    )
+
+
+def _refuse(preset: Preset, what: str, reason: str) -> None:
     if reason:
-        raise UsageError(f"no stand-in can be built for preset {preset.name}: head", reason=reason)
+        message = f"no stand-in can be built for preset {preset.name}: {what}"
+        raise UsageError(message, reason=reason)
 
 
 def _config(
@@ -170,21 +189,9 @@ def _config(
 ) -> ModelConfig:
     shape = spec.shape
     if shape is None:
-        raise UsageError(
-            f"preset {preset.name} does not say the shape of its {role}",
-            reason="stand-in weights are built from it",
-            hints=[
-                f"add {role}.shape to the preset: family, layers, hidden, heads, kv_heads, "
-                "head_dim, mlp, vocabulary",
-                "specx presets show vicuna-7b has one",
-            ],
-        )
+        raise _lacks_shape(preset, role, f"{role}.shape", ShapeSpec, "vicuna-7b")
     small = read_config(hub.resolve(f"pocket/{role}", None, offline=True))
-    reason = misfit(shape, small)
-    if reason:
-        raise UsageError(
-            f"no stand-in can be built for preset {preset.name}: {role}", reason=reason
-        )
+    _refuse(preset, role, misfit(shape, small))
     raw: dict[str, Any] = {
         "model_type": shape.family,
         "vocab_size": shape.vocabulary,
@@ -209,11 +216,12 @@ def _check_room(
     outlines: list[hub.LoadedModel], dtype: "torch.dtype", device: str, preset: Preset
 ) -> None:
     """Raise ``ResourceError`` before memory is touched: a CPU kills whoever asks for too much."""
-    import torch
-
     need = sum(part.nbytes for model in outlines for part in model.tensors.values())
     if preset.draft.is_head:
-        need += _head_bytes(preset, dtype)
+        shape, target = _head_shapes(preset)
+        sizes = tensor_shapes(shape, preset.draft.generation, target.vocabulary).values()
+        # Whoever puts a head beside its target makes a copy of it.
+        need += 2 * dtype.itemsize * sum(map(math.prod, sizes))
     have = room_on(torch.device(device)).free_bytes
     if have is not None and need > have:
         raise ResourceError(
@@ -223,42 +231,9 @@ def _check_room(
         )
 
 
-def _head_bytes(preset: Preset, dtype: "torch.dtype") -> int:
-    """What a head takes while it is put beside its target, which makes a copy of it."""
-    from specx.standin.head_implant import tensor_shapes
-
-    shape, target = preset.draft.head_shape, preset.target.shape
-    assert shape is not None
-    assert target is not None
-    shapes = tensor_shapes(shape, preset.draft.generation, target.vocabulary).values()
-    return 2 * dtype.itemsize * sum(map(math.prod, shapes))
-
-
-def _filled_head(
-    preset: Preset, small: LoadedHead, target: hub.LoadedModel, small_target: hub.LoadedModel
-) -> LoadedHead:
-    """The preset's head beside ``target``, making the guesses of the ``small`` one."""
-    import torch
-
-    from specx.standin.head_implant import HeadImplant
-
-    assert preset.draft.head_shape is not None, "checked with the configs"
-    try:
-        return HeadImplant(small, preset.draft.head_shape, target, small_target).build()
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ResourceError("no memory for a stand-in head") from error
-
-
 def _filled(outlined: hub.LoadedModel, small: hub.LoadedModel, device: str) -> hub.LoadedModel:
     """The ``outlined`` model on ``device``, computing what ``small`` computes."""
-    import torch
-
-    from specx.standin.implant import Implant
-
-    try:
-        tensors = {n: torch.empty_like(t, device=device) for n, t in outlined.tensors.items()}
-        model = replace(outlined, tensors=tensors)
-        Implant(model, small).fill()
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ResourceError(f"no memory on {device} for stand-in weights") from error
+    tensors = {n: torch.empty_like(t, device=device) for n, t in outlined.tensors.items()}
+    model = replace(outlined, tensors=tensors)
+    Implant(model, small).fill()
     return model

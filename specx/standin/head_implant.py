@@ -20,33 +20,29 @@ would let something through are zero.
 
 import math
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from specx.checkpoints.eagle.config import HeadFacts
-from specx.checkpoints.eagle.layout import LAYER
+from specx.checkpoints.eagle.layout import LAYER, Generation, Shapes, needed_shapes
 from specx.checkpoints.eagle.loader import LoadedHead
-from specx.checkpoints.eagle.tensor_shapes import Sizes, needed_shapes
 from specx.checkpoints.load import LoadedModel
 from specx.preset.shapes import HeadShapeSpec, ShapeSpec
 from specx.standin.implant import (
     FINAL_GAIN,
     FINAL_RMS,
     HEAD,
-    SEED,
-    STD,
     TABLE,
+    Filler,
     Margin,
     like,
-    put_first_copies,
-    repeated_heads,
+    uneven_heads,
+    within,
 )
 
 _FEATURES = 3  # that pocket's EAGLE-3 head reads
 _HEAD_RMS = 6.25  # of that head's last state, about: 1.6 to 18
-_ATTENTION, _MLP = f"{LAYER}self_attn.", f"{LAYER}mlp."
 
 
 def head_misfit(shape: HeadShapeSpec, target: ShapeSpec, small: HeadFacts, generation: int) -> str:
@@ -63,32 +59,16 @@ def head_misfit(shape: HeadShapeSpec, target: ShapeSpec, small: HeadFacts, gener
         return f"its vocabulary is {shape.vocabulary}, not between {least} and {most}"
     if shape.mlp < small.mlp:
         return f"its mlp is {shape.mlp}, and pocket needs at least {small.mlp}"
-    for name, ours, theirs in (
-        ("heads", shape.heads, small.heads),
-        ("kv_heads", shape.kv_heads, small.kv_heads),
-    ):
-        if ours % theirs:
-            return f"its {name}, {ours}, are no multiple of pocket's {theirs}"
+    if reason := uneven_heads(shape, small.heads, small.kv_heads):
+        return reason
     if generation == 1 and not shape.bias and shape.hidden == small.hidden:
         return f"without a bias, hidden must exceed pocket's {small.hidden}"
     return ""
 
 
-def tensor_shapes(
-    shape: HeadShapeSpec, generation: Literal[1, 3], vocabulary: int
-) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(shape: HeadShapeSpec, generation: Generation, vocabulary: int) -> Shapes:
     """Name → shape of the large head's tensors beside a target of ``vocabulary`` rows."""
-    sizes = Sizes(
-        generation=generation,
-        hidden=shape.hidden,
-        target_hidden=shape.hidden,
-        mlp=shape.mlp,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        features=shape.features,
-    )
-    found = needed_shapes(sizes)
+    found = needed_shapes(shape, generation, shape.hidden)
     if shape.bias:
         found["fc.bias"] = (shape.hidden,)
     if generation == 3 and shape.vocabulary < vocabulary:
@@ -96,7 +76,7 @@ def tensor_shapes(
     return found
 
 
-class HeadImplant:
+class HeadImplant(Filler):
     """One small head on its way into a large one; see the module's docstring for the plan.
 
     The ``small`` one's residual is not normed, and it has no norms beyond the official ones.
@@ -112,19 +92,22 @@ class HeadImplant:
         """``shape`` has no ``head_misfit``; ``target`` holds the ``small_target``."""
         self._small, self._shape = small, shape
         self._target, self._small_target = target, small_target
-        self._margin = Margin.of(shape.hidden, small_target.config)
-        self._width, self._head_dim = self._margin.width, small.config.head_dim
         self._table = target.tensors[TABLE]
-        self._random = torch.Generator(self._table.device).manual_seed(SEED)
+        super().__init__(Margin.of(shape.hidden, small_target.config), self._table.device)
 
     @torch.no_grad()
     def build(self) -> LoadedHead:
         """The large head; the same weights every time."""
         config = self._small.config
         shapes = tensor_shapes(self._shape, config.generation, len(self._table))
-        tensors = {name: self._drawn(size) for name, size in shapes.items()}
+        tensors = {n: self._draw(self._table.new_empty(size)) for n, size in shapes.items()}
         self._fill_joint(tensors)
-        self._fill_layer(tensors)
+        layer = within(tensors, LAYER)
+        self._fill_matrices(layer, within(self._small.tensors, LAYER), config.head_dim)
+        for name in "qkv":  # EAGLE-1's stream is not normed before
+            weight = layer[f"self_attn.{name}_proj.weight"]
+            parts = weight.view(len(weight), -1, self._shape.hidden)
+            parts[:, :, self._width : self._width + 1] = 0.0
         for name in tensors:
             if name.endswith("norm.weight"):
                 self._fill_norm(tensors[name], self._small.tensors[name])
@@ -132,8 +115,7 @@ class HeadImplant:
             tensors["norm.weight"][self._width] = FINAL_GAIN * _HEAD_RMS / FINAL_RMS
         if "lm_head.weight" in tensors:
             self._fill_rows(tensors["lm_head.weight"])
-            same = torch.zeros(self._shape.vocabulary, dtype=torch.int64, device=self._table.device)
-            tensors["d2t"] = same
+            tensors["d2t"] = self._table.new_zeros(self._shape.vocabulary, dtype=torch.int64)
         layers, small = (each.config.shape.layers for each in (self._target, self._small_target))
         config = replace(
             config,
@@ -179,26 +161,6 @@ class HeadImplant:
         else:
             parts[:width, 0, width] = like(weight, bias / self._margin.value)
 
-    def _fill_layer(self, tensors: dict[str, Tensor]) -> None:
-        small, width, hidden = self._small.tensors, self._width, self._shape.hidden
-        for name in (f"{_ATTENTION}{each}_proj.weight" for each in "qkv"):
-            weight = tensors[name]
-            heads = repeated_heads(small[name], len(weight), self._head_dim)
-            parts = weight.view(len(weight), -1, hidden)
-            parts[:, :, :width] = like(weight, heads).view(len(weight), -1, width)
-            parts[:, :, width : width + 1] = 0.0  # EAGLE-1's stream is not normed before
-        name = f"{_ATTENTION}o_proj.weight"
-        put_first_copies(tensors[name].zero_(), small[name], self._head_dim)
-        for name in (f"{_MLP}gate_proj.weight", f"{_MLP}up_proj.weight"):
-            tensors[name][: len(small[name]), :width] = like(tensors[name], small[name])
-        name = f"{_MLP}down_proj.weight"
-        down = like(tensors[name], small[name])
-        tensors[name].zero_()[:width, : down.shape[1]] = down
-
-    def _fill_norm(self, weight: Tensor, small: Tensor) -> None:
-        """The small norm, the margin blotted out."""
-        weight.zero_()[: self._width] = like(weight, small.float() * self._margin.scale)
-
     def _fill_rows(self, head: Tensor) -> None:
         """The head's own output matrix: the small target's, and rows that never win."""
         small = self._small_target.tensors
@@ -206,10 +168,6 @@ class HeadImplant:
         head[: len(rows), : self._width] = like(head, rows)
         head[: len(rows), self._width] = 0.0
         head[len(rows) :, self._width] = self._margin.foreign_weight
-
-    def _drawn(self, size: tuple[int, ...]) -> Tensor:
-        tensor = torch.empty(size, dtype=self._table.dtype, device=self._table.device)
-        return tensor.normal_(0.0, STD, generator=self._random)
 
 
 def _hand_on(margins: Tensor, width: int) -> None:

@@ -28,6 +28,7 @@ Weights that no result depends on are random, never zero, because zeros cost a G
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,17 +36,18 @@ from torch import Tensor
 
 from specx.checkpoints.config import ModelConfig
 from specx.checkpoints.load import LoadedModel
-from specx.preset.shapes import ShapeSpec
+from specx.preset.shapes import HeadShapeSpec, ShapeSpec
 
-SEED = 20776
+_SEED = 20776
 TABLE, HEAD = "embed_tokens.weight", "lm_head.weight"
-STD = 0.02  # of random weights
+_STD = 0.02  # of random weights
 FINAL_GAIN = 2.0**14  # of the final norm at the dimension that foreign ids read
 FINAL_RMS = 50.0  # of the small model's last hidden state, about
 _FOREIGN_LOGIT = -4096.0  # there
-_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-_MLP = ("mlp.gate_proj", "mlp.up_proj")
-_NORMS = ("input_layernorm", "post_attention_layernorm")
+_QKV = tuple(f"self_attn.{name}_proj.weight" for name in "qkv")
+_MLP = ("mlp.gate_proj.weight", "mlp.up_proj.weight")
+_OUT, _DOWN = "self_attn.o_proj.weight", "mlp.down_proj.weight"
+_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 
 
 def misfit(shape: ShapeSpec, small: ModelConfig) -> str:
@@ -63,12 +65,8 @@ def misfit(shape: ShapeSpec, small: ModelConfig) -> str:
     ):
         if ours < least:
             return f"its {name} is {ours}, and pocket needs at least {least}"
-    for name, ours, theirs in (
-        ("heads", shape.heads, sizes.heads),
-        ("kv_heads", shape.kv_heads, sizes.kv_heads),
-    ):
-        if ours % theirs:
-            return f"its {name}, {ours}, are no multiple of pocket's {theirs}"
+    if reason := uneven_heads(shape, sizes.heads, sizes.kv_heads):
+        return reason
     if shape.family == "llama" and shape.hidden % shape.heads:
         return f"its hidden, {shape.hidden}, is no multiple of its heads, {shape.heads}"
     if shape.hidden == sizes.hidden and shape.vocabulary > sizes.vocabulary:
@@ -76,9 +74,20 @@ def misfit(shape: ShapeSpec, small: ModelConfig) -> str:
     return ""
 
 
+def uneven_heads(shape: ShapeSpec | HeadShapeSpec, heads: int, kv_heads: int) -> str:
+    """Why the heads of ``shape`` are no copies of ``heads`` and ``kv_heads``; "" if they can be."""
+    for name, ours, theirs in (
+        ("heads", shape.heads, heads),
+        ("kv_heads", shape.kv_heads, kv_heads),
+    ):
+        if ours % theirs:
+            return f"its {name}, {ours}, are no multiple of pocket's {theirs}"
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """Where a small model ends in a stream of width ``hidden``, and what stands behind it."""
+    """Where a small model ends in a stream of width ``hidden``, and what comes after it."""
 
     width: int  # of the small model
     hidden: int
@@ -123,16 +132,47 @@ def epsilon(hidden: int, small: ModelConfig) -> float:
     return max(0.0, margin.epsilon(small.decoder.epsilon, margin.size * margin.value**2))
 
 
-class Implant:
+class Filler:
+    """What models and heads are filled with: random numbers, and what is small in one corner."""
+
+    def __init__(self, margin: Margin, device: torch.device) -> None:
+        self._margin, self._width = margin, margin.width
+        self._random = torch.Generator(device).manual_seed(_SEED)
+
+    def _draw(self, weight: Tensor) -> Tensor:
+        return weight.normal_(0.0, _STD, generator=self._random)
+
+    def _fill_norm(self, weight: Tensor, small: Tensor) -> None:
+        """The small norm, the margin blotted out."""
+        weight.zero_()[: self._width] = like(weight, small.float() * self._margin.scale)
+
+    def _fill_matrices(
+        self, large: Mapping[str, Tensor], small: Mapping[str, Tensor], head_dim: int
+    ) -> None:
+        """The matrices of one layer, both under their names within it; random ones stay random
+        where they read nothing."""
+        width = self._width
+        for name in _QKV:
+            weight = large[name]
+            heads = _repeated_heads(small[name], len(weight), head_dim)
+            parts = weight.view(len(weight), -1, self._margin.hidden)
+            parts[:, :, :width] = like(weight, heads).view(len(weight), -1, width)
+        _put_first_copies(large[_OUT].zero_(), small[_OUT], head_dim)
+        for name in _MLP:
+            large[name][: len(small[name]), :width] = like(large[name], small[name])
+        down = like(large[_DOWN], small[_DOWN])
+        large[_DOWN].zero_()[:width, : down.shape[1]] = down
+
+
+class Implant(Filler):
     """One small model on its way into a large one; see the module's docstring for the plan."""
 
     def __init__(self, large: LoadedModel, small: LoadedModel) -> None:
         self._large, self._small = large.separate(), small.separate()
         self._shape, self._small_shape = large.config.shape, small.config.shape
-        self._margin = Margin.of(self._shape.hidden, small.config)
-        self._width, self._value = self._margin.width, self._margin.value
-        self._scale = self._margin.scale
-        self._random = torch.Generator(self._large[TABLE].device).manual_seed(SEED)
+        margin = Margin.of(self._shape.hidden, small.config)
+        super().__init__(margin, self._large[TABLE].device)
+        self._value = margin.value
 
     @torch.no_grad()
     def fill(self) -> None:
@@ -140,13 +180,20 @@ class Implant:
         self._fill_tables()
         before = self._shape.layers - self._small_shape.layers
         for layer in range(self._shape.layers):
-            prefix, original = f"layers.{layer}.", f"layers.{layer - before}."
-            self._fill_biases(prefix)
+            tensors = within(self._large, f"layers.{layer}.")
+            for name, tensor in tensors.items():
+                if name.endswith(".bias"):  # pocket has none
+                    tensor.zero_()
             if layer < before:
-                self._fill_random_layer(prefix)
-            else:
-                self._fill_layer(prefix, original)
-        self._fill_norm("norm", "norm")
+                self._fill_random_layer(tensors)
+                continue
+            small = within(self._small, f"layers.{layer - before}.")
+            for name in (*_QKV, *_MLP):
+                self._draw(tensors[name])
+            self._fill_matrices(tensors, small, self._shape.head_dim)
+            for name in _NORMS:
+                self._fill_norm(tensors[name], small[name])
+        self._fill_norm(self._large["norm.weight"], self._small["norm.weight"])
         if self._margin.size:
             self._large["norm.weight"][self._width] = FINAL_GAIN
 
@@ -169,55 +216,28 @@ class Implant:
             rows = table if head is None else head
             rows[known:, self._width] = self._margin.foreign_weight
 
-    def _fill_biases(self, prefix: str) -> None:
-        """Pocket has none."""
-        for name, tensor in self._large.items():
-            if name.startswith(prefix) and name.endswith(".bias"):
-                tensor.zero_()
-
-    def _fill_random_layer(self, prefix: str) -> None:
-        for name in (*_QKV, "self_attn.o_proj", *_MLP, "mlp.down_proj"):
-            self._draw(self._large[f"{prefix}{name}.weight"])
-        for name in (*_MLP, "self_attn.v_proj"):
-            _pair_rows(self._large[f"{prefix}{name}.weight"])
-        for name in ("self_attn.o_proj", "mlp.down_proj"):
-            _oppose_columns(self._large[f"{prefix}{name}.weight"])
-        usual = float(self._small[TABLE].pow(2).mean().sqrt()) * self._scale  # the stream's RMS
+    def _fill_random_layer(self, tensors: Mapping[str, Tensor]) -> None:
+        for name in (*_QKV, _OUT, *_MLP, _DOWN):
+            self._draw(tensors[name])
+        for name in (*_MLP, _QKV[2]):  # every second row repeats the one before it
+            weight = tensors[name]
+            count = len(weight) // 2 * 2
+            weight[1:count:2] = weight[0:count:2]
+        for name in (_OUT, _DOWN):  # every second column is opposed; a last one alone is zero
+            weight = tensors[name]
+            count = weight.shape[1] // 2 * 2
+            weight[:, 1:count:2] = -weight[:, 0:count:2]
+            weight[:, count:] = 0.0
+        scale = self._margin.scale
+        usual = float(self._small[TABLE].pow(2).mean().sqrt()) * scale  # the stream's RMS
         for name in _NORMS:
-            norm = self._large[f"{prefix}{name}.weight"]
-            norm[: self._width] = self._scale
-            norm[self._width :] = usual / self._value
+            tensors[name][: self._width] = scale
+            tensors[name][self._width :] = usual / self._value
 
-    def _fill_layer(self, prefix: str, original: str) -> None:
-        head_dim = self._shape.head_dim
-        for name in _QKV:
-            weight = self._large[f"{prefix}{name}.weight"]
-            self._draw(weight)
-            heads = repeated_heads(self._small[f"{original}{name}.weight"], len(weight), head_dim)
-            weight[:, : self._width] = like(weight, heads)
-        name = "self_attn.o_proj.weight"
-        out = self._large[f"{prefix}{name}"].zero_()
-        put_first_copies(out, self._small[f"{original}{name}"], head_dim)
-        units = self._small_shape.mlp
-        for name in _MLP:
-            weight = self._large[f"{prefix}{name}.weight"]
-            self._draw(weight)
-            small = self._small[f"{original}{name}.weight"]
-            weight[:units, : self._width] = like(weight, small)
-        name = "mlp.down_proj.weight"
-        down = self._large[f"{prefix}{name}"].zero_()
-        down[: self._width, :units] = like(down, self._small[f"{original}{name}"])
-        for name in _NORMS:
-            self._fill_norm(f"{prefix}{name}", f"{original}{name}")
 
-    def _fill_norm(self, name: str, original: str) -> None:
-        """The small norm, the margin blotted out."""
-        weight = self._large[f"{name}.weight"].zero_()
-        small = self._small[f"{original}.weight"]
-        weight[: self._width] = like(weight, small * self._scale)
-
-    def _draw(self, weight: Tensor) -> None:
-        weight.normal_(0.0, STD, generator=self._random)
+def within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with ``prefix``, without it."""
+    return {n.removeprefix(prefix): each for n, each in tensors.items() if n.startswith(prefix)}
 
 
 def like(weight: Tensor, values: Tensor) -> Tensor:
@@ -225,27 +245,14 @@ def like(weight: Tensor, values: Tensor) -> Tensor:
     return values.to(weight.device, weight.dtype)
 
 
-def repeated_heads(weight: Tensor, rows: int, width: int) -> Tensor:
+def _repeated_heads(weight: Tensor, rows: int, width: int) -> Tensor:
     """Heads of ``width`` rows each, [n, in] → [``rows``, in], every head equally often."""
     heads = weight.view(-1, width, weight.shape[1])
     return heads.repeat_interleave(rows // len(weight), dim=0).flatten(0, 1)
 
 
-def put_first_copies(output: Tensor, small: Tensor, width: int) -> None:
+def _put_first_copies(output: Tensor, small: Tensor, width: int) -> None:
     """Lets through one copy of each head of ``width``: [out, in of small] into [out, in]."""
     copies = output.shape[1] // small.shape[1]
     heads = output.view(len(output), -1, width)[: len(small), ::copies]
     heads.copy_(small.view(len(small), -1, width))
-
-
-def _pair_rows(weight: Tensor) -> None:
-    """Every second row repeats the one before it."""
-    count = len(weight) // 2 * 2
-    weight[1:count:2] = weight[0:count:2]
-
-
-def _oppose_columns(weight: Tensor) -> None:
-    """Every second column is the one before it with the other sign; a last one alone is zero."""
-    count = weight.shape[1] // 2 * 2
-    weight[:, 1:count:2] = -weight[:, 0:count:2]
-    weight[:, count:] = 0.0

@@ -10,7 +10,7 @@ import pytest
 
 from specx.checkpoints import check_pair as paircheck
 from specx.checkpoints import load as hub
-from specx.checkpoints.check_pair import Locate, check_head, examined, outcomes, recorded
+from specx.checkpoints.check_pair import Locate, check_head, examine, outcomes, recorded
 from specx.checkpoints.config import model_config
 from specx.checkpoints.tokenizer import Tokenizer, read_tokenizer
 from specx.errors import ModelError, PairError
@@ -89,7 +89,7 @@ class TestShipped:
         assert tokens[:2].count(tokenizer.bos_id) <= 1
 
     def test_qwens_padding_rows_are_no_disagreement(self, repositories: Path) -> None:
-        files = examined(load_preset("qwen2.5-7b"), here(repositories))
+        files = examine(load_preset("qwen2.5-7b"), here(repositories))
         assert files.draft_config is not None
         rows = (files.target_config.shape.vocabulary, files.draft_config.shape.vocabulary)
         assert rows == (152064, 151936)
@@ -100,29 +100,29 @@ class TestShipped:
         other = {"target.repo": "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"}
         preset = load_preset("llama3.1-8b", other)
         with pytest.raises(PairError, match="token 128000 is"):
-            examined(preset, here(repositories))
+            examine(preset, here(repositories))
 
 
 class TestContext:
     def test_a_targets_limit_is_its_scaled_one(self, repositories: Path) -> None:
         for name in ("vicuna-7b", "longchat-7b"):  # factor 4 over 4096, factor 8 over 2048
-            examined(load_preset(name, {"context_tokens": 16384}), here(repositories))
+            examine(load_preset(name, {"context_tokens": 16384}), here(repositories))
             with pytest.raises(PairError, match=r"built for 16,384 positions.*16,385"):
-                examined(load_preset(name, {"context_tokens": 16385}), here(repositories))
+                examine(load_preset(name, {"context_tokens": 16385}), here(repositories))
 
     def test_a_drafts_window_cannot_be_longer_than_the_draft(self, repositories: Path) -> None:
         preset = load_preset("vicuna-7b", {"draft.trained_context_tokens": 4096})
         with pytest.raises(PairError, match=r"vicuna-68m was built for 2,048 positions.*4,096"):
-            examined(preset, here(repositories))
+            examine(preset, here(repositories))
 
     def test_a_heads_limit_counts_its_yarn(self, own_copy: Path) -> None:
         repo = "TanBaby/EAGLE3-Qwen3-8B-YARN-64K"
         directory = changed(own_copy, repo, rope_scaling=None, max_position_embeddings=2048)
         with pytest.raises(PairError, match=r"built for 2,048 positions.*32,768"):
-            examined(load_preset("qwen3-8b-eagle3-yarn"), here(directory))
+            examine(load_preset("qwen3-8b-eagle3-yarn"), here(directory))
         stretched = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 2048}
         scaling = {f"draft.head.rope_scaling.{key}": value for key, value in stretched.items()}
-        examined(load_preset("qwen3-8b-eagle3-yarn", scaling), here(directory))
+        examine(load_preset("qwen3-8b-eagle3-yarn", scaling), here(directory))
 
 
 class TestHeads:
@@ -183,7 +183,7 @@ class TestHeads:
     def test_a_token_that_the_head_has_no_row_for(self, own_copy: Path) -> None:
         directory = changed(own_copy, "AngelSlim/Qwen3-8B_eagle3", vocab_size=151000)
         with pytest.raises(PairError, match=r"151000 rows.*token 151000"):
-            examined(load_preset("qwen3-8b-eagle3"), here(directory))
+            examine(load_preset("qwen3-8b-eagle3"), here(directory))
 
     def test_a_shape_that_is_not_true_is_a_doubt(self, own_copy: Path) -> None:
         """It is what stand-in weights are made of; the real head may still run."""

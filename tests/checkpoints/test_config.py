@@ -74,7 +74,7 @@ class TestArchitectures:
             (tiny_config(architectures=["LlamaForCausalLMEagle3"]), "is not supported"),
             (tiny_config(auto_map={"AutoModel": "x.Y"}), "asks for code of its own"),
             (tiny_config(quantization_config={"quant_method": "gptq"}), "quantised"),
-            (tiny_config(vocab_size=10**12), "vocab_size = 1000000000000 is out of range"),
+            (tiny_config(vocab_size=10**12), "vocab_size is 1000000000000: it must be"),
             (tiny_config(num_hidden_layers=10**6), "num_hidden_layers"),
             (tiny_config(num_key_value_heads=3), "4 attention heads cannot share 3"),
             (AutoConfig.for_model("gemma2"), "gemma2 are not supported: its layers alternate"),
@@ -91,7 +91,7 @@ class TestArchitectures:
     def test_old_spellings_in_files_are_understood(self, damaged: Path) -> None:
         """Hub configs of 2023 say rope_scaling and type; they must not slip through."""
         edit_json(damaged / "config.json", rope_parameters=..., rope_scaling={"type": "dynamic"})
-        with pytest.raises(ModelError, match=r"rope type dynamic|does not hold together"):
+        with pytest.raises(ModelError, match="rope type dynamic"):
             read_config(damaged)
 
     def test_code_in_a_checkpoint_is_never_run(self, damaged: Path) -> None:
@@ -112,12 +112,12 @@ class TestDamage:
             ({"num_hidden_layers": 3}, "9 tensors are not there"),
             ({"num_hidden_layers": 1}, "model.layers.1.* has no place in it"),
             ({"num_key_value_heads": 4}, "k_proj.weight has the shape 32x64"),
-            ({"hidden_size": "wide"}, "config.json does not hold together"),
+            ({"hidden_size": "wide"}, "config.json: hidden_size is wide"),
             ({"num_attention_heads": 0}, "config.json"),
-            ({"hidden_act": "nonsense"}, "config.json does not hold together"),
+            ({"hidden_act": "nonsense"}, "config.json: hidden_act is nonsense"),
             ({"hidden_act": "gelu"}, "hidden_act is gelu"),
             ({"rms_norm_eps": "small"}, "rms_norm_eps is small"),
-            ({"num_key_value_heads": 0}, "num_key_value_heads = 0 is out of range"),
+            ({"num_key_value_heads": 0}, "num_key_value_heads is 0: it must be a whole"),
             ({"vocab_size": True}, "vocab_size is True"),
             ({"intermediate_size": ...}, "intermediate_size is None"),
             ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta is -1.0"),
@@ -127,7 +127,7 @@ class TestDamage:
             ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
             ({"model_type": "rwkv9"}, "models of type rwkv9 are not supported"),
             ({"model_type": ...}, "models of type None"),
-            ({"architectures": 7}, "config.json does not hold together"),
+            ({"architectures": 7}, "config.json: architectures is 7"),
         ],
     )
     def test_config(self, damaged: Path, changes: dict[str, Any], said: str) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 
 from specx.checkpoints import load as hub
+from specx.checkpoints.check_pair import check_pair
 from specx.core.decoder import Model
 from specx.errors import (
     ModelError,
@@ -178,14 +179,14 @@ class TestPairs:
         """An embedding lookup beyond the last row would fail in the middle of a text."""
         tokenizer = tiny_tokenizer()
         with pytest.raises(PairError, match=r"token 500, '.+', is unknown to the draft"):
-            hub.check_pair(tokenizer, tokenizer, tiny_facts(), tiny_facts(vocab_size=500))
+            check_pair(tokenizer, tokenizer, tiny_facts(), tiny_facts(vocab_size=500))
         with pytest.raises(ModelError, match=r"token 500, .* is beyond the 500 rows"):
-            hub.check_pair(tokenizer, None, *[tiny_facts(vocab_size=500)] * 2)
+            check_pair(tokenizer, None, *[tiny_facts(vocab_size=500)] * 2)
 
     def test_a_special_token_without_a_row_is_harmless(self) -> None:
         """Some fine-tunes add <pad> to the tokenizer alone."""
         tokenizer = tiny_tokenizer(extra=[AddedToken("<pad>", special=True)])
-        hub.check_pair(tokenizer, tiny_tokenizer(), tiny_facts(), tiny_facts())
+        check_pair(tokenizer, tiny_tokenizer(), tiny_facts(), tiny_facts())
 
 
 class TestDevices:

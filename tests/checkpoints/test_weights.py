@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from specx.checkpoints import load as hub
 from specx.checkpoints.config import read_config
-from specx.checkpoints.weights import check_weights, choose_entry, read_tensors, tensor_shapes
+from specx.checkpoints.weights import check_weights, choose_entry, read_entries, read_tensors
 from specx.errors import ModelError
 from tests.helpers import PairDirs, edit_json, preset_for, save_pair
 
@@ -107,7 +107,7 @@ class TestSafetensors:
 
 
 class TestReading:
-    """``read_tensors`` and ``tensor_shapes`` over every way in which weights are kept."""
+    """``read_tensors`` and ``read_entries`` over every way in which weights are kept."""
 
     def test_all_layouts_hold_the_same(self, tmp_path: Path) -> None:
         tensors = {
@@ -138,12 +138,13 @@ class TestReading:
             for name, tensor in tensors.items():
                 assert torch.equal(read[name], tensor)
                 assert read[name].dtype == tensor.dtype
-            assert tensor_shapes(folder) == {k: tuple(v.shape) for k, v in tensors.items()}
+            shapes = {name: entry.shape for name, entry in read_entries(folder).items()}
+            assert shapes == {k: tuple(v.shape) for k, v in tensors.items()}
 
     def test_safetensors_come_first(self, damaged: Path) -> None:
         """A repository that has both is read once, and its pickle is never opened."""
         (damaged / "pytorch_model.bin").write_bytes(b"no pickle at all")
-        assert read_tensors(damaged).keys() == tensor_shapes(damaged).keys()
+        assert read_tensors(damaged).keys() == read_entries(damaged).keys()
         assert choose_entry({"pytorch_model.bin", "model.safetensors"}) == "model.safetensors"
 
     def test_nothing_there(self, tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ class TestReading:
             save_file({name: torch.ones(2), "both": torch.ones(3)}, tmp_path / name)
         index = {"weight_map": {name: name for name in names} | {"both": names[0]}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-        for read in (read_tensors, tensor_shapes):
+        for read in (read_tensors, read_entries):
             with pytest.raises(ModelError, match="both is in both"):
                 read(tmp_path)
 
@@ -166,7 +167,7 @@ class TestReading:
         save_file({"here": torch.ones(2)}, tmp_path / "model-1.safetensors")
         placed = {"weight_map": {"here": "model-1.safetensors", "gone": "model-1.safetensors"}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(placed))
-        for read in (read_tensors, tensor_shapes):
+        for read in (read_tensors, read_entries):
             with pytest.raises(ModelError, match=r"model-1.safetensors lacks gone"):
                 read(tmp_path)
 
@@ -212,7 +213,7 @@ class TestPickles:
         payload: object = Payload(victim)
         data = {"lm_head.weight": torch.ones(2), "x": [payload] if nested else payload}
         torch.save(data, pickled / "pytorch_model.bin", _use_new_zipfile_serialization=is_archive)
-        for read in (read_tensors, tensor_shapes, examine):
+        for read in (read_tensors, read_entries, examine):
             with pytest.raises(ModelError, match=r"pytorch_model.bin is refused") as caught:
                 read(pickled)
             assert "mkdir" in caught.value.reason
@@ -244,7 +245,7 @@ class TestPickles:
     def test_damage(self, pickled: Path, change: Callable[[bytes], bytes]) -> None:
         path = pickled / "pytorch_model.bin"
         path.write_bytes(change(path.read_bytes()))
-        for read in (read_tensors, tensor_shapes, examine):
+        for read in (read_tensors, read_entries, examine):
             with pytest.raises(
                 ModelError, match=r"pytorch_model.bin is (damaged|not supp|refused)"
             ):

@@ -1,7 +1,7 @@
 """Stand-in weights: the shapes are the preset's, the text is pocket's."""
 
-import json
-from importlib.resources import files
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,16 +22,8 @@ from specx.preset.preset import Preset, load_preset
 from specx.standin import build as standin
 from specx.stream import Result
 from tests.helpers import PairDirs, preset_for
+from tests.standin.conftest import TARGET
 
-TARGET = {
-    "layers": 10,
-    "hidden": 768,
-    "heads": 8,
-    "kv_heads": 4,
-    "head_dim": 128,
-    "mlp": 1536,
-    "vocabulary": 9000,
-}
 DRAFT = {
     "layers": 3,
     "hidden": 320,
@@ -67,7 +59,7 @@ def built(preset: Preset) -> tuple[Preset, hub.ModelPair]:
 
 
 def generated(engine: Engine, mode: str, text: str) -> Result:
-    return engine.generate(engine.prompt(text), mode=mode, max_tokens=48, ignore_eos=True)
+    return engine.generate(engine.prompt(text), mode=mode, max_tokens=24, ignore_eos=True)
 
 
 def run(
@@ -79,12 +71,6 @@ def run(
     cache = model.new_cache(len(tokens))
     attention = ChunkPass(cache, 0, SdpaKernels(), "fused")
     return model.forward(tokens, torch.arange(len(tokens)), attention), cache
-
-
-@pytest.fixture(scope="module")
-def text() -> str:
-    sample = files("specx.bench").joinpath("sample.jsonl").read_text("utf-8").splitlines()[0]
-    return str(json.loads(sample)["text"])[:2500]
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +87,20 @@ def results(text: str) -> dict[str, Result]:
 
 
 @pytest.fixture(scope="module")
-def big() -> hub.ModelPair:
+def pairs() -> Callable[[int, int], hub.ModelPair]:
+    """Heads and key/value heads → a pair, made once. Read only: an engine takes a twin of it."""
+
+    @functools.cache
+    def of(heads: int, kv_heads: int) -> hub.ModelPair:
+        return built(preset_of({"heads": heads, "kv_heads": kv_heads}))[1]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def big(pairs: Callable[[int, int], hub.ModelPair]) -> hub.ModelPair:
     """Read only."""
-    return built(preset_of())[1]
+    return pairs(8, 4)
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +110,16 @@ def tokens(pocket: hub.ModelPair, text: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("heads", [(8, 4), (4, 4)])
 def test_the_text_and_the_acceptance_are_those_of_pocket(
-    heads: tuple[int, int], text: str, results: dict[str, Result]
+    heads: tuple[int, int],
+    text: str,
+    results: dict[str, Result],
+    pairs: Callable[[int, int], hub.ModelPair],
 ) -> None:
-    engine = Engine(*built(preset_of({"heads": heads[0], "kv_heads": heads[1]})))
+    preset = standin.adapted(preset_of({"heads": heads[0], "kv_heads": heads[1]}))
+    engine = Engine(preset, standin.twin(pairs(*heads)))
     for mode, theirs in results.items():
         ours = generated(engine, mode, text)
-        assert len(ours.tokens) == 48
+        assert len(ours.tokens) == 24
         assert ours.tokens == theirs.tokens
         near = pytest.approx(theirs.stats.tokens_per_step, rel=0.15)
         assert ours.stats.tokens_per_step == near
@@ -143,13 +144,15 @@ class TestTheSameFunction:
 
     @pytest.mark.parametrize("heads", [(8, 4), (4, 4), (8, 2), (12, 6)])
     def test_of_retrieval(
-        self, heads: tuple[int, int], pocket: hub.ModelPair, tokens: torch.Tensor
+        self,
+        heads: tuple[int, int],
+        pocket: hub.ModelPair,
+        tokens: torch.Tensor,
+        pairs: Callable[[int, int], hub.ModelPair],
     ) -> None:
         """The scores are a mean over heads: every small head must count equally often."""
-        shape = {"heads": heads[0], "kv_heads": heads[1], "layers": 8}
-        pair = built(preset_of(shape))[1]
         found = []
-        for model in (pair.target, pocket.target):
+        for model in (pairs(*heads).target, pocket.target):
             output, cache = run(model, tokens)
             found.append(chunk_scores(output.query[:, -1], cache.keys[-1], 128**-0.5, 32))
         torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-6)
@@ -163,13 +166,16 @@ class TestTheSameFunction:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_ids_that_pocket_does_not_have_never_win(dtype: str, tokens: torch.Tensor) -> None:
+def test_ids_that_pocket_does_not_have_never_win(
+    dtype: str, tokens: torch.Tensor, big: hub.ModelPair
+) -> None:
     """Nor may their logits overflow: a sampler subtracts the largest from all others."""
-    shape = {"layers": 8, "mlp": 1280}
-    preset = standin.adapted(preset_of(shape, {"layers": 2}))
-    pair = standin.load_pair(preset, device="cpu", dtype=dtype)
+    pair = big
+    if dtype != "float32":
+        preset = standin.adapted(preset_of({"layers": 8, "mlp": 1280}, {"layers": 2}))
+        pair = standin.load_pair(preset, device="cpu", dtype=dtype)
     for model in (pair.target, pair.draft):
-        logits = run(model, tokens[:160])[0].logits
+        logits = run(model, tokens[:80])[0].logits
         assert logits.dtype == getattr(torch, dtype)
         assert logits.isfinite().all()
         assert logits[:, 8192:].max() < logits[:, :8192].min() - 100
@@ -307,7 +313,7 @@ class TestRefusals:
         assert "bias" in caught.value.hints[0]
 
     def test_memory_is_asked_before_it_is_touched(self) -> None:
-        preset = standin.adapted(load_preset("vicuna-7b", {"target.shape.layers": "1000"}))
+        preset = standin.adapted(load_preset("vicuna-7b", {"target.shape.mlp": "500000"}))
         with pytest.raises(ResourceError, match="GiB are free"):
             standin.load_pair(preset, device="cpu", dtype="float32")
 

@@ -1,9 +1,8 @@
 """A small head inside a larger one: it guesses what pocket's head guesses, at the larger cost."""
 
-import json
+import functools
 import math
 from collections.abc import Callable
-from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -21,16 +20,8 @@ from specx.preset.preset import Preset, load_preset
 from specx.standin import build as standin
 from specx.standin.head_implant import tensor_shapes
 from specx.stream import TextChunk
+from tests.standin.conftest import TARGET
 
-TARGET = {
-    "layers": 10,
-    "hidden": 768,
-    "heads": 8,
-    "kv_heads": 4,
-    "head_dim": 128,
-    "mlp": 1536,
-    "vocabulary": 9000,
-}
 HEAD = {
     "hidden": 768,
     "mlp": 1600,
@@ -81,7 +72,7 @@ def trace_of(engine: Engine, prompt: str) -> Trace:
     stream = engine.stream(
         engine.prompt(prompt),
         mode="specx",
-        max_tokens=32,
+        max_tokens=24,
         ignore_eos=True,
         parts={"copies": "none"},  # they would hide a head that guesses badly
         records_trees=True,
@@ -92,22 +83,25 @@ def trace_of(engine: Engine, prompt: str) -> Trace:
 
 
 @pytest.fixture(scope="module")
-def text() -> str:
-    sample = files("specx.bench").joinpath("sample.jsonl").read_text("utf-8").splitlines()[0]
-    return str(json.loads(sample)["text"])[:2500]
+def small() -> Callable[[str], hub.ModelPair]:
+    """A kind → pocket's pair with a head of it, loaded once. Read only."""
+
+    @functools.cache
+    def of(kind: str) -> hub.ModelPair:
+        own = load_preset(f"pocket-{kind}")
+        return hub.load_pair(own, device="cpu", dtype="float32", offline=True)
+
+    return of
 
 
 @pytest.fixture(scope="module")
-def pocket(text: str) -> Callable[[str], Trace]:
+def pocket(text: str, small: Callable[[str], hub.ModelPair]) -> Callable[[str], Trace]:
     """What pocket itself does with a head of a kind and a stand-in's settings."""
-    known: dict[str, Trace] = {}
 
+    @functools.cache
     def of(kind: str) -> Trace:
-        if kind not in known:
-            own = load_preset(f"pocket-{kind}")
-            pair = hub.load_pair(own, device="cpu", dtype="float32", offline=True)
-            known[kind] = trace_of(Engine(standin.adapted(preset_of(kind)), pair), text)
-        return known[kind]
+        engine = Engine(standin.adapted(preset_of(kind)), copy_of(small(kind)))
+        return trace_of(engine, text)
 
     return of
 
@@ -115,12 +109,10 @@ def pocket(text: str) -> Callable[[str], Trace]:
 @pytest.fixture(scope="module")
 def pairs() -> Callable[[str], hub.ModelPair]:
     """A case → its pair, made once. Read only: for an engine take a ``copy_of`` it."""
-    known: dict[str, hub.ModelPair] = {}
 
+    @functools.cache
     def of(case: str) -> hub.ModelPair:
-        if case not in known:
-            known[case] = built(preset_of(*CASES[case]))[1]
-        return known[case]
+        return built(preset_of(*CASES[case]))[1]
 
     return of
 
@@ -169,17 +161,18 @@ class Causal:
 @pytest.mark.parametrize("size", [1.0, 0.01])
 @pytest.mark.parametrize("case", CASES)
 def test_states_and_logits_are_those_of_pocket(
-    case: str, size: float, pairs: Callable[[str], hub.ModelPair]
+    case: str,
+    size: float,
+    pairs: Callable[[str], hub.ModelPair],
+    small: Callable[[str], hub.ModelPair],
 ) -> None:
     """Also where a stream is so small that a norm's epsilon counts."""
     kind, _ = CASES[case]
-    own = load_preset(f"pocket-{kind}")
-    small = hub.load_pair(own, device="cpu", dtype="float32", offline=True)
     random = torch.Generator().manual_seed(3)
     tokens = torch.randint(KNOWN, (12,), generator=random)
     taps = [torch.randn(12, WIDTH, generator=random) * size for _ in range(KINDS[kind]["features"])]
     found = []
-    for pair in (small, copy_of(pairs(case))):
+    for pair in (small(kind), pairs(case)):
         target = Model(pair.target.config.decoder, dict(pair.target.tensors))
         margin = target.embedding[tokens][:, WIDTH:].clone()
         if kind == "eagle" and margin.shape[1]:  # behind the final norm
@@ -212,7 +205,7 @@ def test_ids_that_pocket_does_not_have_are_never_guessed(
         return seen[-1]
 
     monkeypatch.setattr(EagleHead, "logits", logits)
-    engine.generate(engine.prompt(text[:300]), mode="spec", max_tokens=8, ignore_eos=True)
+    engine.generate(engine.prompt(text[:200]), mode="spec", max_tokens=8, ignore_eos=True)
     assert {len(each) > 1 for each in seen} == {False, True}, "roots, and levels below them"
     found = torch.cat(seen)
     assert found.dtype == getattr(torch, dtype)
@@ -250,7 +243,7 @@ class TestTheLargeHead:
         assert (taps[:, 1:, WIDTH:] != 0).float().mean() > 0.99
 
     def test_an_eagle3_head_hands_the_margin_on(
-        self, pairs: Callable[[str], hub.ModelPair]
+        self, pairs: Callable[[str], hub.ModelPair], small: Callable[[str], hub.ModelPair]
     ) -> None:
         pair = pairs("eagle3")
         joint = head_of(pair).tensors["fc.weight"]
@@ -259,10 +252,8 @@ class TestTheLargeHead:
         features = torch.cat([torch.cat([each, margin], dim=-1) for each in streams], dim=-1)
         merged = features @ joint.T
         torch.testing.assert_close(merged[:, WIDTH:], margin, rtol=0, atol=1e-8)
-        small = hub.load_pair(
-            load_preset("pocket-eagle3"), device="cpu", dtype="float32", offline=True
-        )
-        expected = torch.cat(list(streams), dim=-1) @ head_of(small).tensors["fc.weight"].float().T
+        joint = head_of(small("eagle3")).tensors["fc.weight"].float()
+        expected = torch.cat(list(streams), dim=-1) @ joint.T
         torch.testing.assert_close(merged[:, :WIDTH], expected, rtol=1e-4, atol=1e-4)
 
     def test_two_builds_are_equal(self, pairs: Callable[[str], hub.ModelPair]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from specx.checkpoints.fields import check_activation, flag, number, whole
 from specx.errors import ModelError, PairError
 
 HeadKind = Literal["eagle", "eagle3"]
@@ -18,7 +19,7 @@ KIND_NAMES: dict[str, str] = {"eagle": "EAGLE-1 or -2", "eagle3": "EAGLE-3"}
 LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 
 _LARGEST = 1 << 26
-_EPSILON = 1e-6  # of every published config that leaves it out
+_USUAL = {"rms_norm_eps": 1e-6}  # of every published config that leaves it out
 _FEWEST_LAYERS = 7  # below, the three default layers coincide or change their order
 #: What may stand in model_type, speculators_model_type or architectures → what that is.
 _OTHERS = {
@@ -58,7 +59,7 @@ class HeadFacts:
     head_dim: int
     vocabulary: int  # rows of the target
     draft_vocabulary: int  # rows of its own logits
-    positions: int | None  # it was built for, scaling included
+    positions: int  # it was built for, scaling included; very many where it does not say
     epsilon: float  # of its norms
 
 
@@ -69,30 +70,41 @@ def read_head(config: Mapping[str, Any], scaling: Mapping[str, Any] | None = Non
     are missing or no sizes, and for flags that are none.
     """
     kind, layer = head_kind(config), layer_config(config)
-    for name in _FLAGS:
-        flag(config, name)
-    if layer.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise ModelError(
-            f"the head's hidden_act is {str(layer['hidden_act'])[:40]}",
-            reason="the heads that specx runs have silu",
-        )
-    hidden, heads = _size(layer, "hidden_size"), _size(layer, "num_attention_heads")
-    vocabulary = _size(layer, "vocab_size")
-    own = config.get("draft_vocab_size") or config.get("truncated_vocab_size")
-    longest = layer.get("max_position_embeddings")
-    scaled = scaling or layer.get("rope_scaling") or layer.get("rope_parameters")
+    try:
+        for name in _FLAGS:
+            flag(config, name)
+        check_activation(layer, "heads")
+        return _facts(kind, config, layer, scaling)
+    except ModelError as error:
+        message = f"the head's config.json is damaged: {error.message}"
+        raise ModelError(message, reason=error.reason) from error
+
+
+def _facts(
+    kind: HeadKind | None,
+    config: Mapping[str, Any],
+    layer: Mapping[str, Any],
+    scaling: Mapping[str, Any] | None,
+) -> HeadFacts:
+    def size(name: str, otherwise: int | None = None) -> int:
+        return whole(layer, name, _LARGEST, otherwise)
+
+    hidden, heads, vocabulary = map(size, ("hidden_size", "num_attention_heads", "vocab_size"))
+    own = config.get("draft_vocab_size") or config.get("truncated_vocab_size") or vocabulary
+    target = config.get("target_hidden_size")
+    longest = size("max_position_embeddings", _LARGEST)
     return HeadFacts(
         kind=kind,
         hidden=hidden,
-        target_hidden=_optional(config, "target_hidden_size"),
-        mlp=_size(layer, "intermediate_size"),
+        target_hidden=target if target is None else whole(config, "target_hidden_size", _LARGEST),
+        mlp=size("intermediate_size"),
         heads=heads,
-        kv_heads=_optional(layer, "num_key_value_heads") or heads,
-        head_dim=_optional(layer, "head_dim") or max(1, hidden // heads),
+        kv_heads=size("num_key_value_heads", heads),
+        head_dim=size("head_dim", max(1, hidden // heads)),
         vocabulary=vocabulary,
-        draft_vocabulary=_checked("draft_vocab_size", own) if own else vocabulary,
-        positions=None if longest is None else position_limit(_positions(longest), scaled),
-        epsilon=_epsilon(layer),
+        draft_vocabulary=whole({"draft_vocab_size": own}, "draft_vocab_size", _LARGEST),
+        positions=position_limit(longest, scaling or rope_scaling(layer)),
+        epsilon=number(_USUAL | dict(layer), "rms_norm_eps", 0, 1),
     )
 
 
@@ -104,15 +116,9 @@ def layer_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return layer
 
 
-def flag(config: Mapping[str, Any], name: str) -> bool | None:
-    """A setting that is on or off; None where ``config`` does not say. Raises ``ModelError``."""
-    value = config.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise ModelError(
-            f"the head's config.json is damaged: {name} is {str(value)[:40]}",
-            reason="it must be true or false",
-        )
-    return value
+def rope_scaling(layer: Mapping[str, Any]) -> Any:
+    """What the part of a config that has the rotation says of it, unchecked."""
+    return layer.get("rope_scaling") or layer.get("rope_parameters")
 
 
 def check_kind(found: HeadKind | None, wanted: str, repo: str, proof: str = "") -> None:
@@ -236,35 +242,3 @@ def _layer_list(value: object) -> tuple[int, ...]:
 
 def _listed(layers: tuple[int, ...]) -> str:
     return ", ".join(map(str, layers))
-
-
-def _epsilon(layer: Mapping[str, Any]) -> float:
-    value = layer.get("rms_norm_eps", _EPSILON)
-    if type(value) not in (int, float) or not 0 < value < 1:
-        raise ModelError(
-            f"the head's config.json is damaged: rms_norm_eps is {str(value)[:40]}",
-            reason="it must be a number between 0 and 1",
-        )
-    return float(value)
-
-
-def _positions(value: object) -> int:
-    return _checked("max_position_embeddings", value)
-
-
-def _size(config: Mapping[str, Any], name: str) -> int:
-    return _checked(name, config.get(name))
-
-
-def _optional(config: Mapping[str, Any], name: str) -> int | None:
-    value = config.get(name)
-    return None if value is None else _checked(name, value)
-
-
-def _checked(name: str, value: object) -> int:
-    if type(value) is not int or not 1 <= value <= _LARGEST:
-        raise ModelError(
-            f"the head's config.json is damaged: {name} is {str(value)[:40]}",
-            reason=f"it must be a whole number between 1 and {_LARGEST}",
-        )
-    return value

@@ -11,7 +11,7 @@ for ``midlayer`` (AngelSlim, ModelOpt), and vLLM's speculators.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from specx.checkpoints.config import ModelConfig, read_json
 from specx.checkpoints.eagle.config import (
@@ -19,17 +19,26 @@ from specx.checkpoints.eagle.config import (
     HeadKind,
     check_kind,
     feature_layers,
-    flag,
     layer_config,
     read_head,
 )
-from specx.checkpoints.eagle.layout import LAYER, named, refuse_other_kinds
+from specx.checkpoints.eagle.layout import (
+    LAYER,
+    Generation,
+    check_flags,
+    check_places,
+    named,
+    needed_shapes,
+    optional_shapes,
+    refuse_other_kinds,
+)
 from specx.checkpoints.eagle.rotation import rotation
-from specx.checkpoints.eagle.tensor_shapes import Sizes, by, check_places
 from specx.checkpoints.eagle.vocabulary import check_embedding, check_output
-from specx.checkpoints.weights import read_tensors
+from specx.checkpoints.fields import flag
+from specx.checkpoints.weights import by, read_tensors
 from specx.errors import ModelError, PairError
 from specx.preset.sections import DraftSpec
+from specx.preset.shapes import HeadShapeSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,20 +86,24 @@ class _Reader:
         from specx.core.drafts.eagle import HeadConfig
 
         generation = self._generation()
-        sizes = self._sizes(generation)
-        check_places(self.directory, self.tensors, sizes, self.raw)
+        shape = self._shape(generation)
+        wide = self.target.shape.hidden
+        needed = needed_shapes(shape, generation, wide)
+        optional = optional_shapes(shape, generation, wide)
+        check_places(self.directory, self.tensors, needed, optional, generation)
+        check_flags(self.directory, self.tensors, generation, self.raw)
         check_embedding(self.directory, self.tensors, self.target, known_tokens)
         if generation == 3:
             check_output(self.directory, self.tensors, self.raw, self.target)
-        self._compare_config(sizes)
-        self._compare_preset(sizes)
-        layers = self._feature_layers(sizes.features) if generation == 3 else ()
+        self._compare_config(shape)
+        self._compare_preset(shape)
+        layers = self._feature_layers(shape.features) if generation == 3 else ()
         rope, note = rotation(layer_config(self.raw), self.spec)
         self.notes += [note] if note else []
         config = HeadConfig(
             generation=generation,
-            heads=sizes.heads,
-            head_dim=sizes.head_dim,
+            heads=shape.heads,
+            head_dim=shape.head_dim,
             epsilon=self.facts.epsilon,
             rope=rope,
             feature_layers=layers,
@@ -102,7 +115,7 @@ class _Reader:
             tensors.pop("d2t", None)  # the identity
         return LoadedHead(config, tensors, tuple(self.notes))
 
-    def _generation(self) -> Literal[1, 3]:
+    def _generation(self) -> Generation:
         """By the tensors; the preset has to agree."""
         mark = f"{LAYER}hidden_norm.weight"
         query = self._matrix(f"{LAYER}self_attn.q_proj.weight")
@@ -113,7 +126,7 @@ class _Reader:
         check_kind(kind, self.spec.kind, str(self.spec.repo), proof)
         return 3 if is_third else 1
 
-    def _sizes(self, generation: Literal[1, 3]) -> Sizes:
+    def _shape(self, generation: Generation) -> HeadShapeSpec:
         rows = self._rows(f"{LAYER}self_attn.q_proj")
         keys = self._rows(f"{LAYER}self_attn.k_proj")
         heads = self.facts.heads
@@ -127,15 +140,16 @@ class _Reader:
         if keys % width or heads % (keys // width):
             reason = f"{LAYER}self_attn.k_proj.weight has {keys} rows for {heads} heads of {width}"
             raise ModelError(f"the tensors in {self.directory} do not fit together", reason=reason)
-        return Sizes(
-            generation=generation,
+        has_own = "lm_head.weight" in self.tensors
+        return HeadShapeSpec.model_construct(  # a file may go beyond what presets can say
             hidden=self._rows("fc"),
-            target_hidden=self.target.shape.hidden,
             mlp=self._rows(f"{LAYER}mlp.gate_proj"),
             heads=heads,
             kv_heads=keys // width,
             head_dim=width,
+            vocabulary=self._rows("lm_head") if has_own else self.target.shape.vocabulary,
             features=self._features(generation),
+            bias="fc.bias" in self.tensors,
         )
 
     def _features(self, generation: int) -> int:
@@ -156,18 +170,18 @@ class _Reader:
             return 1 if generation == 1 else int(inputs // wide)
         raise PairError(f"{self.directory} is a head for another target", reason=reason)
 
-    def _compare_config(self, sizes: Sizes) -> None:
+    def _compare_config(self, shape: HeadShapeSpec) -> None:
         """The tensors decide, and what the config says otherwise is told."""
         layer = layer_config(self.raw)
         found = {
-            "hidden_size": sizes.hidden,
-            "intermediate_size": sizes.mlp,
-            "num_key_value_heads": sizes.kv_heads,
-            "head_dim": sizes.head_dim,
+            "hidden_size": shape.hidden,
+            "intermediate_size": shape.mlp,
+            "num_key_value_heads": shape.kv_heads,
+            "head_dim": shape.head_dim,
         }
         said = {name: layer.get(name) for name in found}
         if "lm_head.weight" in self.tensors:
-            found["draft_vocab_size"] = self._rows("lm_head")
+            found["draft_vocab_size"] = shape.vocabulary
             said["draft_vocab_size"] = self.raw.get("draft_vocab_size")
         wrong = [name for name in found if said[name] not in (None, found[name])]
         if wrong:
@@ -176,26 +190,13 @@ class _Reader:
             )
             self.notes.append(f"the config.json of {self.spec.repo} says {listed}: weights decide")
 
-    def _compare_preset(self, sizes: Sizes) -> None:
+    def _compare_preset(self, shape: HeadShapeSpec) -> None:
         """A preset's shape is only what stand-in weights are made of."""
-        shape = self.spec.head_shape
-        if shape is None:
-            return
-        has_own = "lm_head.weight" in self.tensors
-        found = {
-            "hidden": sizes.hidden,
-            "mlp": sizes.mlp,
-            "heads": sizes.heads,
-            "kv_heads": sizes.kv_heads,
-            "head_dim": sizes.head_dim,
-            "vocabulary": self._rows("lm_head") if has_own else self.target.shape.vocabulary,
-            "features": sizes.features,
-            "bias": "fc.bias" in self.tensors,
-        }
-        said = shape.model_dump()
-        wrong = [name for name in found if said[name] != found[name]]
-        if wrong:
-            listed = ", ".join(f"{name} {said[name]}, the file has {found[name]}" for name in wrong)
+        said, found = self.spec.head_shape, shape.model_dump()
+        if said is not None and (wrong := said.differences(found)):
+            listed = ", ".join(
+                f"{name} {getattr(said, name)}, the file has {found[name]}" for name in wrong
+            )
             self.notes.append(
                 f"the preset's draft.head_shape says {listed}: "
                 "stand-in measurements of this preset are off"

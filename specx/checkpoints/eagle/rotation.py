@@ -8,14 +8,20 @@ that is known to say what its training did not do is not believed.
 from collections.abc import Mapping
 from typing import Any
 
-from specx.checkpoints.rope import DEFAULT_BASE, KINDS, read_rope, rope_kind, rope_parameters
+from specx.checkpoints.fields import whole
+from specx.checkpoints.rope import (
+    DEFAULT_BASE,
+    read_rope,
+    rope_base,
+    rope_kind,
+    rope_parameters,
+)
 from specx.core.architecture import Rope
 from specx.errors import ModelError
 from specx.preset.sections import DraftSpec
 
 #: Owners whose configs name a base that the training did not use.
 _TRAINED_WITH_BASE = {"AngelSlim": DEFAULT_BASE, "TanBaby": DEFAULT_BASE}
-_LARGEST_BASE = 1e15
 _POSITIONS = 2048  # of nearly every head's training
 
 
@@ -29,18 +35,11 @@ def rotation(layer: Mapping[str, Any], spec: DraftSpec) -> tuple[Rope, str]:
         base, note = _base(layer, spec)
         said = spec.head.rope_scaling if spec.head else None
         stretch = rope_parameters(layer) if said is None else said
-        kind = rope_kind(stretch)
-        if kind == "dynamic":
-            kind = "default"  # it changes nothing within the trained length; no row is beyond it
-        if kind not in KINDS:
-            reason = f"specx knows {', '.join(KINDS)}"
-            raise ModelError(f"rope type {str(kind)[:40]} is not supported", reason=reason)
+        # Dynamic changes nothing within the trained length, and no row is beyond it.
+        kind = rope_kind(stretch, {"dynamic": "default"})
         if kind != "default" and stretch.get("partial_rotary_factor", 1.0) != 1.0:
             raise ModelError("its rotation is damaged", reason="it turns a part of each head only")
-        positions = layer.get("max_position_embeddings", _POSITIONS)
-        if type(positions) is not int:
-            reason = f"max_position_embeddings is {str(positions)[:40]}"
-            raise ModelError("its rotation is damaged", reason=reason)
+        positions = whole(layer, "max_position_embeddings", 1 << 26, _POSITIONS)
         return read_rope(kind, base, stretch, positions), note
     except ModelError as error:
         raise ModelError(f"{spec.repo}: {error.message}", reason=error.reason) from error
@@ -50,15 +49,11 @@ def _base(layer: Mapping[str, Any], spec: DraftSpec) -> tuple[float, str]:
     """The preset's, else the one that its owner trained with, else the config's."""
     if spec.head is not None and spec.head.rope_theta is not None:
         return spec.head.rope_theta, ""
-    said = layer.get("rope_theta")
     nested = layer.get("rope_parameters")  # where transformers 5 keeps base and stretch
-    if said is None and isinstance(nested, Mapping):
-        said = nested.get("rope_theta")
-    if said is not None and (type(said) not in (int, float) or not 1 < said < _LARGEST_BASE):
-        raise ModelError(f"rope_theta is {str(said)[:40]}", reason="it must be a number above 1")
+    said = rope_base(layer, nested if isinstance(nested, Mapping) else {})
     known = _TRAINED_WITH_BASE.get((spec.repo or "").partition("/")[0])
     if known is None:
-        return DEFAULT_BASE if said is None else float(said), ""
+        return DEFAULT_BASE if said is None else said, ""
     if said in (None, known):
         return known, ""
     return known, f"{spec.repo} says rope_theta {said:g} but was trained with {known:g}"

@@ -93,7 +93,7 @@ def test_sizes_of_speculators_are_nested() -> None:
     head = read_head(nested | {"speculators_model_type": "eagle3", "draft_vocab_size": 32000})
     assert (head.kind, head.hidden, head.kv_heads, head.head_dim) == ("eagle3", 4096, 8, 128)
     assert (head.vocabulary, head.draft_vocabulary) == (128256, 32000)
-    assert head.positions is None
+    assert head.positions >= 1 << 26, "it does not say"
 
 
 @pytest.mark.parametrize(
