@@ -34,12 +34,11 @@ IMPORT_TORCH, HELP, ONE_TOKEN = "import torch", "specx --help", "specx summarize
 PACKAGES_SHOWN = 15
 # Runs a command line of specx in this process; the last line of stderr is what it has imported.
 COUNT_MODULES = """
-import atexit, sys
-from specx.cli.main import main
-def report():
-    print(sum(n.partition(".")[0] == "transformers" for n in sys.modules), file=sys.stderr)
-atexit.register(report)
-main()
+import sys
+from specx.cli.main import run
+code = run(sys.argv[1:])
+print(sum(n.partition(".")[0] == "transformers" for n in sys.modules), file=sys.stderr)
+sys.exit(code)
 """
 IMPORT_TIME = re.compile(r"^import time:\s+(\d+) \|\s+\d+ \|\s+([\w.]+)$", re.MULTILINE)
 

@@ -15,10 +15,10 @@ import torch
 pytest.importorskip("triton")
 
 import triton
-from tests.core.kernels.test_tree import CLOSE, DEVICE, HALVES, Case
 
 from specx.core.kernels import tree_attention as tree
 from specx.core.kernels.types import TreeTiling
+from tests.core.kernels.test_tree_attention import CLOSE, DEVICE, HALVES, Case
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 ON_HOPPER = pytest.mark.skipif(
@@ -100,7 +100,7 @@ _COMPILE = """
 import math, sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
-from triton.runtime import driver, jit
+from triton.runtime import driver
 
 class Hopper:
     def get_current_target(self):
@@ -110,18 +110,15 @@ class Hopper:
     def get_current_stream(self, device):
         return 0
 
-def compiled(function, grid):
-    def go(*arguments, **options):
-        kernel = function.run(*arguments, grid=grid, warmup=True, **options)
-        kernel = kernel.result() if isinstance(kernel, triton.FutureKernel) else kernel
-        ptx = kernel.asm["ptx"]
-        words = [word for word in ("wgmma", "setmaxnreg", "cp.async.bulk.tensor") if word in ptx]
-        print(function.__name__, grid, kernel.metadata.shared, ",".join(words))
-    return go
+def compiled(function, grid, *arguments, **options):
+    kernel = function.run(*arguments, grid=grid, warmup=True, **options)
+    ptx = kernel.asm["ptx"]
+    words = [word for word in ("wgmma", "setmaxnreg", "cp.async.bulk.tensor") if word in ptx]
+    print(function.__name__, grid, kernel.metadata.shared, ",".join(words))
 
 driver.set_active(Hopper())
-jit.JITFunction.__getitem__ = compiled
-from specx.core.kernels import tree_attention as tree
+from specx.core.kernels import hopper, tree_attention as tree
+tree.launch_kernel = hopper.launch_kernel = compiled
 tree.launch_options = lambda device: {"PDL": True, "launch_pdl": True}
 for dtype, splits in ((torch.float16, 4), (torch.bfloat16, 1)):
     query = torch.zeros(33, 8, 128, dtype=dtype).transpose(0, 1)
