@@ -367,3 +367,14 @@ def test_real_shapes_on_a_gpu(name: str, count: int, dtype: torch.dtype) -> None
     got = _forward(own(plain), tokens).logits.float()
     floor = (rounded - expected).abs().max()
     assert (got - expected).abs().max() <= 2 * floor + 1e-3
+
+
+def test_the_first_layer_alone_is_a_model_of_one_layer() -> None:
+    """What kernels are compiled ahead over; the whole model stays as it was."""
+    plain, tokens = hf_model(config()), random_tokens(20)
+    model, whole = own(plain), hf_logits(plain, tokens)
+    short = model.first_layer()
+    plain.model.layers = plain.model.layers[:1]
+    assert (short.shape.layers, short.feature_width) == (1, 0)
+    _assert_same(_forward(short, tokens).logits, hf_logits(plain, tokens))
+    _assert_same(_forward(model, tokens).logits, whole)
