@@ -1,6 +1,5 @@
 """``specx pull``: bring a preset's files to this disk before they are needed."""
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -56,7 +55,6 @@ def pull(
 ) -> int:
     """Download a preset's models, after checking that the pair fits together."""
     screen = Screen(color=color, quiet=quiet)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with Interrupts():
         found = _pull(load_preset(name, parse_assignments(set_)), offline, dry_run, screen)
     if output == "json":

@@ -191,8 +191,6 @@ def _read_all(names: list[str], request: RunRequest) -> list[NamedInput]:
 
 
 def _load(settings: Settings, screen: Screen) -> "Engine":
-    if screen.verbose < 2:
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     is_demonstration = settings.preset.target.repo == "pocket/target"
     if is_demonstration and (screen.is_terminal or screen.verbose):
         screen.note("pocket is a small demonstration model; see specx presets for others")

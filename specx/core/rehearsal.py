@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import torch
 
-from specx.core.config import Parts
 from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.kernels.launch import can_compile_ahead, compiling_ahead
 from specx.core.retrieval import Retriever
@@ -39,34 +38,27 @@ def rehearse(
     with compiling_ahead(device):
         short = target.over(target.model.first_layer(), parts)
         chunk = nothing[: target.cache.capacity // 2]
-        features = [short.read(chunk)[1] for _ in range(2)]  # the second one has a prefix
+        for _ in range(2):  # the second chunk has a prefix
+            short.read(chunk)
         if retriever is not None:
             short.select(retriever, None)
         short.progress.begin(chunk, nothing[:1])
         short.verify_widths()
         if settings is not None:
-            width = target.model.feature_width
-            states = features[0].new_zeros(len(chunk), width)
-            _draft(settings, parts, target, sampler, chunk, states)
+            _draft(replace(settings, parts=parts), target, sampler, chunk)
     target.cache.reach(0)
 
 
-def _draft(
-    settings: DraftSettings,
-    parts: Parts,
-    target: Target,
-    sampler: Sampler,
-    chunk: torch.Tensor,
-    features: torch.Tensor,
-) -> None:
+def _draft(settings: DraftSettings, target: Target, sampler: Sampler, chunk: torch.Tensor) -> None:
     """One draft after a prompt of one chunk."""
     model, tree = settings.model, settings.tree
     if model.reads_features:
         tree = replace(tree, depth=min(tree.depth, _LEVELS_OF_A_HEAD))
-    settings = replace(settings, model=model.first_layer(), tree=tree, parts=parts)
+    settings = replace(settings, model=model.first_layer(), tree=tree)
     drafter = ModelDrafter(settings, target.workspace)
     drafter.start(sampler)
-    drafter.prefill(chunk, features)
+    shape, dtype = (len(chunk), target.model.feature_width), target.model.dtype
+    drafter.prefill(chunk, torch.zeros(shape, dtype=dtype, device=chunk.device))
     drafter.begin(None)
     drafter.extend([0])
     drafter.draft()
