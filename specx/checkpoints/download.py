@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specx.checkpoints.config import summary
+from specx.checkpoints.config import ADAPTER, summary
 from specx.checkpoints.repository import (
     ATTEMPTS,
     SAMPLE,
@@ -37,6 +37,7 @@ from specx.errors import ModelError, ModelUnavailableError, ResourceError, size
 _METADATA = (
     "config.json",
     "generation_config.json",
+    ADAPTER,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -213,6 +214,13 @@ def pickle_notice(source: Source) -> str:
     if entry is None or not is_pickled(entry):
         return ""
     return f"{source.repo} has no safetensors: pickles are read, code in them is not run"
+
+
+def adapter_notice(source: Source) -> str:
+    """What to say of LoRA files beside whole weights, which other programs may mix in; or ""."""
+    if not (source.directory / ADAPTER).is_file():
+        return ""
+    return f"{source.repo} has a LoRA adapter beside its weights: the weights are run without it"
 
 
 def _metadata(source: Source) -> list[HubFile]:

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 from specx.checkpoints.check_pair import PairFiles, examine
 from specx.checkpoints.config import ModelConfig, summary
-from specx.checkpoints.download import Notice, fetch, fetch_metadata, pickle_notice, plan, tell
+from specx.checkpoints.download import (
+    Notice,
+    adapter_notice,
+    fetch,
+    fetch_metadata,
+    pickle_notice,
+    plan,
+    tell,
+)
 from specx.checkpoints.eagle.loader import LoadedHead, load_head
 from specx.checkpoints.repository import Source, find, is_on_hub
 from specx.checkpoints.tokenizer import Tokenizer
@@ -35,6 +43,11 @@ class LoadedModel:
 
     config: ModelConfig
     tensors: "dict[str, torch.Tensor]" = field(repr=False)
+
+    @property
+    def is_untied(self) -> bool:
+        """Whether the file has an output matrix of its own, against the word of its config."""
+        return self.config.is_tied and "lm_head.weight" in self.tensors
 
     def separate(self) -> "dict[str, torch.Tensor]":
         """Views of the tensors under the names of files, without a leading ``model.``."""
@@ -70,19 +83,21 @@ def load_pair(preset: Preset, *, device: str, dtype: str, offline: bool) -> Mode
     )
     files, sources = located(preset, offline=offline)
     fetch_weights(files, sources)
-    notes = tuple(filter(None, map(pickle_notice, sources)))
-    for note in notes:
-        tell(Notice(note))
+    said = [notice(source) for source in sources for notice in (pickle_notice, adapter_notice)]
     draft: LoadedModel | LoadedHead | None = None
     if files.head_config is not None and files.draft_dir is not None:
         known = len(files.tokenizer)
         draft = load_head(files.draft_dir, preset.draft, files.target_config, known)
-        for note in draft.notes:
-            tell(Notice(note))
-        notes += draft.notes
+        said += draft.notes
     elif files.draft_dir is not None and files.draft_config is not None:
         draft = _load_model(files.draft_dir, files.draft_config, draft_dtype, device)
     target = _load_model(files.target_dir, files.target_config, target_dtype, device)
+    for model, spec in ((target, preset.target), (draft, preset.draft)):
+        if isinstance(model, LoadedModel) and model.is_untied:
+            said.append(f"{spec.repo} says that it is tied, but has an lm_head of its own: used")
+    notes = tuple(filter(None, said))
+    for note in notes:
+        tell(Notice(note))
     return ModelPair(target, draft, files.tokenizer, notes)
 
 

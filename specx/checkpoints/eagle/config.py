@@ -213,7 +213,10 @@ def _chosen_layers(
             reason=f"the usual three need a target of at least {_FEWEST_LAYERS}",
             hints=["name them in the preset: draft.head.feature_layers"],
         )
-    return formula, ""
+    return formula, (
+        f"the head names no layers: taken are the inputs of layers {_listed(formula)}, as in the "
+        "paper's code; --set draft.head.feature_layers overrides it"
+    )
 
 
 def position_limit(longest: int, scaling: object) -> int:
@@ -225,7 +228,7 @@ def position_limit(longest: int, scaling: object) -> int:
         return longest
     if kind in ("linear", "dynamic"):
         return int(longest * factor)
-    original = scaling.get("original_max_position_embeddings")
+    original = scaling.get("original_max_position_embeddings") or longest
     if kind == "yarn" and isinstance(original, int):
         return max(longest, int(original * factor))
     return longest  # llama3's is included already
