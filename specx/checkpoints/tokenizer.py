@@ -107,6 +107,10 @@ class Tokenizer:
         """
         return self.encode(self._marks.unmask(self._marks.enable(rendered)))
 
+    def count_control_names(self, text: str) -> int:
+        """How often ``text`` names a control token."""
+        return self._marks.count(text)
+
     def decode(self, tokens: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of ``tokens``; special tokens by name unless they are skipped."""
         return str(self._whole.decode(list(tokens), skip_special_tokens=skip_special))
@@ -168,6 +172,9 @@ class _Marks:
     def mask(self, text: str) -> str:
         """``text`` with the names of control tokens masked; the same text where it has none."""
         return self._names.sub(lambda found: self._mask[found[0]], text)
+
+    def count(self, text: str) -> int:
+        return sum(1 for _ in self._names.finditer(text))
 
     def unmask(self, text: str) -> str:
         """The reverse of ``mask``."""

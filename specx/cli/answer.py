@@ -57,6 +57,8 @@ def answer(job: Job, document: "Document | None", *, label: str = "", heading: s
     """
     prompt = job.ask(job.engine, document)
     job.screen.detail(label + _plan(job, prompt))
+    for sentence in () if document is None else _remarks(job, document):
+        job.screen.detail(label + sentence)
     result = _stream(job, document, prompt, heading)
     verification = _verify(job, prompt, result)
     if job.output != "text":
@@ -107,8 +109,8 @@ def _watchers(
     look = job.look if job.output == "text" else None
     if job.trace is None and job.look.show != "map":
         return AnswerDisplay(job.progress(), job.sink, look, heading), None
-    text = "" if document is None else document.text
-    document_map = map_prompt(prompt.tokens, job.engine.tokenizer, preset.retrieval, text)
+    told = ("", ()) if document is None else (document.text, document.sections)
+    document_map = map_prompt(prompt.tokens, job.engine.tokenizer, preset.retrieval, *told)
     if job.trace is not None:
         from specx.trace.write import TraceWriter, header_of
 
@@ -179,6 +181,13 @@ def _token(job: Job, token: int | None) -> str:
     if token is None:
         return "the end"
     return f"{one_line(repr(job.engine.tokenizer.decode([token])))} (id {token})"
+
+
+def _remarks(job: Job, document: "Document") -> list[str]:
+    """What happened between the file and the prompt."""
+    names = job.engine.tokenizer.count_control_names(document.text)
+    said = f"{names:,} names of control tokens in the document are text"
+    return [*(f"left out: {each}" for each in document.removed), *([said] if names else [])]
 
 
 def _plan(job: Job, prompt: "Prompt") -> str:

@@ -125,6 +125,7 @@ class RunRequest:
     out: str | None = given("--out PATH", "Write the answer to PATH, not to stdout.")
     force: bool = given("--force", "Let --out and --trace replace an existing file.", False)
     encoding: Encoding = None
+    pages: str = given("--pages LIST", "Pages of the document, as 3-10,15 [all].", "")
     keep_going: bool = given("--keep-going", "Go on with the next file after a failure.", False)
     quiet: Annotated[int, counter("-q", "--quiet", help="No stats; -qq: errors only.")] = 0
     verbose: Annotated[

@@ -18,7 +18,8 @@ from specx.cli.output_file import Sink, open_sink, open_trace
 from specx.cli.settings import Settings, resolve, setting_rows
 from specx.cli.show import choose_look, show_legend
 from specx.cli.signals import Interrupts
-from specx.documents.document import Document, read_document, read_stdin
+from specx.documents.document import WHOLE, Document, read_document, read_stdin
+from specx.documents.formats import Reading
 from specx.errors import DocumentError, SpecxError, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 PLACE = "{document}"
+_PAGES_A_REPORT = 50
 _QUESTION_ALONE = "for a question alone: < /dev/null"
 
 #: A document's name, and the document, none (a bare question), or why it cannot be read.
@@ -85,7 +87,7 @@ def execute(
     ):
         is_question = not (needs_document or request.files) and names == [STDIN]
         try:
-            inputs = _read_all(names, request)
+            inputs = _read_all(names, request, screen)
         except DocumentError as error:
             hints = [*error.hints, *([_QUESTION_ALONE] if is_question else [])]
             raise DocumentError(error.message, reason=error.reason, hints=hints) from error
@@ -129,11 +131,11 @@ def choose_inputs(
     return [] if not needed and _is_null(stdin) else [STDIN]
 
 
-def read_input(name: str, encoding: str | None) -> Document:
+def read_input(name: str, encoding: str | None, reading: Reading = WHOLE) -> Document:
     """The document of a name that ``choose_inputs`` returned. Raises ``DocumentError``."""
     if name == STDIN:
-        return read_stdin(sys.stdin.buffer, encoding=encoding)
-    return read_document(name, encoding=encoding)
+        return read_stdin(sys.stdin.buffer, encoding=encoding, reading=reading)
+    return read_document(name, encoding=encoding, reading=reading)
 
 
 def _is_null(stream: TextIO) -> bool:
@@ -180,18 +182,25 @@ def _shown(value: object) -> str:
     return str(value) if is_plain else json.dumps(value, ensure_ascii=False)
 
 
-def _read_all(names: list[str], request: RunRequest) -> list[NamedInput]:
+def _read_all(names: list[str], request: RunRequest, screen: Screen) -> list[NamedInput]:
     """All documents, so that a misspelt name is reported before the long run and not after it."""
     if not names:
         return [("", None)]
     inputs: list[NamedInput] = []
-    for name in names:
-        try:
-            inputs.append((name, read_input(name, request.encoding)))
-        except SpecxError as error:
-            if not request.keep_going:
-                raise
-            inputs.append((name, error))
+    with closing(screen.progress("", shows_text=False)) as progress:
+
+        def on_page(done: int, total: int) -> None:
+            if done % _PAGES_A_REPORT == 0:
+                progress.busy(f"reading page {done:,} of {total:,}")
+
+        for name in names:
+            try:
+                reading = Reading(request.pages, on_page)
+                inputs.append((name, read_input(name, request.encoding, reading)))
+            except SpecxError as error:
+                if not request.keep_going:
+                    raise
+                inputs.append((name, error))
     failures = [found for _, found in inputs if isinstance(found, SpecxError)]
     if len(failures) == len(inputs):
         raise failures[0]

@@ -1,8 +1,7 @@
-"""Documents: text and Markdown from files and standard input.
+"""Documents from files and standard input, in the formats of ``formats``.
 
-Nothing is guessed: what is not UTF-8 is refused with its likely encoding, and the caller may name
-one. What is no text at all is refused with a command that makes text of it. Apart from a byte
-order mark and Windows line ends the text is what the bytes say.
+Nothing is guessed: text that is not UTF-8 is refused with its likely encoding, and the caller may
+name one. Apart from a byte order mark and Windows line ends text is what the bytes say.
 """
 
 import codecs
@@ -13,40 +12,21 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
+from specx.documents.blocks import Extract, Section
+from specx.documents.formats import Format, Reading, extract, recognise
+from specx.documents.pdf import chosen_pages
 from specx.errors import DocumentError, UsageError
 
-Format = Literal["text", "markdown"]
-
-MAX_DOCUMENT_BYTES = 64 << 20
-_MARKDOWN = (".md", ".markdown", ".mdown", ".mkd")
+MAX_DOCUMENT_BYTES = 256 << 20
 _ENCODINGS = ("utf-8", "utf-16", "latin-1", "cp1252", "cp1251", "shift_jis", "gb18030", "big5")
-_DOCX, _ODT, _EPUB = b"word/", b"application/vnd.oasis.opendocument.text", b"application/epub+zip"
-#: First bytes, others near the start, what they mean, and the command that makes text of the file.
-_FORMATS = (
-    (b"%PDF-", b"", "a PDF", "pdftotext {name} -"),
-    (b"{\\rtf", b"", "an RTF document", "pandoc -t plain {name}"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"", "an old Word document", "antiword {name}"),
-    (b"\x1f\x8b\x08", b"", "compressed with gzip", "gzip -dc {name}"),
-    (b"BZh91AY&SY", b"", "compressed with bzip2", "bzip2 -dc {name}"),
-    (b"\xfd7zXZ\x00", b"", "compressed with xz", "xz -dc {name}"),
-    (b"\x28\xb5\x2f\xfd", b"", "compressed with zstd", "zstd -dc {name}"),
-    (b"7z\xbc\xaf\x27\x1c", b"", "a 7z archive", "7z x -so {name}"),
-    (b"Rar!\x1a\x07", b"", "a RAR archive", "unrar p -inul {name}"),
-    (b"\x89PNG\r\n", b"", "a PNG image", "tesseract {name} -"),
-    (b"\xff\xd8\xff", b"", "a JPEG image", "tesseract {name} -"),
-    (b"II*\x00", b"", "a TIFF image", "tesseract {name} -"),
-    (b"MM\x00*", b"", "a TIFF image", "tesseract {name} -"),
-    (b"\x7fELF", b"", "a program (ELF)", ""),
-    (b"SQLite format 3\x00", b"", "an SQLite database", ""),
-    (b"PK\x03\x04", _DOCX, "a Word document (DOCX)", "pandoc -t plain {name}"),
-    (b"PK\x03\x04", _ODT, "an OpenDocument text", "pandoc -t plain {name}"),
-    (b"PK\x03\x04", _EPUB, "an EPUB book", "pandoc -t plain {name}"),
-    (b"PK\x03\x04", b"", "a ZIP archive", "unzip -p {name}"),
-)
 _UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+#: All pages, and nobody hears of them.
+WHOLE = Reading()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +39,22 @@ class Document:
     format: Format
     bytes: int
     sha256: str
+    sections: tuple[Section, ...] = ()  # that the format names; text and Markdown name none
+    removed: tuple[str, ...] = ()  # what of its layout is not in the text, in sentences
 
 
-def read_document(path: str, *, encoding: str | None = None) -> Document:
+def read_document(path: str, *, encoding: str | None = None, reading: Reading = WHOLE) -> Document:
     """Read a file; ``encoding`` None means UTF-8, with or without a byte order mark.
 
     Raises ``DocumentError`` when there is no usable text in it, ``UsageError`` for an encoding
-    that Python does not know.
+    that Python does not know and for pages that are not there.
     """
     codec = _codec(encoding)
     if os.path.isdir(path):
         hint = f"name the files in it: specx summarize {shlex.quote(path.rstrip('/'))}/*.txt"
         raise DocumentError(f"{path} is a directory", hints=[hint])
     raw = read_file(path, MAX_DOCUMENT_BYTES, _near)
-    is_markdown = Path(path).suffix.lower() in _MARKDOWN
-    return _document(raw, path, codec, "markdown" if is_markdown else "text")
+    return _document(raw, path, codec, reading)
 
 
 def read_file(
@@ -95,34 +76,50 @@ def read_file(
         raise DocumentError("that is not a file name", reason=str(error)) from error
 
 
-def read_stdin(stream: BinaryIO, *, encoding: str | None = None) -> Document:
+def read_stdin(
+    stream: BinaryIO, *, encoding: str | None = None, reading: Reading = WHOLE
+) -> Document:
     """Read a binary stream to its end by the rules of ``read_document``; its name is ``stdin``."""
     codec = _codec(encoding)
     try:
         raw = stream.read(MAX_DOCUMENT_BYTES + 1)
     except OSError as error:  # specx < directory
         raise DocumentError("standard input cannot be read", reason=error.strerror or "") from error
-    return _document(raw, None, codec, "text")
+    return _document(raw, None, codec, reading)
 
 
-def _document(raw: bytes, path: str | None, codec: str, kind: Format) -> Document:
-    name = "stdin" if path is None else Path(path).name
-    digest = hashlib.sha256(raw).hexdigest()
-    return Document(name, path, _text(raw, path, codec), kind, len(raw), digest)
-
-
-def _text(raw: bytes, path: str | None, codec: str) -> str:
-    """``raw`` decoded; ``path`` None means standard input."""
-    what = path or "standard input"
+def _document(raw: bytes, path: str | None, codec: str, reading: Reading) -> Document:
+    """``path`` None means standard input."""
+    name, what = ("stdin", "standard input") if path is None else (Path(path).name, path)
     if not raw:
         raise DocumentError(f"{what} is empty")
     if len(raw) > MAX_DOCUMENT_BYTES:
         raise DocumentError(
             f"{what} is larger than {MAX_DOCUMENT_BYTES >> 20} MiB",
-            reason="no model's context holds as much text",
             hints=["split it first, for example: split -C 1m FILE"],
         )
-    _refuse_formats(raw, what, shlex.quote(path) if path else "FILE")
+    kind = recognise(raw, path)
+    if kind in ("text", "markdown"):
+        text = _text(raw, what, codec)
+        found = Extract(_pages_of(text, what, reading.pages) if reading.pages else text)
+    else:
+        found = extract(raw, kind, what, codec, reading)
+    if not found.text.strip():
+        raise DocumentError(f"{what} holds nothing but white space")
+    digest = hashlib.sha256(raw).hexdigest()
+    places = tuple(found.sections), tuple(found.removed)
+    return Document(name, path, found.text, kind, len(raw), digest, *places)
+
+
+def _pages_of(text: str, what: str, given: str) -> str:
+    """Pages of a text that form feeds divide, as pdftotext writes them."""
+    pages = text.removesuffix("\f").split("\f")
+    if len(pages) == 1:
+        raise UsageError("--pages needs a document with pages", reason=f"{what} is text")
+    return "\f".join(pages[number] for number in chosen_pages(given, len(pages)))
+
+
+def _text(raw: bytes, what: str, codec: str) -> str:
     if codec == "utf-8-sig":
         _refuse_binary(raw, what)
     try:
@@ -134,18 +131,7 @@ def _text(raw: bytes, path: str | None, codec: str) -> str:
         raise DocumentError(f"{what} is not {codec} text", reason=str(error)) from error
     if "\0" in text:
         raise DocumentError(f"{what} is not {codec} text", reason="it holds NUL characters")
-    if not text.strip():
-        raise DocumentError(f"{what} holds nothing but white space")
     return text.replace("\r\n", "\n")
-
-
-def _refuse_formats(raw: bytes, what: str, name: str) -> None:
-    start = raw[: 1 << 16]
-    for magic, mark, kind, command in _FORMATS:
-        if start.startswith(magic) and mark in start:
-            verb = "unpack" if kind == "a ZIP archive" else "convert"
-            hint = f"{verb} it first: {command.format(name=name)} | specx summarize"
-            raise DocumentError(f"{what} is {kind}, not text", hints=[hint] if command else [])
 
 
 def _refuse_binary(raw: bytes, what: str) -> None:

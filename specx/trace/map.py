@@ -16,6 +16,7 @@ from specx.core.config import RetrievalConfig, parts_for
 
 if TYPE_CHECKING:
     from specx.checkpoints.tokenizer import Tokenizer
+    from specx.documents.blocks import Section
     from specx.preset.preset import Preset
 
 TickKind = Literal["heading", "page"]
@@ -113,17 +114,21 @@ def map_prompt(
     tokenizer: "Tokenizer",
     retrieval: RetrievalConfig,
     document: str = "",
+    sections: "Sequence[Section]" = (),
 ) -> DocumentMap:
-    """The map of a prompt. Ticks are searched in ``document`` where the prompt has it verbatim,
-    and else in the whole prompt."""
+    """The map of a prompt. Ticks are the ``sections`` of ``document``, where its format names any.
+    They are searched in ``document`` where the prompt has it verbatim, and else in the whole
+    prompt."""
     chunks = chunk_texts(tokens, tokenizer, retrieval.chunk_tokens)
     text = "".join(chunks)
     start = max(0, text.find(document))
     end = start + len(document) if document and document in text else len(text)
     ends = list(itertools.accumulate(map(len, chunks)))
+    is_verbatim = bool(document) and document in text
+    named = [(each.start, each.kind, each.label) for each in sections] if is_verbatim else []
     ticks = [
         Tick(bisect.bisect(ends, start + offset), kind, label)
-        for offset, kind, label in _landmarks(text[start:end])
+        for offset, kind, label in named or _landmarks(text[start:end])
     ]
     return DocumentMap(tuple(chunks), tuple(ticks[:: -(-len(ticks) // MAX_TICKS) or 1]), retrieval)
 

@@ -113,8 +113,7 @@ class TestNotText:
     @pytest.mark.parametrize(
         ("raw", "kind", "command"),
         [
-            (b"%PDF-1.7\n%\xe2\xe3", "a PDF", "pdftotext FILE - | specx summarize"),
-            (b"{\\rtf1\\ansi", "an RTF", "pandoc"),
+            (b"{\\rtf1\\ansi", "an RTF", "pandoc -t plain FILE | specx summarize"),
             (gzip.compress(b"text", mtime=0), "gzip", "gzip -dc FILE"),
             (b"\x28\xb5\x2f\xfd..", "zstd", "zstd -dc"),
             (b"\x89PNG\r\n\x1a\n", "a PNG", "tesseract"),
@@ -129,19 +128,18 @@ class TestNotText:
         assert error.exit_code == 3
         assert command in " ".join(error.hints)
 
-    def test_word_documents_and_other_archives(self) -> None:
-        for inside, kind in (("word/document.xml", "DOCX"), ("a.txt", "a ZIP archive")):
-            buffer = io.BytesIO()
-            with zipfile.ZipFile(buffer, "w") as archive:
-                archive.writestr(inside, "x")
-            assert kind in refuse(buffer.getvalue()).message
+    def test_other_archives(self) -> None:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("a.txt", "x")
+        assert "a ZIP archive" in refuse(buffer.getvalue()).message
 
     def test_hints_quote_the_name_for_the_shell(self, tmp_path: Path) -> None:
         path = tmp_path / "my report; rm -rf x.pdf"
-        path.write_bytes(b"%PDF-1.4")
+        path.write_bytes(b"{\\rtf1")
         with pytest.raises(DocumentError) as caught:
             read_document(str(path))
-        assert f"pdftotext '{path}' - |" in caught.value.hints[0]
+        assert f"pandoc -t plain '{path}' |" in caught.value.hints[0]
 
     def test_nothing_to_read(self) -> None:
         assert refuse(b"").message == "standard input is empty"
