@@ -161,7 +161,7 @@ def _without_running_lines(texts: Sequence[str]) -> tuple[list[str], list[tuple[
             for _ in range(_EDGE_LINES):
                 key = _key(lines[at]) if len(lines) > 1 else ""
                 is_running = sum(key in each for each in near) > _NEAR_PAGES  # itself, and two more
-                if not key or not (is_running or number + offset in _outer_numbers(lines[at])):
+                if not key or not (is_running or _last_number(lines[at]) == number + offset):
                     break
                 dropped[key] += 1
                 examples.setdefault(key, lines.pop(at).strip())
@@ -172,20 +172,19 @@ def _without_running_lines(texts: Sequence[str]) -> tuple[list[str], list[tuple[
 
 def _printed_offset(pages: Sequence[Sequence[str]]) -> float:
     """What has to be added to a page's place to have its printed number; NaN for no numbers."""
+    numbers = [{_last_number(lines[at]) for at in (0, -1)} - {None} for lines in pages]
     found = Counter(
-        offset
-        for number, lines in enumerate(pages)
-        for offset in {n - number for at in (0, -1) if lines for n in _outer_numbers(lines[at])}
+        printed - place for place, each in enumerate(numbers) for printed in each if printed
     )
     offset, count = max(found.items(), key=lambda each: each[1], default=(0, 0))
     return offset if count >= max(3, len(pages) // 2) else math.nan
 
 
-def _outer_numbers(line: str) -> list[int]:
-    """Numbers at the beginning and the end of a short line."""
-    words = line.strip(" -–—|.").split() if len(line) < _LONGEST_RUNNING else []
-    ends = {word for word in (*words[:1], *words[-1:]) if word.isdecimal() and len(word) < 6}
-    return [int(word) for word in ends]
+def _last_number(line: str) -> int | None:
+    """The number that ends a short line, or is it."""
+    word = line.strip(" -–—|.").rpartition(" ")[2]
+    is_number = word.isdecimal() and len(word) < 6 and len(line) < _LONGEST_RUNNING
+    return int(word) if is_number else None
 
 
 def _edges(lines: Sequence[str]) -> set[str]:
