@@ -32,8 +32,10 @@ from specx.core.workspace import Workspaces
 from specx.errors import ContextError, ResourceError, UsageError
 from specx.memory import Shortage, needs_of, release, reset_peak, room_on, with_room
 from specx.preset.preset import Preset, load_preset
+from specx.preset.sections import Think
 from specx.prompts import Prompt, Prompter, TextStream
-from specx.stream import Difference, Result, Stream, Verification
+from specx.stream import Difference, Result, Stream, ThoughtText, Verification
+from specx.thinking import USUAL_THINK_TOKENS, room_tokens
 
 
 def kernels_on(device: str) -> str:
@@ -74,6 +76,8 @@ class Engine:
         #: What the user should know about the files, in sentences.
         self.notes = pair.notes
         self._prompter = Prompter(pair.tokenizer, preset.prompt)
+        #: How tokens are drawn where a request does not say: as the preset has it, or the target.
+        self.sampling = preset.sampling or pair.target.config.sampling
         self._end_tokens = hub.end_tokens(pair.target.config, pair.tokenizer)
         self.target = Model(pair.target.config.decoder, pair.target.tensors)
         self.draft: Model | EagleHead | None = None
@@ -97,9 +101,10 @@ class Engine:
         *,
         system: str | None = None,
         raw: bool = False,
+        think: Think | None = None,
     ) -> Prompt:
         """Token ids of a request about ``document``; see ``Prompter.prompt``."""
-        return self._prompter.prompt(document, instruction, system=system, raw=raw)
+        return self._prompter.prompt(document, instruction, system=system, raw=raw, think=think)
 
     def stream(
         self,
@@ -107,6 +112,8 @@ class Engine:
         *,
         mode: str | None = None,
         max_tokens: int | None = None,
+        max_think_tokens: int | None = None,
+        limit: int | None = None,
         sampling: SamplingConfig | None = None,
         stop: Sequence[str] | str = (),
         ignore_eos: bool = False,
@@ -115,8 +122,10 @@ class Engine:
     ) -> "Stream":
         """Start a request; iterate over the stream to run it.
 
-        A plain string is one user message. ``mode``, ``max_tokens`` and ``sampling`` default to
-        the preset's. ``parts`` replaces single parts of the mode (see ``core.config.Parts``), for
+        A plain string is one user message. ``mode``, ``max_tokens``, ``max_think_tokens`` and
+        ``sampling`` default to the preset's. ``max_tokens`` bounds the answer. A thought before it
+        is closed at ``max_think_tokens``: the closing tag is put there in the model's place, or
+        the text ends where that tag is no single token. ``limit`` bounds both together. ``parts`` replaces single parts of the mode (see ``core.config.Parts``), for
         ablations; ``records_trees`` puts each step's tree into its chunk. Raises ``UsageError``
         for bad values, ``ContextError`` when prompt and output exceed the preset's context.
         """
@@ -124,8 +133,10 @@ class Engine:
             prompt = self.prompt("", prompt)
         mode = self.preset.mode if mode is None else mode
         max_tokens = self.preset.max_new_tokens if max_tokens is None else max_tokens
-        sampling = self.preset.sampling if sampling is None else sampling
-        self._check(prompt, mode, max_tokens)
+        sampling = self.sampling if sampling is None else sampling
+        thought = self._thought(prompt, max_tokens, max_think_tokens)
+        most = max_tokens + (0 if thought is None else room_tokens(thought.bound.max_tokens))
+        self._check(prompt, mode, max_tokens, most)
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         chosen = self._parts(mode, parts or {})
         request = Request(
@@ -134,24 +145,30 @@ class Engine:
             end_tokens=frozenset() if ignore_eos else self._end_tokens,
             sampler=Sampler(sampling),
             prefill_chunk_tokens=self.preset.prefill_chunk_tokens,
+            thought=None if thought is None else thought.bound,
+            limit=limit,
         )
         kernels, lost = choose_kernels(self.target, chosen)
-        explain = partial(self._no_memory, chosen, len(prompt.tokens), max_tokens)
+        explain = partial(self._no_memory, chosen, len(prompt.tokens), most)
         reset_peak(self.target.device)
         decoding = with_room(
-            partial(self._decoding, request, chosen, kernels, mode == "auto", records_trees),
+            partial(self._decoding, request, most, chosen, kernels, mode == "auto", records_trees),
             self._make_room,
             explain,
         )
         return Stream(
             decoding,
             TextStream(self.tokenizer, stop, prompt.context),
+            thought,
             mode=mode,
             ignore_eos=ignore_eos,
             load_s=self.load_s,
             weights_bytes=self.weights_bytes,
             no_memory=explain,
-            warnings=(lost,) if lost and lost != self.kernels_note else (),
+            warnings=(
+                *prompt.warnings,
+                *((lost,) if lost and lost != self.kernels_note else ()),
+            ),
         )
 
     def generate(self, prompt: Prompt | str, **settings: Any) -> Result:
@@ -171,16 +188,22 @@ class Engine:
         """
         if first_tokens is not None and first_tokens < 0:
             raise UsageError(f"the number of tokens to verify must be ≥ 0, not {first_tokens}")
-        count = budget = len(result.tokens[:first_tokens])
+        count = len(result.tokens[:first_tokens])
+        limit: int | None = count
         if count == len(result.tokens):
             # Where the text ended by itself, plain decoding has to end there too.
-            ends = {"eos": count + 1, "length": max(count, result.max_tokens)}
-            budget = ends.get(result.finish_reason, count)
-        if budget == 0:
+            limit = {"eos": count + 1, "length": None}.get(result.finish_reason, count)
+        if limit == 0:
             return Verification(0, True)
-        sampling, ignore_eos = result.sampling, result.ignore_eos
+        sampling = result.sampling
         again = self.generate(
-            prompt, mode="plain", max_tokens=budget, sampling=sampling, ignore_eos=ignore_eos
+            prompt,
+            mode="plain",
+            max_tokens=result.max_tokens,
+            max_think_tokens=result.max_think_tokens,
+            limit=limit,
+            sampling=sampling,
+            ignore_eos=result.ignore_eos,
         )
         found = self.difference(prompt, again.tokens, result.tokens[:count], sampling=sampling)
         return Verification(count, found is None, found)
@@ -197,7 +220,7 @@ class Engine:
 
         None when both are the same to the end. The margin costs plain decoding to that place.
         """
-        sampling = self.preset.sampling if sampling is None else sampling
+        sampling = self.sampling if sampling is None else sampling
         for index in range(max(len(tokens), len(plain))):
             expected, got = (each[index] if index < len(each) else None for each in (plain, tokens))
             if expected != got:
@@ -234,7 +257,22 @@ class Engine:
         scores = Sampler(sampling).scores(logits, position, seen)[0]
         return float(scores[expected] - scores[got])
 
-    def _check(self, prompt: Prompt, mode: str, max_tokens: int) -> None:
+    def _thought(
+        self, prompt: Prompt, max_tokens: int, max_think_tokens: int | None
+    ) -> ThoughtText | None:
+        """None where no thought is expected."""
+        if max_think_tokens is not None and max_think_tokens < 0:
+            raise UsageError(f"max think tokens must be ≥ 0, not {max_think_tokens}")
+        if prompt.thoughts is None:
+            return None
+        bound = self.preset.max_think_tokens if max_think_tokens is None else max_think_tokens
+        if bound is None:  # what the context leaves, up to a usual one
+            left = self.preset.context_tokens - len(prompt.tokens) - max_tokens - room_tokens(0)
+            bound = max(0, min(USUAL_THINK_TOKENS, left))
+        return ThoughtText(self.tokenizer, prompt.thoughts, bound)
+
+    def _check(self, prompt: Prompt, mode: str, max_tokens: int, most: int) -> None:
+        """``most``: new tokens in all."""
         if mode not in MODES:
             raise UsageError(f"unknown mode {mode!r}", hints=[f"modes: {', '.join(MODES)}"])
         if max_tokens < 1:
@@ -244,13 +282,13 @@ class Engine:
         if not 0 <= min(prompt.tokens) <= max(prompt.tokens) < self.target.shape.vocabulary:
             raise UsageError("the prompt has token ids outside the target's vocabulary")
         context = self.preset.context_tokens
-        if len(prompt.tokens) + max_tokens > context:
+        if len(prompt.tokens) + most > context:
             raise ContextError(
                 f"the prompt has {len(prompt.tokens):,} tokens",
-                reason=f"with {max_tokens:,} new ones it exceeds the {context:,} of "
+                reason=f"with {most:,} new ones it exceeds the {context:,} of "
                 f"preset {self.preset.name}",
                 hints=[
-                    f"shorten the document by {len(prompt.tokens) + max_tokens - context:,} tokens",
+                    f"shorten the document by {len(prompt.tokens) + most - context:,} tokens",
                     "ask for fewer new tokens (-n)",
                     "choose a preset with a longer context (-m)",
                 ],
@@ -267,12 +305,19 @@ class Engine:
         return parts_for(mode, overrides)
 
     def _decoding(
-        self, request: Request, parts: Parts, kernels: Kernels, governs: bool, records_trees: bool
+        self,
+        request: Request,
+        most: int,
+        parts: Parts,
+        kernels: Kernels,
+        governs: bool,
+        records_trees: bool,
     ) -> Decoding:
-        """Allocates what the request needs, or takes it over from an earlier one."""
+        """Allocates what a request of at most so many new tokens needs, or takes it over from an
+        earlier one."""
         preset, tree = self.preset, self.preset.tree
         # Two steps may be under way when the output ends.
-        rows = len(request.prompt) + request.max_tokens
+        rows = len(request.prompt) + most
         rows += padded_rows(tree.nodes + 1) + 2 * (tree.depth + 1)
         workspace = self._workspaces.take(max(rows, preset.retrieval.budget_tokens))
         target = Target(self.target, workspace.capacity, parts, kernels, workspace)

@@ -244,7 +244,7 @@ class Race:
 
     def _warm_up(self, engine: "Engine", prompt: "Prompt", variant: Variant) -> None:
         """A few steps on the prompt's beginning: what is paid once, no run shall pay."""
-        beginning = replace(prompt, tokens=prompt.tokens[:WARMUP_PROMPT_TOKENS])
+        beginning = replace(prompt, tokens=prompt.tokens[:WARMUP_PROMPT_TOKENS], thoughts=None)
         few = min(WARMUP_NEW_TOKENS, self.task.max_tokens)
         for _ in self._start(engine, beginning, variant, few, ignore_eos=True):
             pass

@@ -6,7 +6,7 @@ token ends the prefill, and the device has finished its work when a token is see
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import zip_longest
 
 from specx.bench.data import cut_prompt
@@ -71,7 +71,9 @@ class Subject:
 
     def prompt(self, text: str, tokens: int) -> Prompt | None:
         """A prompt of ``tokens`` tokens over the beginning of ``text``; None: it is too short."""
-        return cut_prompt(self._engine, text, tokens)
+        found = cut_prompt(self._engine, text, tokens)
+        # Every token counts alike, and a remark about the prompt is no reason not to measure.
+        return None if found is None else replace(found, thoughts=None, warnings=())
 
     def run(self, cell: BenchCell, variant: Variant, prompt: Prompt) -> Sample:
         """One run. Raises ``Interrupted`` after ``cancel``, ``ResourceError`` out of memory."""

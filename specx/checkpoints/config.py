@@ -20,6 +20,7 @@ from specx.checkpoints.rope import (
     rope_parameters,
 )
 from specx.core.architecture import DecoderConfig, Rope, Shape
+from specx.core.config import SamplingConfig
 from specx.errors import ModelError
 
 
@@ -74,6 +75,7 @@ _AS_PUBLISHED = "take the config.json that the weights were published with"
 _QUANTISED = ("quantization_config", "compression_config", "quantization")
 _QWEN_WINDOW = 4096  # where the config does not say
 _HEADS = "num_attention_heads"
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 #: What transformers, tokenizers and json raise for a damaged file; each is a builtin.
 DAMAGE = (
@@ -100,6 +102,7 @@ class ModelConfig:
     biased: frozenset[str]  # projections that have a bias
     norms_heads: bool
     raw: Mapping[str, Any] = field(repr=False)
+    sampling: SamplingConfig = SamplingConfig()  # by generation_config.json; greedy without one
 
     @property
     def shape(self) -> Shape:
@@ -108,25 +111,57 @@ class ModelConfig:
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """The checkpoint's config, with the end tokens of generation_config.json where that exists.
+    """The checkpoint's config, with what generation_config.json adds: more end tokens, and how
+    tokens are drawn.
 
     Raises ``ModelError`` for a missing or damaged file and for what ``model_config`` refuses.
     """
-    path, generation = directory / "config.json", directory / "generation_config.json"
+    path = directory / "config.json"
     raw = read_json(path)
     try:
         config = model_config(raw)
     except ModelError as error:
         message = f"{path}: {error.message}"
         raise ModelError(message, reason=error.reason, hints=error.hints) from error
-    if not generation.is_file():
-        return config
-    # As in transformers the file counts alone: without ids in it, nothing ends the text.
-    ends = read_json(generation).get("eos_token_id")
+    generation = read_generation(directory)
+    # transformers takes no ids from config.json then; some fine-tunes have their own only there.
+    ends = config.end_tokens | generation.end_tokens
+    return replace(config, end_tokens=ends, sampling=generation.sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """What a checkpoint's generation_config.json says about drawing tokens, and what of it that
+    specx knows; greedy and nothing without such a file."""
+
+    said: Mapping[str, Any]  # sampling values as they are in the file
+    sampling: SamplingConfig
+    end_tokens: frozenset[int]
+
+
+def read_generation(directory: Path) -> GenerationConfig:
+    """The checkpoint's generation_config.json. Without ``do_sample`` its choice is greedy, as in
+    transformers; a repetition penalty holds then too. Raises ``ModelError`` for a damaged one."""
+    path = directory / "generation_config.json"
+    raw = read_json(path) if path.is_file() else {}
+    said = {name: raw[name] for name in ("do_sample", *_SAMPLING) if raw.get(name) is not None}
     try:
-        return replace(config, end_tokens=_end_tokens(ends))
-    except ModelError as error:
-        raise ModelError(f"{generation} is damaged", reason=error.message) from error
+        values = {name: _sampling_value(name, said[name]) for name in _SAMPLING if name in said}
+        if said.get("do_sample") is True:
+            sampling = SamplingConfig(**{"temperature": 1.0, **values})
+        else:
+            sampling = SamplingConfig(repetition_penalty=values.get("repetition_penalty", 1.0))
+        return GenerationConfig(said, sampling, end_ids(raw))
+    except (ModelError, ValueError) as error:
+        reason = error.message if isinstance(error, ModelError) else str(error)
+        raise ModelError(f"{path} is damaged", reason=reason) from error
+
+
+def _sampling_value(name: str, value: object) -> Any:
+    """A value as ``SamplingConfig`` has it: −1 is off for top_k elsewhere."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} is {str(value)[:80]!r}, not a number")
+    return max(0, int(value)) if name == "top_k" else float(value)
 
 
 def model_config(raw: Mapping[str, Any]) -> ModelConfig:
@@ -158,7 +193,7 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
         family=name,
         decoder=facts,
         positions=positions,
-        end_tokens=_end_tokens(raw.get("eos_token_id")),
+        end_tokens=end_ids(raw),
         is_tied=raw.get("tie_word_embeddings", False) is True,
         biased=frozenset(_biased(raw, family)),
         norms_heads=family.norms_heads,
@@ -258,7 +293,9 @@ def _rope(raw: Mapping[str, Any], name: str, positions: int) -> Rope:
     return read_rope(kind, DEFAULT_BASE if base is None else base, parameters, positions)
 
 
-def _end_tokens(ends: object) -> frozenset[int]:
+def end_ids(raw: Mapping[str, Any]) -> frozenset[int]:
+    """The ids that a file of settings names as ending a text. Raises ``ModelError``."""
+    ends = raw.get("eos_token_id")
     ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(i) is int and i >= 0 for i in ids):
         raise ModelError(f"eos_token_id is {str(ends)[:80]!r}", reason="ids are whole numbers")

@@ -25,6 +25,7 @@ from specx.cli.options import (
     MaxTokens,
     Offline,
     RunRequest,
+    Seed,
     TargetRepo,
     Temperature,
     counter,
@@ -77,9 +78,7 @@ class CompareRequest:
     draft: DraftRepo = None
     max_tokens: MaxTokens = None
     temperature: Temperature = None
-    seed: Annotated[int | None, option("--seed N", env="SPECX_SEED", help="Sampling seed [0].")] = (
-        None
-    )
+    seed: Seed = None
     set_: Assignments = field(default_factory=list)
     device: Device = "auto"
     dtype: DType = "auto"

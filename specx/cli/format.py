@@ -11,15 +11,20 @@ from specx.errors import size
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from specx.core.config import SamplingConfig
     from specx.core.stats import GenerationStats, Prefill
 
 
 _SEPARATOR = " · "
 
 
-def closing_line(stats: "GenerationStats", verdict: str, ending: str = "") -> str:
+def closing_line(
+    stats: "GenerationStats", verdict: str, *remarks: str, thought_tokens: int = 0
+) -> str:
     """The one line that remains: prompt, prefill, decode, acceptance, memory, equality."""
     parts = [f"{stats.prompt_tokens:,} prompt + {stats.new_tokens:,} new"]
+    if thought_tokens:
+        parts[0] += f" ({thought_tokens:,} of them thought)"
     if stats.new_tokens:
         parts.append(f"prefill {seconds(stats.prefill_s)}{_rate(stats.prefill_tokens_per_s)}")
         parts.append(f"decode {seconds(stats.decode_s)}{_rate(stats.decode_tokens_per_s)}")
@@ -30,7 +35,13 @@ def closing_line(stats: "GenerationStats", verdict: str, ending: str = "") -> st
     if stats.memory.peak_bytes:
         parts.append(f"peak {size(stats.memory.peak_bytes)}")
     parts.append(f"equal to plain: {verdict}")
-    return _SEPARATOR.join([*parts, ending] if ending else parts)
+    return _SEPARATOR.join(filter(None, [*parts, *remarks]))
+
+
+def drawn(sampling: "SamplingConfig") -> str:
+    """What a sampled text hangs on; "" where nothing is drawn."""
+    has_noise = sampling.temperature > 0
+    return f"temperature {sampling.temperature:g}, seed {sampling.seed}" if has_noise else ""
 
 
 def status_line(stats: "GenerationStats", mode: str) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated
 from typer import Argument
 
 from specx.cli.console import Screen
-from specx.cli.format import acceptance, closing_line, seconds, tab_separated
+from specx.cli.format import acceptance, closing_line, drawn, seconds, tab_separated
 from specx.cli.options import ColorChoice, option
 from specx.cli.output_file import Sink, open_sink
 from specx.cli.show import Scene, TextLook, codes_for, print_scene, view, view_console
@@ -98,7 +98,7 @@ def _replay(recorded: Trace, sink: Sink, look: TextLook, screen: Screen, speed: 
                     break
         print_scene(console, scene, sink, look)
     ending = "cut short" if recorded.end is None else ""
-    screen.note(closing_line(recorded.stats(), "not checked", ending))
+    screen.note(closing_line(recorded.stats(), "not checked", drawn(header.sampling), ending))
     return interrupts.exit_code or 0
 
 

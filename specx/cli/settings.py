@@ -8,18 +8,26 @@ from typing import Any
 
 from specx.cli.options import RunRequest, Sources
 from specx.core.config import Mode, SamplingConfig
-from specx.errors import UsageError
+from specx.errors import ModelError, ModelUnavailableError, UsageError
 from specx.preset.preset import Preset, load_preset
+from specx.preset.sections import Think
 
 # Keys of a preset that are listed as options, or that decide nothing.
 _NOT_LISTED = (
-    *("mode", "max_new_tokens", "sampling"),
+    *("mode", "max_new_tokens", "max_think_tokens", "sampling"),
     *("schema", "name", "about", "requires", "measured", "extends"),
 )
 _NOT_OF_A_PRESET = (
     *("stop", "ignore_eos", "device", "dtype", "offline", "verify"),
     *("output", "show", "trace", "out"),
 )
+
+_AS_OPTIONS = {
+    "max_new_tokens": "max_tokens",
+    "prompt.think": "think",
+    "max_think_tokens": "think_tokens",
+}
+_GENERATION = "generation_config.json"
 
 #: Sources of a request that came from no command line.
 NOTHING_GIVEN: Sources = MappingProxyType({})
@@ -41,6 +49,8 @@ class Settings:
     preset: Preset
     mode: Mode
     max_tokens: int
+    think: Think
+    think_tokens: int | None  # None: a usual bound, as far as the context has room
     sampling: SamplingConfig
     stop: tuple[str, ...]
     ignore_eos: bool
@@ -65,12 +75,17 @@ def resolve(
     max_tokens = preset.max_new_tokens if request.max_tokens is None else request.max_tokens
     if max_tokens < 1:
         raise UsageError(f"--max-tokens must be ≥ 1, not {max_tokens}")
+    think_tokens = request.think_tokens
+    if think_tokens is not None and think_tokens < 0:
+        raise UsageError(f"--think-tokens must be ≥ 0, not {think_tokens}")
     if "" in request.stop:
         raise UsageError("--stop must not be empty", reason="every text contains the empty text")
     return Settings(
         preset=preset,
         mode=request.mode or preset.mode,
         max_tokens=max_tokens,
+        think=request.think or preset.prompt.think,
+        think_tokens=preset.max_think_tokens if think_tokens is None else think_tokens,
         sampling=_sampling(request, preset),
         stop=tuple(request.stop),
         ignore_eos=request.ignore_eos,
@@ -154,15 +169,28 @@ def setting_rows(request: RunRequest, settings: Settings, sources: Sources) -> l
     if request.target is not None:
         named, source = preset.name, "--target"
     rows = [Setting("preset", named, source)]
-    resolved = {"mode": settings.mode, "max_new_tokens": settings.max_tokens}
-    resolved |= _flat(asdict(settings.sampling), "sampling.")
+    resolved: dict[str, Any] = {"mode": settings.mode, "max_new_tokens": settings.max_tokens}
+    resolved |= {"prompt.think": settings.think, "max_think_tokens": settings.think_tokens}
     for key, value in resolved.items():
-        name = "max_tokens" if key == "max_new_tokens" else key.removeprefix("sampling.")
+        name = _AS_OPTIONS.get(key, key)
         rows.append(Setting(name, value, sources.get(name, from_preset(key))))
+    said, ends = _said_by_target(preset)
+    for name, value in asdict(settings.sampling).items():
+        if preset.sampling is not None:
+            source = from_preset(f"sampling.{name}")
+        else:
+            source = _GENERATION if name in said or (said and name == "temperature") else "default"
+        rows.append(Setting(name, value, sources.get(name, source)))
+    if said:
+        is_used = preset.sampling is None
+        why = "" if is_used else f", not used: preset {preset.name} has sampling values"
+        rows.append(Setting("generation_config", said, f"{_GENERATION}{why}"))
+    ids = sorted({i for found in ends.values() for i in found})
+    rows.append(Setting("end_tokens", ids, ", ".join(ends) or "no file of the target here"))
     for name in _NOT_OF_A_PRESET:
         rows.append(Setting(name, getattr(request, name), sources.get(name, "default")))
     for key, value in _flat(preset.as_mapping()).items():
-        if key.split(".")[0] not in _NOT_LISTED:
+        if key.split(".")[0] not in _NOT_LISTED and key not in resolved:
             rows.append(Setting(key, value, from_preset(key)))
     return rows
 
@@ -174,10 +202,32 @@ def _sampling(request: RunRequest, preset: Preset) -> SamplingConfig:
             raise UsageError(f"--{name.replace('_', '-')} must be a number, not {value}")
     changes = {name: value for name, value in given.items() if value is not None}
     try:
-        return replace(preset.sampling, **changes)
+        return replace(preset.sampling or _own_sampling(preset, request.offline), **changes)
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         raise UsageError(f"--{name.replace('_', '-')} {rest}") from error
+
+
+def _own_sampling(preset: Preset, offline: bool) -> SamplingConfig:
+    """What the target's checkpoint asks for. Raises what reading its files raises."""
+    from specx.checkpoints import load as hub
+    from specx.checkpoints.config import read_generation
+
+    target = preset.target
+    return read_generation(hub.resolve(target.repo, target.revision, offline=offline)).sampling
+
+
+def _said_by_target(preset: Preset) -> tuple[Mapping[str, Any], Mapping[str, frozenset[int]]]:
+    """Sampling values and end tokens in the files of the target, where those are here."""
+    from specx.checkpoints import load as hub
+    from specx.checkpoints.config import read_generation
+
+    target = preset.target
+    try:
+        directory = hub.resolve(target.repo, target.revision, offline=True)
+        return read_generation(directory).said, hub.end_tokens_by_file(directory)
+    except (ModelUnavailableError, ModelError):
+        return {}, {}
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,6 +6,7 @@ A run or a recording feeds a ``Scene``. Model text is never read as markup.
 import itertools
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -42,6 +43,7 @@ SHADES = "·░▒▓█"
 SHADE_STYLES = ("dim", "#00785a", "#009e73", "#2cc89c", "#7de8c8")
 HELD = "▀"
 
+_DIM, _THOUGHT = "\x1b[2m", "thought:\n"
 _TEXT_COLUMNS = 100
 _TEXT_PIECES = 5_000  # of the end of the text, all that is laid out
 _QUOTE_ROWS = 4
@@ -150,16 +152,30 @@ def show_legend(look: TextLook, screen: Screen) -> None:
 class AnswerDisplay:
     """Text in the sink as it comes, in the looks of ``look``; progress makes room for it.
 
-    ``look`` None: the text is not shown.
+    ``look`` None: the text is not shown. ``thoughts`` is where the model's thoughts go, if
+    anywhere.
     """
 
-    def __init__(self, progress: Progress, sink: Sink, look: TextLook | None, heading: str) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        sink: Sink,
+        look: TextLook | None,
+        heading: str,
+        thoughts: "ThoughtSink | None" = None,
+    ) -> None:
         self._progress, self._sink, self._look = progress, sink, look
+        self._thoughts = thoughts
         self.prefill = progress.prefill
         if look is not None:
             sink.write(heading)
 
     def step(self, chunk: "TextChunk") -> None:
+        if self._thoughts is not None and chunk.thought:
+            self._progress.before_text(self._thoughts.shown(chunk.thought))
+            self._thoughts.write(chunk.thought)
+        if self._thoughts is not None and chunk.text:
+            self._end_thought(self._thoughts)
         if chunk.text and self._look is not None:
             self._progress.before_text(chunk.text)
             write_pieces(self._sink, pieces_of(chunk), self._look)
@@ -167,8 +183,38 @@ class AnswerDisplay:
 
     def close(self) -> None:
         self._progress.close()  # what stderr says next must not be in a line of text
+        if self._thoughts is not None:
+            self._end_thought(self._thoughts)
         if self._look is not None:
             self._sink.end_line()
+
+    def _end_thought(self, thoughts: "ThoughtSink") -> None:
+        self._progress.before_text("\n")
+        thoughts.end()
+
+
+class ThoughtSink:
+    """A terminal's stderr, for thoughts: dim, under a heading, a blank line after them."""
+
+    def __init__(self, color: str) -> None:
+        self._sink = Sink(sys.stderr, "standard error")
+        self._code = _DIM if wants_color(color) else ""
+        self._is_begun = False
+
+    def shown(self, text: str) -> str:
+        """What ``write`` will show of ``text``."""
+        return text if self._is_begun else f"{_THOUGHT}{text}"
+
+    def write(self, text: str) -> None:
+        shown, self._is_begun = self.shown(text), True
+        self._sink.write(shown, self._code)
+
+    def end(self) -> None:
+        """The thought is over, if there was one."""
+        if self._is_begun:
+            self._sink.end_line()
+            self._sink.write("\n")
+            self._is_begun = False
 
 
 class MapDisplay:

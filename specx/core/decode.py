@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from specx.core.bounds import Bounds, Closing, ThoughtBound
 from specx.core.clock import Clock, Readout, now, start_clock
 from specx.core.decoder import Model
 from specx.core.drafts import Drafter, NoDraft
@@ -63,6 +64,7 @@ def launch(
     sample: Sample,
     *,
     seen: "Seen | None" = None,
+    closing: Closing | None = None,
     retriever: Retriever | None = None,
 ) -> Step:
     """Put a whole step on the device. Without ``drafter`` it is a plain one; with ``retriever`` the
@@ -76,11 +78,15 @@ def launch(
     clock.mark("verify_s")
     positions = target.progress.produced + tree.depths
     tokens = sample(logits, positions, None if seen is None else seen.rows(tree))
+    if closing is not None:
+        tokens = closing.place(tokens, positions, tree)
     path, report = target.accept(tree, tokens)
     clock.mark("accept_s")
     target.commit(tree, path)
     if seen is not None:
         seen.add_path(tokens, path)
+    if closing is not None:
+        closing.add_path(tokens, path)
     clock.mark("commit_s")
     chunks = None
     if drafter is not None and retriever is not None:
@@ -132,13 +138,19 @@ def settle(step: Step, target: Target, drafter: Drafter, previous: Clock | None 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to decode. ``end_tokens`` stop the output and are not part of it."""
+    """What to decode. ``end_tokens`` stop the output and are not part of it.
+
+    ``max_tokens`` bounds the answer; ``thought``, where one may come before it, has its own bound;
+    ``limit`` bounds the output in all.
+    """
 
     prompt: Tensor  # [n] int64
     max_tokens: int
     end_tokens: frozenset[int]
     sampler: Sampler
     prefill_chunk_tokens: int = 2048
+    thought: ThoughtBound | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +187,8 @@ class Decoding:
         self._costs, self._workspaces, self._records_trees = costs, workspaces, records_trees
         self.prefill_target_s = self.prefill_draft_s = self.tune_s = 0.0
         self._cancelled = False
-        self._produced = 0
+        self._bounds = Bounds(request.max_tokens, request.thought, request.limit)
+        self._closing: Closing | None = None
         self._seen: Seen | None = None
         if request.sampler.config.repetition_penalty != 1.0:
             self._seen = Seen(target.model)
@@ -219,7 +232,9 @@ class Decoding:
             if not changes:
                 launched.append(self._launch(number))
                 number += 1
-            if changes or len(launched) > self._ahead:
+            # Whether a thought has begun decides what is due in the next step.
+            ahead = 0 if self._bounds.is_undecided else self._ahead
+            if changes or len(launched) > ahead:
                 yield self._settle(launched.popleft())
 
     def _prefill(self) -> Iterator[Prefill | Emitted]:
@@ -251,6 +266,9 @@ class Decoding:
             self._seen.add(prompt)
         seen = None if self._seen is None else self._seen.rows(None)
         first = self.request.sampler(logits, position, seen)
+        self._watch_thought()
+        if self._closing is not None:
+            first = self._closing.place(first, position, None)
         if self._seen is not None:
             self._seen.add(first)
         self.target.begin(prompt, first, features[-1:])
@@ -282,6 +300,7 @@ class Decoding:
             drafter,
             self.request.sampler,
             seen=self._seen,
+            closing=self._closing,
             retriever=retriever if is_due else None,
         )
 
@@ -296,13 +315,15 @@ class Decoding:
         if settled.is_timed:  # what the device waited, without what the consumer took
             host_s = max(0.0, stats.host_s - self._away_s)
         self._away_s = 0.0
-        stats = replace(stats, new_tokens=len(tokens), host_s=host_s)
+        stats = replace(stats, host_s=host_s)
         if self.governor is not None and step.is_warm:
             self.governor.observe(stats, step.drafted)
-        return Emitted(tokens, reason, stats, settled.chunks, tree)
+        return Emitted(tokens, reason, stats.cut(len(tokens)), settled.chunks, tree)
 
     @property
     def _is_drafting(self) -> bool:
+        if self._bounds.is_undecided:  # a tree could go past the place where a thought is closed
+            return False
         return self.governor is None or self.governor.drafting
 
     def _commit(self, tokens: list[int]) -> tuple[list[int], FinishReason | None]:
@@ -312,14 +333,22 @@ class Decoding:
             if token in self.request.end_tokens:
                 tokens, reason = tokens[:index], "eos"
                 break
-        left = self.request.max_tokens - self._produced
         # Also when an end token comes right after the budget: plain decoding would not see it.
-        if len(tokens) >= left:
-            tokens, reason = tokens[:left], "length"
-        self._produced += len(tokens)
+        if (fitting := self._bounds.take(tokens)) is not None:
+            tokens, reason = tokens[:fitting], "length"
+        self._watch_thought()
         if reason is None:
             self.drafter.extend(tokens)
         return tokens, reason
+
+    def _watch_thought(self) -> None:
+        """Close the thought in time while one is open."""
+        thought = self.request.thought
+        if thought is None or thought.closing is None or not self._bounds.is_open:
+            self._closing = None
+        elif self._closing is None:
+            device = self.target.model.device
+            self._closing = Closing(thought.closing, thought.max_tokens, device)
 
 
 def plain_logits(target: Target, tokens: Tensor, prompt_tokens: int, chunk_tokens: int) -> Tensor:

@@ -7,7 +7,7 @@ Words: ``accepted`` counts draft tokens kept in a step, the bonus token excluded
 ``tokens_per_step`` = accepted + 1 (τ in the papers; plain decoding has 1).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 #: Output tokens that are counted together where something is shown along the output.
@@ -18,12 +18,12 @@ FinishReason = Literal["eos", "length", "stop", "interrupted"]
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """One verify step. Times in seconds; ``new_tokens`` may be less than accepted + 1 in the
-    last step, where the stop rule cuts."""
+    """One verify step. Times in seconds; where the stop rule cuts the last step, ``new_tokens``
+    may be no more than ``accepted``."""
 
     nodes: int  # rows of the verify forward: root + guesses
     depth: int  # deepest guess
-    accepted: int  # draft tokens kept, bonus excluded, before the stop rule
+    accepted: int  # draft tokens kept, bonus excluded
     new_tokens: int  # tokens that this step added to the output
     copied: int = 0  # of the accepted, how many a copy from the text had guessed as well
     draft_s: float = 0.0  # the whole draft: its forwards, and growing the tree
@@ -34,6 +34,11 @@ class StepStats:
     retrieve_s: float = 0.0  # scoring the chunks and regathering the draft's cache
     host_s: float = 0.0  # the stop rule, and giving tokens to the drafter
     draft_context_tokens: int = 0  # rows that the draft's working cache holds
+
+    def cut(self, count: int) -> "StepStats":
+        """The step when only its first ``count`` tokens became part of the output."""
+        accepted, copied = min(self.accepted, count), min(self.copied, count)
+        return replace(self, new_tokens=count, accepted=accepted, copied=copied)
 
     @property
     def total_s(self) -> float:

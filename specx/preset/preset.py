@@ -53,8 +53,9 @@ class Preset(Frozen):
     mode: Mode = "auto"
     tree: TreeConfig = TreeConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    max_new_tokens: int = Field(default=256, ge=1)
+    sampling: SamplingConfig | None = None  # the target's generation_config.json
+    max_new_tokens: int = Field(default=256, ge=1)  # of the answer
+    max_think_tokens: int | None = Field(default=None, ge=0)  # of a thought before it
     prefill_chunk_tokens: int = Field(default=2048, ge=1)
     parts: PartsOverrides = Field(default_factory=dict)
     requires: Requirements = Requirements()
@@ -68,6 +69,11 @@ class Preset(Frozen):
             raise ValueError(
                 f"max_new_tokens ({self.max_new_tokens}) must be less than context_tokens "
                 f"({self.context_tokens})"
+            )
+        if self.max_new_tokens + (self.max_think_tokens or 0) >= self.context_tokens:
+            raise ValueError(
+                f"max_think_tokens ({self.max_think_tokens}) and max_new_tokens together must be "
+                f"less than context_tokens ({self.context_tokens})"
             )
         drafter = self.parts.get("drafter")
         if drafter in WITH_WEIGHTS and drafter != self.draft.kind:

@@ -14,6 +14,7 @@ from specx.preset.shapes import HeadShapeSpec, ShapeSpec
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 Text = Annotated[str, Field(min_length=1)]
+Think = Literal["auto", "on", "off"]
 RopeType = Literal["linear", "dynamic", "yarn", "llama3"]
 
 #: Kinds of draft that are a head on the target's hidden states.
@@ -124,11 +125,16 @@ class DraftSpec(Frozen):
 
 
 class PromptSpec(Frozen):
-    """How a document becomes a prompt. ``template="auto"`` is the target's chat template."""
+    """How a document becomes a prompt. ``template="auto"`` is the target's chat template.
+
+    ``think="auto"`` thinks where the template does by default, but not for ``summarize`` if the
+    template gives a choice: who wants a summary does not want to wait for thoughts about it.
+    """
 
     template: Literal["auto", "raw"] = "auto"
     summarize: Text = "Summarize the text above."
     ask: str = "{document}\n\n{instruction}"
+    think: Think = "auto"
 
     @field_validator("ask")
     @classmethod

@@ -71,6 +71,7 @@ class AskedSampling(SamplingConfig):
     max_tokens: int
     stop: tuple[str, ...]
     ignore_eos: bool
+    max_think_tokens: int | None = None  # null: no thought was expected
 
 
 class Speculation(Record):
@@ -87,6 +88,16 @@ class TokenCounts(Record):
 
     prompt: Count = Field(description="The whole prompt, template included.")
     new: Count
+
+
+class ThoughtFacts(Record):
+    """What the model wrote before its answer, without the tags around it."""
+
+    text: str
+    tokens: Count = Field(description="Its tags included; part of tokens.new.")
+    end: Literal["model", "bound", "open"] = Field(
+        description="bound: the closing tag was put in; open: the text ended within it."
+    )
 
 
 class RunSeconds(Record):
@@ -175,7 +186,8 @@ class ResultObject(Record):
     models: Models
     sampling: AskedSampling
     spec: Speculation
-    text: str
+    text: str = Field(description="The answer.")
+    thought: ThoughtFacts | None = Field(None, description="null: it did not think.")
     finish_reason: FinishReason
     tokens: TokenCounts
     time_s: RunSeconds
@@ -248,8 +260,10 @@ def result_object(
             max_tokens=asked.max_tokens,
             stop=asked.stop,
             ignore_eos=asked.ignore_eos,
+            max_think_tokens=result.max_think_tokens,
         ),
         spec=Speculation.of(preset, mode=asked.mode, mode_reason=result.mode_reason),
+        thought=None if result.thought is None else ThoughtFacts.of(result.thought),
         tokens=TokenCounts(prompt=stats.prompt_tokens, new=stats.new_tokens),
         time_s=RunSeconds.of(stats, "_s", steps=PhaseSums(**stats.phases_s)),
         rate=Rates(

@@ -63,6 +63,7 @@ class TraceWriter:
                 kind="step",
                 number=self._steps,
                 pieces=[TextPiece(text=text, accepted=guessed) for text, guessed in parts if text],
+                thought=chunk.thought,
                 new_tokens=len(chunk.new_tokens),
                 tree=None if chunk.tree is None else self._tree(chunk.tree),
                 retrieved=chunk.retrieved_chunks,
