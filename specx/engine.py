@@ -77,7 +77,8 @@ class Engine:
         self.notes = pair.notes
         self._prompter = Prompter(pair.tokenizer, preset.prompt)
         #: How tokens are drawn where a request does not say: as the preset has it, or the target.
-        self.sampling = preset.sampling or pair.target.config.sampling
+        own = pair.target.config.sampling
+        self.sampling = preset.sampling if preset.has_sampling else own
         self._end_tokens = hub.end_tokens(pair.target.config, pair.tokenizer)
         self.target = Model(pair.target.config.decoder, pair.target.tensors)
         self.draft: Model | EagleHead | None = None
@@ -125,34 +126,33 @@ class Engine:
         A plain string is one user message. ``mode``, ``max_tokens``, ``max_think_tokens`` and
         ``sampling`` default to the preset's. ``max_tokens`` bounds the answer. A thought before it
         is closed at ``max_think_tokens``: the closing tag is put there in the model's place, or
-        the text ends where that tag is no single token. ``limit`` bounds both together. ``parts`` replaces single parts of the mode (see ``core.config.Parts``), for
-        ablations; ``records_trees`` puts each step's tree into its chunk. Raises ``UsageError``
-        for bad values, ``ContextError`` when prompt and output exceed the preset's context.
+        the text ends where that tag is no single token. ``limit`` bounds both together. ``parts``
+        replaces single parts of the mode (see ``core.config.Parts``), for ablations;
+        ``records_trees`` puts each step's tree into its chunk. Raises ``UsageError`` for bad
+        values, ``ContextError`` when prompt and output exceed the preset's context.
         """
         if isinstance(prompt, str):
             prompt = self.prompt("", prompt)
         mode = self.preset.mode if mode is None else mode
         max_tokens = self.preset.max_new_tokens if max_tokens is None else max_tokens
-        sampling = self.sampling if sampling is None else sampling
         thought = self._thought(prompt, max_tokens, max_think_tokens)
-        most = max_tokens + (0 if thought is None else room_tokens(thought.bound.max_tokens))
-        self._check(prompt, mode, max_tokens, most)
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        chosen = self._parts(mode, parts or {})
         request = Request(
             prompt=torch.tensor(prompt.tokens, dtype=torch.int64),
             max_tokens=max_tokens,
             end_tokens=frozenset() if ignore_eos else self._end_tokens,
-            sampler=Sampler(sampling),
+            sampler=Sampler(self.sampling if sampling is None else sampling),
             prefill_chunk_tokens=self.preset.prefill_chunk_tokens,
             thought=None if thought is None else thought.bound,
             limit=limit,
         )
+        self._check(prompt, mode, request)
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        chosen = self._parts(mode, parts or {})
         kernels, lost = choose_kernels(self.target, chosen)
-        explain = partial(self._no_memory, chosen, len(prompt.tokens), most)
+        explain = partial(self._no_memory, chosen, len(prompt.tokens), request.most_tokens)
         reset_peak(self.target.device)
         decoding = with_room(
-            partial(self._decoding, request, most, chosen, kernels, mode == "auto", records_trees),
+            partial(self._decoding, request, chosen, kernels, mode == "auto", records_trees),
             self._make_room,
             explain,
         )
@@ -165,10 +165,7 @@ class Engine:
             load_s=self.load_s,
             weights_bytes=self.weights_bytes,
             no_memory=explain,
-            warnings=(
-                *prompt.warnings,
-                *((lost,) if lost and lost != self.kernels_note else ()),
-            ),
+            warnings=prompt.warnings + ((lost,) if lost and lost != self.kernels_note else ()),
         )
 
     def generate(self, prompt: Prompt | str, **settings: Any) -> Result:
@@ -195,11 +192,12 @@ class Engine:
             limit = {"eos": count + 1, "length": None}.get(result.finish_reason, count)
         if limit == 0:
             return Verification(0, True)
+        thought = 0 if result.thought is None else result.thought.tokens
         sampling = result.sampling
         again = self.generate(
             prompt,
             mode="plain",
-            max_tokens=result.max_tokens,
+            max_tokens=max(count - thought, result.max_tokens),
             max_think_tokens=result.max_think_tokens,
             limit=limit,
             sampling=sampling,
@@ -271,12 +269,12 @@ class Engine:
             bound = max(0, min(USUAL_THINK_TOKENS, left))
         return ThoughtText(self.tokenizer, prompt.thoughts, bound)
 
-    def _check(self, prompt: Prompt, mode: str, max_tokens: int, most: int) -> None:
-        """``most``: new tokens in all."""
+    def _check(self, prompt: Prompt, mode: str, request: Request) -> None:
+        most = request.most_tokens
         if mode not in MODES:
             raise UsageError(f"unknown mode {mode!r}", hints=[f"modes: {', '.join(MODES)}"])
-        if max_tokens < 1:
-            raise UsageError(f"max tokens must be at least 1, not {max_tokens}")
+        if request.max_tokens < 1:
+            raise UsageError(f"max tokens must be at least 1, not {request.max_tokens}")
         if not prompt.tokens:
             raise UsageError("the prompt is empty")
         if not 0 <= min(prompt.tokens) <= max(prompt.tokens) < self.target.shape.vocabulary:
@@ -305,19 +303,12 @@ class Engine:
         return parts_for(mode, overrides)
 
     def _decoding(
-        self,
-        request: Request,
-        most: int,
-        parts: Parts,
-        kernels: Kernels,
-        governs: bool,
-        records_trees: bool,
+        self, request: Request, parts: Parts, kernels: Kernels, governs: bool, records_trees: bool
     ) -> Decoding:
-        """Allocates what a request of at most so many new tokens needs, or takes it over from an
-        earlier one."""
+        """Allocates what the request needs, or takes it over from an earlier one."""
         preset, tree = self.preset, self.preset.tree
         # Two steps may be under way when the output ends.
-        rows = len(request.prompt) + most
+        rows = len(request.prompt) + request.most_tokens
         rows += padded_rows(tree.nodes + 1) + 2 * (tree.depth + 1)
         workspace = self._workspaces.take(max(rows, preset.retrieval.budget_tokens))
         target = Target(self.target, workspace.capacity, parts, kernels, workspace)

@@ -17,7 +17,7 @@ from specx.core.stats import FinishReason, GenerationStats, Memory, Prefill, Ste
 from specx.errors import ResourceError
 from specx.memory import is_out_of_memory, peak_bytes
 from specx.prompts import TextStream
-from specx.thinking import ThoughtFinder, Thoughts
+from specx.thinking import ThoughtFinder, Thoughts, room_tokens
 
 _EMPTY = "the model wrote nothing: it ended at once"
 _OPEN = "the text ended within a thought: there is no answer"
@@ -254,7 +254,7 @@ class ThoughtText:
 
     def __init__(self, tokenizer: Tokenizer, thoughts: Thoughts, max_tokens: int) -> None:
         finder = self._finder = ThoughtFinder(tokenizer, thoughts)
-        self.bound = ThoughtBound(finder, max_tokens, finder.closing_id)
+        self.bound = ThoughtBound(finder, max_tokens, finder.closing_id, room_tokens(max_tokens))
         self._tags = {finder.opening_id, finder.closing_id}  # else they are found in the text
         stop = (thoughts.closing,) if finder.closing_id is None else ()
         self._text = TextStream(tokenizer, stop)

@@ -184,7 +184,7 @@ def _sampling(options: Options, preset: Preset) -> SamplingConfig:
     given: dict[str, Any] = {"temperature": options.temperature, "seed": options.seed}
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        return replace(preset.sampling or SamplingConfig(), **given)
+        return replace(preset.sampling, **given)
     except ValueError as error:
         raise UsageError(f"--{error}") from error
 

@@ -102,7 +102,8 @@ class ModelConfig:
     biased: frozenset[str]  # projections that have a bias
     norms_heads: bool
     raw: Mapping[str, Any] = field(repr=False)
-    sampling: SamplingConfig = SamplingConfig()  # by generation_config.json; greedy without one
+    #: By generation_config.json; greedy without one.
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     @property
     def shape(self) -> Shape:

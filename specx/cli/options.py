@@ -81,7 +81,7 @@ def given(names: str, help: str, default: object = None, *, env: bool = False) -
 # Options that several commands have, each with its words.
 MaxTokens = Annotated[
     int | None,
-    option("-n --max-tokens N", help="New tokens at most, thoughts not counted [the preset's]."),
+    option("-n --max-tokens N", help="Tokens of the answer at most [the preset's]."),
 ]
 Temperature = Annotated[
     float | None, option("-t --temperature T", help="0 = greedy [the preset's].")

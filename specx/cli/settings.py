@@ -176,13 +176,13 @@ def setting_rows(request: RunRequest, settings: Settings, sources: Sources) -> l
         rows.append(Setting(name, value, sources.get(name, from_preset(key))))
     said, ends = _said_by_target(preset)
     for name, value in asdict(settings.sampling).items():
-        if preset.sampling is not None:
+        if preset.has_sampling:
             source = from_preset(f"sampling.{name}")
         else:
             source = _GENERATION if name in said or (said and name == "temperature") else "default"
         rows.append(Setting(name, value, sources.get(name, source)))
     if said:
-        is_used = preset.sampling is None
+        is_used = not preset.has_sampling
         why = "" if is_used else f", not used: preset {preset.name} has sampling values"
         rows.append(Setting("generation_config", said, f"{_GENERATION}{why}"))
     ids = sorted({i for found in ends.values() for i in found})
@@ -202,7 +202,8 @@ def _sampling(request: RunRequest, preset: Preset) -> SamplingConfig:
             raise UsageError(f"--{name.replace('_', '-')} must be a number, not {value}")
     changes = {name: value for name, value in given.items() if value is not None}
     try:
-        return replace(preset.sampling or _own_sampling(preset, request.offline), **changes)
+        own = preset.sampling if preset.has_sampling else _own_sampling(preset, request.offline)
+        return replace(own, **changes)
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         raise UsageError(f"--{name.replace('_', '-')} {rest}") from error

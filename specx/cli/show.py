@@ -174,8 +174,8 @@ class AnswerDisplay:
         if self._thoughts is not None and chunk.thought:
             self._progress.before_text(self._thoughts.shown(chunk.thought))
             self._thoughts.write(chunk.thought)
-        if self._thoughts is not None and chunk.text:
-            self._end_thought(self._thoughts)
+        if chunk.text:
+            self._end_thought()
         if chunk.text and self._look is not None:
             self._progress.before_text(chunk.text)
             write_pieces(self._sink, pieces_of(chunk), self._look)
@@ -183,14 +183,14 @@ class AnswerDisplay:
 
     def close(self) -> None:
         self._progress.close()  # what stderr says next must not be in a line of text
-        if self._thoughts is not None:
-            self._end_thought(self._thoughts)
+        self._end_thought()
         if self._look is not None:
             self._sink.end_line()
 
-    def _end_thought(self, thoughts: "ThoughtSink") -> None:
-        self._progress.before_text("\n")
-        thoughts.end()
+    def _end_thought(self) -> None:
+        if self._thoughts is not None and self._thoughts.is_begun:
+            self._progress.before_text("\n")
+            self._thoughts.end()
 
 
 class ThoughtSink:
@@ -199,22 +199,21 @@ class ThoughtSink:
     def __init__(self, color: str) -> None:
         self._sink = Sink(sys.stderr, "standard error")
         self._code = _DIM if wants_color(color) else ""
-        self._is_begun = False
+        self.is_begun = False
 
     def shown(self, text: str) -> str:
         """What ``write`` will show of ``text``."""
-        return text if self._is_begun else f"{_THOUGHT}{text}"
+        return text if self.is_begun else f"{_THOUGHT}{text}"
 
     def write(self, text: str) -> None:
-        shown, self._is_begun = self.shown(text), True
+        shown, self.is_begun = self.shown(text), True
         self._sink.write(shown, self._code)
 
     def end(self) -> None:
-        """The thought is over, if there was one."""
-        if self._is_begun:
-            self._sink.end_line()
-            self._sink.write("\n")
-            self._is_begun = False
+        """The thought is over."""
+        self._sink.end_line()
+        self._sink.write("\n")
+        self.is_begun = False
 
 
 class MapDisplay:

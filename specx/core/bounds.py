@@ -36,11 +36,13 @@ class Finder(Protocol):
 @dataclass(frozen=True, slots=True)
 class ThoughtBound:
     """A thought may have ``max_tokens`` tokens; then ``closing`` is its next one, or, where no
-    single token closes a thought (None), the output ends."""
+    single token closes a thought (None), the output ends. ``room_tokens``: what it may take in
+    all, blanks before its opening tag included."""
 
     finder: Finder
     max_tokens: int
     closing: int | None
+    room_tokens: int
 
 
 class Bounds:

@@ -152,6 +152,12 @@ class Request:
     thought: ThoughtBound | None = None
     limit: int | None = None
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that the output may have in all."""
+        most = self.max_tokens + (0 if self.thought is None else self.thought.room_tokens)
+        return most if self.limit is None else min(most, self.limit)
+
 
 @dataclass(frozen=True, slots=True)
 class Emitted:

@@ -53,7 +53,7 @@ class Preset(Frozen):
     mode: Mode = "auto"
     tree: TreeConfig = TreeConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
-    sampling: SamplingConfig | None = None  # the target's generation_config.json
+    sampling: SamplingConfig = SamplingConfig()  # see has_sampling
     max_new_tokens: int = Field(default=256, ge=1)  # of the answer
     max_think_tokens: int | None = Field(default=None, ge=0)  # of a thought before it
     prefill_chunk_tokens: int = Field(default=2048, ge=1)
@@ -97,9 +97,17 @@ class Preset(Frozen):
             _assign(data, key, value)
         return preset_from(data, f"preset {self.name}")
 
+    @property
+    def has_sampling(self) -> bool:
+        """Whether it says how tokens are drawn, be it greedily. Otherwise the target does, in its
+        generation_config.json."""
+        return "sampling" in self.model_fields_set
+
     def as_mapping(self) -> dict[str, Any]:
-        """Plain values under the keys of the YAML file, defaults included."""
-        return self.model_dump(mode="json", by_alias=True)
+        """Plain values under the keys of the YAML file, defaults included, but for ``sampling``
+        where the preset does not have it."""
+        silent = None if self.has_sampling else {"sampling"}
+        return self.model_dump(mode="json", by_alias=True, exclude=silent)
 
     def to_yaml(self) -> str:
         """The preset as a file that ``load_preset`` reads back."""

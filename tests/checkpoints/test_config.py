@@ -210,10 +210,10 @@ class TestFacts:
         ("settings", "ids"),
         [
             (None, {1}),  # config.json's own
-            ({"eos_token_id": [3, 4]}, {3, 4}),
-            ({"eos_token_id": 5}, {5}),
-            ({"eos_token_id": None}, set()),  # the file counts alone
-            ({}, set()),
+            ({"eos_token_id": [3, 4]}, {1, 3, 4}),
+            ({"eos_token_id": 5}, {1, 5}),
+            ({"eos_token_id": None}, {1}),
+            ({}, {1}),
         ],
     )
     def test_who_ends_the_text(

@@ -319,7 +319,9 @@ def test_an_accepted_path_is_cut_at_the_token_budget(count: int) -> None:
     job.tree, job.drafter = _ROOM, Oracle(known, 5)
     run = job.run()
     assert (run.tokens, run.finish_reason) == (known[:count], "length")
-    assert all(step.accepted == 5 for step in run.steps), "counted before the stop rule"
+    *whole, last = run.steps
+    assert all(step.accepted == 5 for step in whole)
+    assert last.accepted == min(5, last.new_tokens), "counted after the stop rule"
 
 
 def _first_use(output: list[int], index: int) -> int:
