@@ -12,7 +12,7 @@ ENVIRONMENT: tuple[tuple[str, str], ...] = (
     ("SPECX_PRESET", "as --preset"),
     ("SPECX_MODE", "as --mode"),
     ("SPECX_OUTPUT", "as --output"),
-    ("SPECX_SEED", "as --seed"),
+    ("SPECX_SEED", "as --seed; random, too"),
     ("SPECX_DEVICE", "as --device"),
     ("SPECX_OFFLINE", "as --offline, when 1"),
     ("SPECX_NO_PROGRESS", "1: no bars, no live line"),
@@ -45,6 +45,14 @@ stdout has the answer and nothing else; progress, stats and messages go to stder
 
 JSON Schema of these objects: specx help schema (specx.result/1, specx.error/1). Of others:
 specx help schema NAME (bench, compare, trace, settings, presets, presets-check).
+A thought of a model that thinks is no part of the answer: dim on stderr where that is a terminal,
+"thought" in JSON. --think auto (the default) thinks where the chat template does so by itself, but
+not for a summary if the template gives a choice. --think-tokens N closes a longer thought: the
+closing tag is put in place of the model's token N + 1, a warning says so, and --verify checks both
+parts. Blanks between thought and answer are left out.
+Sampling: option, else the preset's sampling group, else the target's generation_config.json. The
+closing line has the seed of a sampled text; --seed random draws a new one.
+
 accepted = draft tokens kept in a step, without the target's own token that ends the step;
 tok/step = accepted + 1 (plain decoding has 1); decode rate = (new - 1) / decode time.
 """

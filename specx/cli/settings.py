@@ -176,15 +176,15 @@ def setting_rows(request: RunRequest, settings: Settings, sources: Sources) -> l
         rows.append(Setting(name, value, sources.get(name, from_preset(key))))
     said, ends = _said_by_target(preset)
     for name, value in asdict(settings.sampling).items():
+        is_said = "do_sample" in said if name == "temperature" else value == said.get(name)
+        source = _GENERATION if is_said else "default"
         if preset.has_sampling:
             source = from_preset(f"sampling.{name}")
-        else:
-            source = _GENERATION if name in said or (said and name == "temperature") else "default"
         rows.append(Setting(name, value, sources.get(name, source)))
     if said:
-        is_used = not preset.has_sampling
-        why = "" if is_used else f", not used: preset {preset.name} has sampling values"
-        rows.append(Setting("generation_config", said, f"{_GENERATION}{why}"))
+        why = f", not used: preset {preset.name} has sampling values"
+        source = f"{_GENERATION}{why if preset.has_sampling else ''}"
+        rows.append(Setting("generation_config", said, source))
     ids = sorted({i for found in ends.values() for i in found})
     rows.append(Setting("end_tokens", ids, ", ".join(ends) or "no file of the target here"))
     for name in _NOT_OF_A_PRESET:

@@ -5,7 +5,7 @@ two tokens tie within a rounding error, and an exact comparison would test the r
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import (
 
 from specx.checkpoints.config import model_config
 from specx.core.attention import SdpaKernels
+from specx.core.bounds import ThoughtBound
 from specx.core.cache import KVCache
 from specx.core.config import MODES, Parts, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.core.decode import Decoding, Emitted, Request
@@ -221,6 +222,7 @@ class Job:
     governor: Governor | None = None
     is_fixed: bool = False  # as on a GPU: fixed shapes, no host, steps launched ahead
     records_trees: bool = False
+    thought: Callable[[], ThoughtBound] | None = None  # made anew for each decoding
 
     def decoding(self, reuse: Decoding | None = None) -> Decoding:
         """Capacities are those that an engine would choose; ``reuse`` the workspace of an earlier
@@ -231,6 +233,7 @@ class Job:
             self.end_tokens,
             Sampler(self.sampling),
             self.prefill_chunk_tokens,
+            None if self.thought is None else self.thought(),
         )
         workspace = self.workspace() if reuse is None else reuse.target.workspace
         kernels = self.kernels()
@@ -251,7 +254,7 @@ class Job:
 
     def workspace(self) -> Workspace:
         """Room for the request, and for two trees after its end."""
-        rows = len(self.prompt) + self.max_tokens + 2 * max(64, self.tree.nodes + 1)
+        rows = len(self.prompt) + 2 * self.max_tokens + 2 * max(64, self.tree.nodes + 1)
         return Workspace(self.pair.target, rows)
 
     def kernels(self) -> SdpaKernels:
