@@ -46,12 +46,13 @@ class TextChunk:
 class Thought:
     """What the model wrote before its answer, without the tags around it.
 
-    ``end``: by the model itself, by the bound on its ``tokens`` (tags included) or, when the text
-    ended within it, not at all.
+    ``end``: by the model itself, by the bound ``max_tokens`` on its ``tokens`` (tags included) or,
+    when the text ended within it, not at all.
     """
 
     text: str
     tokens: int
+    max_tokens: int
     end: Literal["model", "bound", "open"]
 
 
@@ -200,7 +201,8 @@ class Stream:
         """The text of ``tokens``, of which the draft guessed the first, in two parts, and how many
         of the tokens come after a stop string. Blanks after a thought are left out."""
         before = self._text.consumed
-        texts = [self._text.push(part) for part in (tokens[:guessed], tokens[guessed:])]
+        texts = [self._text.push(tokens[:guessed]) if guessed else ""]
+        texts.append(self._text.push(tokens[guessed:]))
         cut = len(tokens) - (self._text.consumed - before)
         if self._thought is not None and tokens:
             texts = self._thought.after(*texts)
@@ -303,7 +305,8 @@ class ThoughtText:
         is_cut = finder.closing_id is not None and finder.tokens > self.bound.max_tokens
         end: Literal["model", "bound", "open"] = "bound" if is_cut else "model"
         text = "".join(self._pieces).strip()
-        return Thought(text, finder.tokens, "open" if finder.is_open else end)
+        most = self.bound.max_tokens
+        return Thought(text, finder.tokens, most, "open" if finder.is_open else end)
 
 
 def _remark(

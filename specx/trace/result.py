@@ -71,7 +71,6 @@ class AskedSampling(SamplingConfig):
     max_tokens: int
     stop: tuple[str, ...]
     ignore_eos: bool
-    max_think_tokens: int | None = None  # null: no thought was expected
 
 
 class Speculation(Record):
@@ -95,6 +94,7 @@ class ThoughtFacts(Record):
 
     text: str
     tokens: Count = Field(description="Its tags included; part of tokens.new.")
+    max_tokens: Count = Field(description="Its bound, the closing tag not counted.")
     end: Literal["model", "bound", "open"] = Field(
         description="bound: the closing tag was put in; open: the text ended within it."
     )
@@ -260,7 +260,6 @@ def result_object(
             max_tokens=asked.max_tokens,
             stop=asked.stop,
             ignore_eos=asked.ignore_eos,
-            max_think_tokens=result.max_think_tokens,
         ),
         spec=Speculation.of(preset, mode=asked.mode, mode_reason=result.mode_reason),
         thought=None if result.thought is None else ThoughtFacts.of(result.thought),

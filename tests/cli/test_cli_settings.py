@@ -10,6 +10,8 @@ from specx.errors import UsageError
 from tests.cli.support import Workplace, write_preset
 from tests.helpers import edit_json, save_pair
 
+SAYS = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
+
 
 @pytest.fixture
 def settings(cli, workplace):
@@ -94,12 +96,10 @@ def test_a_random_seed_is_shown_so_that_the_run_can_be_repeated(cli, workplace, 
 class TestGenerationConfig:
     """What the target's own file says about sampling, where the preset is silent."""
 
-    SAYS = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
-
     @pytest.fixture
     def place(self, tmp_path):
         pair = save_pair(tmp_path)
-        edit_json(pair.target / "generation_config.json", **self.SAYS, eos_token_id=[1, 9])
+        edit_json(pair.target / "generation_config.json", **SAYS, eos_token_id=[1, 9])
         return Workplace(tmp_path, write_preset(tmp_path, pair), pair.target, pair.draft)
 
     def rows(self, cli, *words):
@@ -116,7 +116,7 @@ class TestGenerationConfig:
             assert rows["top_k"] == (20, "generation_config.json")
             assert rows["top_p"] == (0.5, "--top-p")
             assert rows["min_p"] == (0.0, "default")
-            assert rows["generation_config"] == (self.SAYS, "generation_config.json")
+            assert rows["generation_config"] == (SAYS, "generation_config.json")
             files = "config.json, generation_config.json, the tokenizer"
             assert rows["end_tokens"] == ([1, 9], files)
 
