@@ -14,7 +14,7 @@ import torch
 from specx.checkpoints import load as hub
 from specx.checkpoints.eagle.loader import LoadedHead
 from specx.core.attention import Kernels
-from specx.core.config import MODES, Parts, SamplingConfig, parts_for
+from specx.core.config import MODES, Parts, SamplingConfig, Think, parts_for
 from specx.core.decode import Decoding, Request, plain_logits
 from specx.core.decoder import Model
 from specx.core.drafts import Drafter, NoDraft
@@ -32,7 +32,6 @@ from specx.core.workspace import Workspaces
 from specx.errors import ContextError, ResourceError, UsageError
 from specx.memory import Shortage, needs_of, release, reset_peak, room_on, with_room
 from specx.preset.preset import Preset, load_preset
-from specx.preset.sections import Think
 from specx.prompts import Prompt, Prompter, TextStream
 from specx.stream import Difference, Result, Stream, ThoughtText, Verification
 from specx.thinking import USUAL_THINK_TOKENS, room_tokens

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from specx.checkpoints.chat_template import SwitchedTemplate
 from specx.checkpoints.tokenizer import Tokenizer
+from specx.core.config import Think
 from specx.errors import ModelError, UsageError
 from specx.thinking import TemplateThinking, Thoughts
 
 if TYPE_CHECKING:
-    from specx.preset.sections import PromptSpec, Think
+    from specx.preset.sections import PromptSpec
 
 _CONTEXT_TOKENS = 4  # of a prompt, enough for a decoder to treat what follows as a continuation
 _PROBE = "\ue000specx-probe\ue001"  # at the end of a text, to see whether it is rendered
@@ -57,7 +58,7 @@ class Prompter:
         *,
         system: str | None = None,
         raw: bool = False,
-        think: "Think | None" = None,
+        think: Think | None = None,
     ) -> Prompt:
         """Token ids of a request about ``document``.
 

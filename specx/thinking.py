@@ -7,14 +7,11 @@ import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from specx.checkpoints.chat_template import ChatTemplate, Message
 from specx.checkpoints.tokenizer import Tokenizer
+from specx.core.config import Think
 from specx.errors import ModelError, UsageError
-
-if TYPE_CHECKING:
-    from specx.preset.sections import Think
 
 #: What begins and what ends a thought; a template that knows a pair names it.
 TAGS = (
@@ -49,7 +46,7 @@ class TemplateThinking:
         named = (pair for pair in TAGS if any(tag in template.source for tag in pair))
         self._tags = next(named, None)
 
-    def switches(self, think: "Think", *, is_summary: bool) -> dict[str, bool]:
+    def switches(self, think: Think, *, is_summary: bool) -> dict[str, bool]:
         """The template's variables for ``think``; ``auto`` is off for a summary, where there is a
         choice, and else the template's default. Raises ``UsageError`` where there is no choice."""
         if self._switch is not None:

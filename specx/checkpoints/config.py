@@ -158,6 +158,20 @@ def read_generation(directory: Path) -> GenerationConfig:
         raise ModelError(f"{path} is damaged", reason=reason) from error
 
 
+def end_tokens_by_file(directory: Path) -> dict[str, list[int | str]]:
+    """What ends a text by the word of each file that says so: ids, and the tokenizer's token by its
+    name. Raises ``ModelError``."""
+    path = directory / "tokenizer_config.json"
+    named = read_json(path).get("eos_token") if path.is_file() else None
+    named = named.get("content") if isinstance(named, dict) else named
+    ends: dict[str, list[int | str]] = {
+        "config.json": [*sorted(end_ids(read_json(directory / "config.json")))],
+        "generation_config.json": [*sorted(read_generation(directory).end_tokens)],
+        path.name: [named] if isinstance(named, str) else [],
+    }
+    return {name: found for name, found in ends.items() if found}
+
+
 def _sampling_value(name: str, value: object) -> Any:
     """A value as ``SamplingConfig`` has it: −1 is off for top_k elsewhere."""
     if isinstance(value, bool) or not isinstance(value, int | float):

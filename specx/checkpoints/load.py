@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specx.checkpoints.check_pair import PairFiles, examine
-from specx.checkpoints.config import ModelConfig, end_ids, read_generation, read_json, summary
+from specx.checkpoints.config import ModelConfig, summary
 from specx.checkpoints.download import Notice, fetch, fetch_metadata, pickle_notice, plan, tell
 from specx.checkpoints.eagle.loader import LoadedHead, load_head
 from specx.checkpoints.repository import Source, find, is_on_hub
-from specx.checkpoints.tokenizer import Tokenizer, read_tokenizer
+from specx.checkpoints.tokenizer import Tokenizer
 from specx.checkpoints.weights import check_weights, load_weights
 from specx.errors import ModelError, ResourceError, UsageError
 from specx.memory import is_out_of_memory
@@ -102,17 +102,6 @@ def end_tokens(target: ModelConfig, tokenizer: Tokenizer) -> frozenset[int]:
     """Ids that end the target's text: its checkpoint's and its tokenizer's."""
     own = tokenizer.eos_id
     return target.end_tokens | ({own} if own is not None else set())
-
-
-def end_tokens_by_file(directory: Path) -> dict[str, frozenset[int]]:
-    """The same for a checkpoint in ``directory``, by the file that names them."""
-    own = read_tokenizer(directory).eos_id
-    ends = {
-        "config.json": end_ids(read_json(directory / "config.json")),
-        "generation_config.json": read_generation(directory).end_tokens,
-        "the tokenizer": frozenset() if own is None else frozenset([own]),
-    }
-    return {name: ids for name, ids in ends.items() if ids}
 
 
 def find_pair(preset: Preset, *, offline: bool) -> PairFiles:

@@ -45,16 +45,17 @@ stdout has the answer and nothing else; progress, stats and messages go to stder
 
 JSON Schema of these objects: specx help schema (specx.result/1, specx.error/1). Of others:
 specx help schema NAME (bench, compare, trace, settings, presets, presets-check).
-A thought of a model that thinks is no part of the answer: dim on stderr where that is a terminal,
-"thought" in JSON. --think auto (the default) thinks where the chat template does so by itself, but
-not for a summary if the template gives a choice. --think-tokens N closes a longer thought: the
-closing tag is put in place of the model's token N + 1, a warning says so, and --verify checks both
-parts. Blanks between thought and answer are left out.
-Sampling: option, else the preset's sampling group, else the target's generation_config.json. The
-closing line has the seed of a sampled text; --seed random draws a new one.
-
 accepted = draft tokens kept in a step, without the target's own token that ends the step;
 tok/step = accepted + 1 (plain decoding has 1); decode rate = (new - 1) / decode time.
+
+A thought of a model that thinks is no part of the answer: it is dim on stderr where that is a
+terminal, and "thought" in JSON. --think auto (the default) thinks where the chat template does so by
+itself, but not for a summary if the template gives a choice. -n bounds the answer, --think-tokens N
+the thought (4,096 where the context has room): the closing tag is then put in place of the model's
+next token, a warning says so, and --verify checks both parts. Blanks between them are left out.
+
+Sampling is as options say, else as the preset's sampling group has it, else as the target's
+generation_config.json. The closing line has temperature and seed; --seed random draws a seed.
 """
 
 

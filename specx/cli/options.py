@@ -14,9 +14,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 from typer import Argument, Context, Option
 from typer.core import TyperCommand
 
-from specx.core.config import Mode
+from specx.core.config import Mode, Think
 from specx.errors import UsageError
-from specx.preset.sections import Think
 
 Format = Literal["text", "json", "jsonl"]
 Color = Literal["auto", "always", "never"]
@@ -92,7 +91,7 @@ Seed = Annotated[
         "--seed N",
         env="SPECX_SEED",
         parser=parse_seed,
-        help="Same seed, same text in every mode; random draws one [0].",
+        help="Same seed, same text in every mode; or random [0].",
     ),
 ]
 Assignments = Annotated[
@@ -138,12 +137,9 @@ class RunRequest:
     draft: DraftRepo = None
     mode: Mode | None = given("--mode MODE", "auto, specx, spec or plain [the preset's].", env=True)
     max_tokens: MaxTokens = None
-    think: Think | None = given(
-        "--think WHEN", "on, off or auto: think first (auto: no summary does) [the preset's]."
-    )
-    think_tokens: int | None = given(
-        "--think-tokens N", "Put in the closing tag after N tokens of a thought [the preset's]."
-    )
+    think: Think | None = given("--think WHEN", "auto, on, off; --think-tokens N bounds it [auto].")
+    # Not listed by itself: the help of a command fits a screen.
+    think_tokens: Annotated[int | None, Option("--think-tokens", hidden=True)] = None
     temperature: Temperature = None
     top_p: float | None = given("--top-p P", "Keep the likeliest tokens of mass P; 1 = all.")
     top_k: int | None = given("--top-k K", "Keep the K likeliest tokens; 0 = all.")

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from specx.cli.options import RunRequest, Sources
-from specx.core.config import Mode, SamplingConfig
+from specx.core.config import Mode, SamplingConfig, Think
 from specx.errors import ModelError, ModelUnavailableError, UsageError
 from specx.preset.preset import Preset, load_preset
-from specx.preset.sections import Think
 
 # Keys of a preset that are listed as options, or that decide nothing.
 _NOT_LISTED = (
@@ -185,8 +185,8 @@ def setting_rows(request: RunRequest, settings: Settings, sources: Sources) -> l
         why = f", not used: preset {preset.name} has sampling values"
         source = f"{_GENERATION}{why if preset.has_sampling else ''}"
         rows.append(Setting("generation_config", said, source))
-    ids = sorted({i for found in ends.values() for i in found})
-    rows.append(Setting("end_tokens", ids, ", ".join(ends) or "no file of the target here"))
+    listed = list(dict.fromkeys(end for found in ends.values() for end in found))
+    rows.append(Setting("end_tokens", listed, ", ".join(ends) or "no file of the target here"))
     for name in _NOT_OF_A_PRESET:
         rows.append(Setting(name, getattr(request, name), sources.get(name, "default")))
     for key, value in _flat(preset.as_mapping()).items():
@@ -211,22 +211,28 @@ def _sampling(request: RunRequest, preset: Preset) -> SamplingConfig:
 
 def _own_sampling(preset: Preset, offline: bool) -> SamplingConfig:
     """What the target's checkpoint asks for. Raises what reading its files raises."""
-    from specx.checkpoints import load as hub
     from specx.checkpoints.config import read_generation
 
-    target = preset.target
-    return read_generation(hub.resolve(target.repo, target.revision, offline=offline)).sampling
+    return read_generation(_target_directory(preset, offline=offline)).sampling
 
 
-def _said_by_target(preset: Preset) -> tuple[Mapping[str, Any], Mapping[str, frozenset[int]]]:
+def _target_directory(preset: Preset, *, offline: bool) -> Path:
+    """The target's small files; ``checkpoints.load`` has this too, and imports tokenizers."""
+    from specx.checkpoints.download import fetch_metadata
+    from specx.checkpoints.repository import find
+
+    source = find(preset.target.repo, preset.target.revision, offline=offline)
+    fetch_metadata(source)
+    return source.directory
+
+
+def _said_by_target(preset: Preset) -> tuple[Mapping[str, Any], Mapping[str, Sequence[int | str]]]:
     """Sampling values and end tokens in the files of the target, where those are here."""
-    from specx.checkpoints import load as hub
-    from specx.checkpoints.config import read_generation
+    from specx.checkpoints.config import end_tokens_by_file, read_generation
 
-    target = preset.target
     try:
-        directory = hub.resolve(target.repo, target.revision, offline=True)
-        return read_generation(directory).said, hub.end_tokens_by_file(directory)
+        directory = _target_directory(preset, offline=True)
+        return read_generation(directory).said, end_tokens_by_file(directory)
     except (ModelUnavailableError, ModelError):
         return {}, {}
 

@@ -9,6 +9,7 @@ from math import inf
 from types import MappingProxyType
 from typing import Any, Literal
 
+Think = Literal["auto", "on", "off"]
 Mode = Literal["auto", "plain", "spec", "specx"]
 DrafterKind = Literal["none", "lookup", "lm", "eagle", "eagle3"]
 DraftCache = Literal["full", "window", "retrieval"]

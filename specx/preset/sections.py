@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import TypedDict
 
-from specx.core.config import DrafterKind, Parts
+from specx.core.config import DrafterKind, Parts, Think
 from specx.preset.shapes import HeadShapeSpec, ShapeSpec
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 Text = Annotated[str, Field(min_length=1)]
-Think = Literal["auto", "on", "off"]
 RopeType = Literal["linear", "dynamic", "yarn", "llama3"]
 
 #: Kinds of draft that are a head on the target's hidden states.

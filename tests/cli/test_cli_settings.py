@@ -117,8 +117,8 @@ class TestGenerationConfig:
             assert rows["top_p"] == (0.5, "--top-p")
             assert rows["min_p"] == (0.0, "default")
             assert rows["generation_config"] == (SAYS, "generation_config.json")
-            files = "config.json, generation_config.json, the tokenizer"
-            assert rows["end_tokens"] == ([1, 9], files)
+            files = "config.json, generation_config.json, tokenizer_config.json"
+            assert rows["end_tokens"] == ([1, 9, "<|end|>"], files)
 
     def test_a_preset_that_says_anything_decides_all(self, cli, place):
         rows = self.rows(cli, "-m", place.preset, "--set", "sampling.temperature=0.0")
