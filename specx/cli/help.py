@@ -49,8 +49,8 @@ accepted = draft tokens kept in a step, without the target's own token that ends
 tok/step = accepted + 1 (plain decoding has 1); decode rate = (new - 1) / decode time.
 
 A thought of a model that thinks is no part of the answer: it is dim on stderr where that is a
-terminal, and "thought" in JSON. --think auto (the default) thinks where the chat template does so by
-itself, but not for a summary if the template gives a choice. -n bounds the answer, --think-tokens N
+terminal, and "thought" in JSON. --think auto (the default) thinks where the chat template does so
+by itself, but not for a summary if there is a choice. -n bounds the answer, --think-tokens N
 the thought (4,096 where the context has room): the closing tag is then put in place of the model's
 next token, a warning says so, and --verify checks both parts. Blanks between them are left out.
 
