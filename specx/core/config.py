@@ -69,6 +69,14 @@ class RetrievalConfig:
         """Rows that the draft's working cache holds after a refresh, at most."""
         return (self.top_chunks + self.sink_chunks + self.recent_chunks) * self.chunk_tokens
 
+    def due(self, step: int) -> bool:
+        """Whether to refresh after verify step ``step`` (0-based)."""
+        return step % self.every_steps == 0
+
+    def is_needed(self, rows: int) -> bool:
+        """Whether ``rows`` of context exceed what the draft may keep."""
+        return rows > self.budget_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from specx.core.clock import Clock, Readout, now, start_clock
+from specx.core.config import RetrievalConfig
 from specx.core.decoder import Model
-from specx.core.drafts import Drafter, NoDraft
+from specx.core.drafts import Drafter
 from specx.core.drafts.growth import Governor
-from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.stats import FinishReason, Prefill, StepStats, StepTree
 from specx.core.target import CostTable, Target
@@ -63,9 +63,9 @@ def launch(
     sample: Sample,
     *,
     seen: "Seen | None" = None,
-    retriever: Retriever | None = None,
+    retrieval: RetrievalConfig | None = None,
 ) -> Step:
-    """Put a whole step on the device. Without ``drafter`` it is a plain one; with ``retriever`` the
+    """Put a whole step on the device. Without ``drafter`` it is a plain one; with ``retrieval`` the
     draft's context is refreshed after it."""
     cold_runs = target.launcher.cold_runs
     clock = start_clock(target.model.device)
@@ -83,8 +83,8 @@ def launch(
         seen.add_path(tokens, path)
     clock.mark("commit_s")
     chunks = None
-    if drafter is not None and retriever is not None:
-        selection = target.select(retriever, path)
+    if drafter is not None and retrieval is not None:
+        selection = target.select(retrieval, path)
         drafter.refocus(selection)
         chunks = selection.chunks
     depths = None if tree.reaches is None else tree.depths[: tree.reaches.shape[0]]
@@ -162,7 +162,7 @@ class Decoding:
         target: Target,
         drafter: Drafter,
         *,
-        retriever: Retriever | None = None,
+        retrieval: RetrievalConfig | None = None,
         governor: Governor | None = None,
         costs: CostTable | None = None,
         workspaces: Workspaces | None = None,
@@ -171,7 +171,7 @@ class Decoding:
         """``costs``: where step costs are looked up, or measured between prefill and first token;
         their time is kept apart. ``workspaces`` gets the target's workspace back at the end."""
         self.request, self.target, self.drafter = request, target, drafter
-        self.retriever, self.governor = retriever, governor
+        self.retrieval, self.governor = retrieval, governor
         self._costs, self._workspaces, self._records_trees = costs, workspaces, records_trees
         self.prefill_target_s = self.prefill_draft_s = self.tune_s = 0.0
         self._cancelled = False
@@ -255,8 +255,8 @@ class Decoding:
             self._seen.add(first)
         self.target.begin(prompt, first, features[-1:])
         chunks = None
-        if self.retriever is not None and self.retriever.is_needed(prompt.shape[0]):
-            selection = self.target.select(self.retriever, None)
+        if self.retrieval is not None and self.retrieval.is_needed(prompt.shape[0]):
+            selection = self.target.select(self.retrieval, None)
             self.drafter.refocus(selection)
             chunks = _chunk_numbers(selection.chunks)
         self._tune()  # after the prompt's last query was used: measuring overwrites it
@@ -275,14 +275,14 @@ class Decoding:
 
     def _launch(self, number: int) -> Step:
         drafter = self.drafter if self._is_drafting else None
-        retriever, length = self.retriever, self.target.cache.length
-        is_due = retriever is not None and retriever.due(number) and retriever.is_needed(length)
+        retrieval, length = self.retrieval, self.target.cache.length
+        is_due = retrieval is not None and retrieval.due(number) and retrieval.is_needed(length)
         return launch(
             self.target,
             drafter,
             self.request.sampler,
             seen=self._seen,
-            retriever=retriever if is_due else None,
+            retrieval=retrieval if is_due else None,
         )
 
     def _settle(self, step: Step) -> Emitted:
@@ -339,7 +339,7 @@ def plain_logits(target: Target, tokens: Tensor, prompt_tokens: int, chunk_token
     for number in range(1, len(output)):
         known = output[number : number + 1]
         step = launch(target, None, lambda *_, known=known: known)
-        settle(step, target, NoDraft())
+        settle(step, target, Drafter())
     return launch(target, None, lambda logits, *_: logits.argmax(dim=-1)).logits
 
 

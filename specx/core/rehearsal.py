@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import torch
 
+from specx.core.config import RetrievalConfig
 from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.kernels.launch import can_compile_ahead, compiling_ahead
-from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.target import Target
 
@@ -24,7 +24,7 @@ _LEVELS_OF_A_HEAD = 2
 def rehearse(
     target: Target,
     settings: DraftSettings | None,
-    retriever: Retriever | None,
+    retrieval: RetrievalConfig | None,
     sampler: Sampler,
     chunk_tokens: int,
 ) -> None:
@@ -40,8 +40,8 @@ def rehearse(
         chunk = nothing[: target.cache.capacity // 2]
         for _ in range(2):  # the second chunk has a prefix
             short.read(chunk)
-        if retriever is not None:
-            short.select(retriever, None)
+        if retrieval is not None:
+            short.select(retrieval, None)
         short.progress.begin(chunk, nothing[:1])
         short.verify_widths()
         if settings is not None:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from specx.core.attention import Kernels
 from specx.core.clock import now
-from specx.core.config import Parts
+from specx.core.config import Parts, RetrievalConfig
 from specx.core.decoder import Model
 from specx.core.drafts.growth import StepCosts
 from specx.core.forward_passes import ChunkPass, TreePass
 from specx.core.graphs import RECORDED_ROWS
-from specx.core.retrieval import Retriever, Selection, select
+from specx.core.retrieval import Selection, select
 from specx.core.tree import Path, TokenTree
 from specx.core.workspace import FEATURE_ROWS, Slot, Workspace
 
@@ -111,15 +111,15 @@ class Target:
         self.cache.reach(self.cache.length + count)
 
     @torch.inference_mode()
-    def select(self, retriever: Retriever, path: Path | None) -> Selection:
+    def select(self, config: RetrievalConfig, path: Path | None) -> Selection:
         """Chunks that the last node of a committed ``path`` attends to in the last layer; the
         prompt's last token when ``path`` is None."""
         query = self._query
         assert query is not None, "no forward has run yet"
         if path is None:
-            return self._select(retriever, query[:, -1])
-        key = "select", query.shape[1], path.nodes.shape[0], retriever.config
-        return self.launcher.run(partial(self._select_after, retriever, query, path), *key)
+            return self._select(config, query[:, -1])
+        key = "select", query.shape[1], path.nodes.shape[0], config
+        return self.launcher.run(partial(self._select_after, config, query, path), *key)
 
     def over(self, model: Model, parts: Parts) -> "Target":
         """The same with other parts over another model, in the same workspace."""
@@ -169,16 +169,15 @@ class Target:
             self.workspace.features.index_copy_(0, places, features)
         progress.advance(slot.sample[path.nodes], path.count)
 
-    def _select_after(self, retriever: Retriever, query: Tensor, path: Path) -> Selection:
+    def _select_after(self, config: RetrievalConfig, query: Tensor, path: Path) -> Selection:
         row = path.nodes.index_select(0, (path.count - 1)[None])
-        return self._select(retriever, query.index_select(1, row)[:, 0])
+        return self._select(config, query.index_select(1, row)[:, 0])
 
-    def _select(self, retriever: Retriever, query: Tensor) -> Selection:
+    def _select(self, config: RetrievalConfig, query: Tensor) -> Selection:
         keys, length = self.cache.keys[-1], self.progress.length
-        chunk_tokens = retriever.config.chunk_tokens
         scale = self.model.score_scale
-        scores = self._kernels.chunk_scores(query, keys, length, scale, chunk_tokens)
-        return select(retriever.config, scores, length)
+        scores = self._kernels.chunk_scores(query, keys, length, scale, config.chunk_tokens)
+        return select(config, scores, length)
 
 
 class CostTable:

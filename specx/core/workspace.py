@@ -14,7 +14,8 @@ from torch import Tensor
 from specx.core.attention import Kernels
 from specx.core.cache import KVCache
 from specx.core.config import Launch, Parts
-from specx.core.decoder import DraftModel, Model
+from specx.core.decoder import Model
+from specx.core.drafts.eagle import DraftModel
 from specx.core.graphs import Graphs, Launcher
 from specx.core.tree import TokenTree
 

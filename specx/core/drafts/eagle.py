@@ -1,9 +1,5 @@
 """An EAGLE head: one decoder layer that guesses from the target's own hidden states.
 
-In: pairs of a feature (the target's, or a state of the head) and the token after it. Out: states
-that serve as the next features, and logits over the target's vocabulary. It does not know files,
-caches, trees, or which rows it is shown.
-
 Sources: EAGLE (arXiv 2401.15077) for generation 1, whose weights EAGLE-2 (2406.16858) shares, and
 EAGLE-3 (2503.01840) for generation 3. In both the embedding comes first in every concatenation.
 """
@@ -18,7 +14,7 @@ from torch.nn import functional as F
 
 from specx.core.architecture import DecoderConfig, Rope, Shape
 from specx.core.cache import KVCache
-from specx.core.decoder import AttentionPass, Footprint, Layer, Model, Weights, new_cache
+from specx.core.decoder import AttentionPass, Footprint, Layer, Model, Weights
 from specx.core.joined import join
 from specx.core.operations import row_operations
 from specx.core.rope import inverse_frequencies
@@ -95,8 +91,8 @@ class EagleHead:
         return self._fc.nbytes if self.config.generation == 3 else 0
 
     def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache of ``capacity`` rows in this head's shape, dtype and place."""
-        return new_cache(self, capacity)
+        """Empty, of ``capacity`` rows."""
+        return KVCache(self.shape, capacity, self.dtype, self.device)
 
     def first_layer(self) -> "EagleHead":
         """A head has no other."""
@@ -176,6 +172,10 @@ class EagleHead:
             layer_parameters=sum(each.size for each in matrices),
             head_parameters=head,
         )
+
+
+#: What a drafter runs: a small language model, or a head that reads the target's features.
+DraftModel = Model | EagleHead
 
 
 def _shape(config: HeadConfig, tensors: Mapping[str, Tensor], target: Model) -> Shape:

@@ -30,8 +30,9 @@ from torch import Tensor
 
 from specx.core.attention import Kernels
 from specx.core.config import Parts, RetrievalConfig, TreeConfig
-from specx.core.decoder import DraftModel
+from specx.core.drafts import Drafter
 from specx.core.drafts.copies import Copies
+from specx.core.drafts.eagle import DraftModel
 from specx.core.drafts.growth import ForecastGrowth, StepCosts, StepwiseGrowth
 from specx.core.drafts.tree_beam import Beam, best_guesses
 from specx.core.forward_passes import ReadPass, Rotary, TreePass, WindowPass
@@ -56,7 +57,7 @@ class DraftSettings:
     kernels: Kernels
 
 
-class ModelDrafter:
+class ModelDrafter(Drafter):
     """One request's draft state around a shared ``DraftModel``; ``start`` begins the next request
     in the same buffers."""
 

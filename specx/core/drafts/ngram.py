@@ -7,7 +7,7 @@ decoding; here several occurrences share one tree).
 from torch import Tensor
 
 from specx.core.config import TreeConfig
-from specx.core.drafts import NoDraft
+from specx.core.drafts import Drafter
 from specx.core.drafts.growth import StepCosts
 from specx.core.tree import TokenTree
 
@@ -17,10 +17,8 @@ _OCCURRENCES = 8
 _TRUST = {4: 0.85, 3: 0.7, 2: 0.5, 1: 0.3}
 
 
-class LookupDrafter(NoDraft):
+class LookupDrafter(Drafter):
     """Guesses by copying; costs no forward and holds no keys."""
-
-    runs_ahead = False  # it copies from the tokens of the last step
 
     def __init__(self, config: TreeConfig) -> None:
         self._config = config
@@ -28,6 +26,10 @@ class LookupDrafter(NoDraft):
         self._tokens: list[int] = []
         # n-gram → positions after its occurrences, oldest first, for n = 1 … _LONGEST_NGRAM.
         self._after: dict[tuple[int, ...], list[int]] = {}
+
+    @property
+    def runs_ahead(self) -> bool:
+        return False  # it copies from the tokens of the last step
 
     def prefill(self, tokens: Tensor, features: Tensor) -> None:
         self.extend(tokens.tolist())
