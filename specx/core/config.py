@@ -1,8 +1,5 @@
-"""The settings of the core, as frozen dataclasses: numbers and names, nothing else.
-
-They are in one torch-free module so that presets, ``--help`` and ``--set`` can be read and
-checked without importing torch. Each is used by the module of the same name.
-"""
+"""The settings of the core, as frozen dataclasses: numbers and names, without torch, so that
+presets, ``--help`` and ``--set`` can be read and checked without importing it."""
 
 from dataclasses import dataclass, replace
 from math import inf

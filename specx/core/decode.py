@@ -1,17 +1,14 @@
 """The decode loop: one step is draft, verify, accept. Plain decoding is a tree of one node.
 
-In: a target, a drafter, prompt tokens. Out: events with token ids and times. It does not know
-text, tokenizers, which drafter it drives, or screens.
-
-A step is launched and then settled. Launching asks the host for nothing where target and drafter
-allow it (a GPU); then the next step is launched before the last one is settled, and the host's
-work for one step happens while the device does the next.
-"""
+A step is launched and then settled. Where launching asks the host for nothing (a GPU), the next one
+is launched before the last is settled, and the host works on one while the device does the next."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from operator import eq
 
 import torch
 from torch import Tensor
@@ -113,6 +110,7 @@ def settle(step: Step, target: Target, drafter: Drafter, previous: Clock | None 
     phases_s = step.clock.seconds(previous)
     idle_s = phases_s.pop("gap", None)
     levels_s: tuple[float, ...] = ()
+    copied_chain = [] if copied is None else copied.tolist()
     if step.drafted:
         levels_s = drafter.observe(phases_s["draft_s"], reaches, depths)
     stats = StepStats(
@@ -120,7 +118,7 @@ def settle(step: Step, target: Target, drafter: Drafter, previous: Clock | None 
         depth=depth,
         accepted=count - 1,
         new_tokens=count,
-        copied=0 if copied is None else _agreeing(copied.tolist(), tokens[:-1]),
+        copied=sum(takewhile(bool, map(eq, copied_chain, tokens[:-1]))),
         draft_levels_s=levels_s,
         draft_context_tokens=step.context_tokens,
         host_s=idle_s or 0.0,
@@ -290,7 +288,10 @@ class Decoding:
         settled = settle(step, self.target, self.drafter, self._last_clock)
         began, stats = time.perf_counter(), settled.stats
         self._last_clock = step.clock
-        tree = _record(step, settled.tokens[-1]) if self._records_trees else None
+        tree = None
+        if self._records_trees:
+            nodes = tuple(step.tree.tokens.tolist()), tuple(step.tree.parents.tolist())
+            tree = StepTree(*nodes, path=tuple(step.path.tolist()), bonus=settled.tokens[-1])
         tokens, reason = self._commit(settled.tokens)
         host_s = time.perf_counter() - began
         if settled.is_timed:  # what the device waited, without what the consumer took
@@ -368,21 +369,6 @@ class Seen:
         return rows.scatter_(1, torch.where(tree.mask, tokens[None], tokens[:, None]), True)
 
 
-def _record(step: Step, bonus: int) -> StepTree:
-    return StepTree(
-        tokens=tuple(step.tree.tokens.tolist()),
-        parents=tuple(step.tree.parents.tolist()),
-        path=tuple(step.path.tolist()),
-        bonus=bonus,
-    )
-
-
 def _chunk_numbers(chunks: Tensor) -> tuple[int, ...]:
     """On the host, without the padding of a selection."""
     return tuple(chunk for chunk in chunks.tolist() if chunk >= 0)
-
-
-def _agreeing(first: list[int], second: list[int]) -> int:
-    """How many tokens both begin with."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((count for count, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -1,8 +1,6 @@
 """A decoder-only language model: token ids in, logits out, with the facts of its family as data.
-
 The attention pass owns the cache and the masks: it is handed each layer's queries, keys and values
-and returns what the rows attend to. All else of a layer is here, about nine launches on a GPU.
-"""
+and returns what the rows attend to. All else of a layer is here, about nine launches on a GPU."""
 
 from collections.abc import Sequence
 from copy import copy

@@ -1,8 +1,6 @@
 """What one forward does in every attention layer: where keys go and what each row sees.
-
 ``ChunkPass`` serves the target's prompt and ``TreePass`` trees; the others serve a draft whose
-committed keys are stored without rotation. They do not know models or trees beyond a mask.
-"""
+committed keys are stored without rotation. They do not know models or trees beyond a mask."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,6 @@
-"""What a layer consists of: products with its matrices, and the small operations between them.
-
-Each operation has one form in PyTorch and, on a GPU with Triton, one kernel in a module of
-``core.kernels`` with the same functions; this is the only place that chooses.
-"""
+"""What a layer consists of: products with its matrices, and the small operations between them. Each
+has one form in PyTorch and, on a GPU with Triton, one kernel in a module of ``core.kernels`` with
+the same functions; this is the only place that chooses."""
 
 from typing import cast
 

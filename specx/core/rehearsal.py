@@ -1,10 +1,6 @@
-"""What a first request will launch, compiled many kernels at a time before it needs the first.
-
-In: a target and the settings of its draft model, before the prompt is read. Out: kernels that are
-ready; whatever was in the workspace is lost. It knows no kernel by name: every part of a step runs
-once, over the first layer alone (the others launch the same kernels), with launches that compile
-and start nothing.
-"""
+"""What a first request will launch, compiled many kernels at a time before it needs the first:
+every part of a step runs once, over the first layer alone (the others launch the same kernels),
+with launches that compile and start nothing. Whatever was in the workspace is lost."""
 
 from dataclasses import replace
 

@@ -1,8 +1,5 @@
-"""Drafters: whatever guesses the target's next tokens as a tree.
-
-A drafter serves one request at a time, and begins each one knowing nothing of the last, so no state
-can leak between documents.
-"""
+"""Drafters: whatever guesses the target's next tokens as a tree. Each serves one request at a time,
+and begins it knowing nothing of the last, so no state can leak between documents."""
 
 from torch import Tensor
 
@@ -14,16 +11,10 @@ from specx.core.tree import TokenTree
 class Drafter:
     """What a decode loop says to a drafter. This one never guesses: plain decoding."""
 
-    @property
-    def runs_ahead(self) -> bool:
-        """Whether ``draft`` finds everything on the device: it may be called again before
-        ``extend`` has given the host what the last step brought."""
-        return True
-
-    @property
-    def context_tokens(self) -> int:
-        """Rows of context that the last draft saw, at most."""
-        return 0
+    #: Whether ``draft`` finds everything on the device: it may be called again before ``extend``.
+    runs_ahead = True
+    #: Rows of context that the last draft saw, at most.
+    context_tokens = 0
 
     @property
     def cache_bytes(self) -> int:

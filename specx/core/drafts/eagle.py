@@ -1,8 +1,7 @@
 """An EAGLE head: one decoder layer that guesses from the target's own hidden states.
 
 Sources: EAGLE (arXiv 2401.15077) for generation 1, whose weights EAGLE-2 (2406.16858) shares, and
-EAGLE-3 (2503.01840) for generation 3. In both the embedding comes first in every concatenation.
-"""
+EAGLE-3 (2503.01840) for generation 3. In both the embedding comes first in every concatenation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,7 +70,10 @@ class EagleHead:
         self._target, self._rows_out = target, target.shape.vocabulary
         table = weights.take_if_there("embed_tokens.weight")
         self._embedding = target.embedding if table is None else table
-        self._ids = _target_ids(weights.take_if_there("d2t"))
+        #: The target's id of each token of the head; ``d2t`` holds differences.
+        self._ids = weights.take_if_there("d2t")
+        if self._ids is not None:
+            self._ids = self._ids.long() + torch.arange(len(self._ids), device=self.device)
         self._fc = weights.linear("fc")
         scale = config.head_dim**-0.5
         facts = DecoderConfig(self.shape, config.epsilon, config.rope, score_scale=scale)
@@ -185,10 +187,3 @@ def _shape(config: HeadConfig, tensors: Mapping[str, Tensor], target: Model) -> 
     known = len(tensors.get("embed_tokens.weight", target.embedding))
     vocabulary = min(target.shape.vocabulary, known)
     return Shape(1, config.heads, keys, config.head_dim, vocabulary, hidden, mlp)
-
-
-def _target_ids(offsets: Tensor | None) -> Tensor | None:
-    """The target's id of each token of the head; ``d2t`` holds differences."""
-    if offsets is None:
-        return None
-    return offsets.to(torch.int64) + torch.arange(offsets.shape[0], device=offsets.device)

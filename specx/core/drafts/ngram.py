@@ -1,8 +1,5 @@
-"""Prompt lookup: continuations of earlier occurrences of the last n tokens, merged into a tree.
-
-In: token ids. Out: a tree of copied guesses. It knows no model (the idea: Saxena, prompt lookup
-decoding; here several occurrences share one tree).
-"""
+"""Prompt lookup: continuations of earlier occurrences of the last n tokens, merged into a tree (the
+idea: Saxena, prompt lookup decoding; here several occurrences share one tree)."""
 
 from torch import Tensor
 
@@ -20,16 +17,14 @@ _TRUST = {4: 0.85, 3: 0.7, 2: 0.5, 1: 0.3}
 class LookupDrafter(Drafter):
     """Guesses by copying; costs no forward and holds no keys."""
 
+    runs_ahead = False  # it copies from the tokens of the last step
+
     def __init__(self, config: TreeConfig) -> None:
         self._config = config
         self._costs: StepCosts | None = None
         self._tokens: list[int] = []
         # n-gram → positions after its occurrences, oldest first, for n = 1 … _LONGEST_NGRAM.
         self._after: dict[tuple[int, ...], list[int]] = {}
-
-    @property
-    def runs_ahead(self) -> bool:
-        return False  # it copies from the tokens of the last step
 
     def prefill(self, tokens: Tensor, features: Tensor) -> None:
         self.extend(tokens.tolist())

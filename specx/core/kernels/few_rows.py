@@ -1,12 +1,8 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-"""Triton programs that multiply a few rows with a large matrix; ``linear`` launches them.
-
-A program streams a tile of weight rows through the tensor cores as their tall operand, and the few
-rows of x are the narrow one. Programs are launched while the kernel before them drains and first
-fetch weights, which do not depend on it (programmatic dependent launch). Where the tiles do not
-fill the GPU, several programs share a tile's sum: each leaves its part, and the last to arrive adds
-them up in a fixed order, so results repeat to the last bit. Nobody waits for another program.
-"""
+"""Triton programs that multiply a few rows with a large matrix; ``linear`` launches them. A program
+streams a tile of weight rows through the tensor cores as their tall operand, and the few rows of x
+are the narrow one; it starts while the kernel before it drains and first fetches weights, which do
+not depend on it."""
 
 import triton
 import triton.language as tl
@@ -55,7 +51,11 @@ def few_rows(
     SPLITS: tl.constexpr, ADD: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr,
     STAGES: tl.constexpr, AHEAD: tl.constexpr, LINE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A tile of weight rows, or a share of its columns, streamed through shared memory."""
+    """A tile of weight rows, or a share of its columns, streamed through shared memory.
+
+    Programs that share a tile's sum leave their parts, and the last to arrive adds them up in a
+    fixed order, so results repeat to the last bit. Nobody waits for another program.
+    """
     tile, split = tl.program_id(0), tl.program_id(1)
     begin = split * (INPUTS // SPLITS)
     # Rows beyond the matrix read its last row and are not stored.

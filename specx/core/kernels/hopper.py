@@ -1,13 +1,8 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-"""Tree attention for more than 64 rows a key/value head on Hopper: one warp loads, two groups work.
-
-With 128 rows a tile the products take as long as the reading, and the exponentials do not fit
-beside them as long as every warp does all three in turn. As in FlashAttention-3 (Shah et al.,
-2024), a producer warp keeps the tensor memory accelerator busy, two consumers of 64 rows share its
-tiles and drift apart, and each multiplies the weights of one tile while it computes those of the
-next. Triton does not arrange that, so this is Gluon, its lower level – experimental and different
-from version to version: ``tree_attention`` imports it only where it is known to compile.
-"""
+"""Tree attention for more than 64 rows a key/value head on Hopper, as in FlashAttention-3 (Shah et
+al., 2024): a producer warp keeps the tensor memory accelerator busy, two consumers of 64 rows share
+its tiles, and each multiplies the weights of one tile while it computes those of the next. This is
+Gluon, below Triton and different from version to version: imported only where it is known."""
 
 import torch
 from torch import Tensor

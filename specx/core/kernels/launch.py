@@ -1,10 +1,7 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-"""Launching Triton kernels, or compiling them ahead of time, many at once.
-
-A kernel that meets new shapes is compiled at its first launch, a third of a second each, and a
-first request meets some sixty of them. Most of that time is spent in ptxas, in LLVM and in the C
-compiler, which leave Python's lock alone, so threads share it well.
-"""
+"""Launching Triton kernels, or compiling them ahead of time, many at once. One that meets new
+shapes is compiled at its first launch, a third of a second each, and a first request meets some
+sixty. Most of that is spent in ptxas, LLVM and the C compiler, which leave Python's lock alone."""
 
 import functools
 from collections.abc import Iterator

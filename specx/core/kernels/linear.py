@@ -1,13 +1,8 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-"""Products of a few rows with a weight matrix, which is read from memory once, at full speed.
-
-In: rows [n, K] and a contiguous weight [N, K], float16 or bfloat16 on a Hopper GPU. Out: [n, N],
-the product added into a buffer, or silu(gate) · up of its halves. Anything else goes to PyTorch.
-It does not know layers or models.
-
-At 1 … 64 rows the weight is the whole cost; ``specx.core.kernels.few_rows`` streams it and
-``specx.core.kernels.tilings`` says how. The counters of shared sums serve one stream at a time.
-"""
+"""Products of a few rows with a weight matrix, which is read from memory once, at full speed: rows
+[n, K] and a contiguous weight [N, K], float16 or bfloat16 on a Hopper GPU. Anything else goes to
+PyTorch. ``few_rows`` has the programs, ``tilings`` says how a product is cut. The counters of
+shared sums serve one stream at a time."""
 
 import functools
 from typing import Any

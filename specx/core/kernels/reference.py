@@ -1,8 +1,6 @@
-"""Attention with device-side lengths in plain PyTorch: the meaning that fast kernels must keep.
-
-It reads the whole cache whatever the length, so it is slow; it serves tests, and the parts that a
-faster backend lacks.
-"""
+"""Attention with device-side lengths in plain PyTorch: the meaning that fast kernels must keep. It
+reads the whole cache whatever the length, so it is slow; it serves tests, and the parts that a
+faster backend lacks."""
 
 import torch
 from torch import Tensor

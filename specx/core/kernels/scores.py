@@ -1,11 +1,8 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
 """Triton kernels for the chunk scores of Cross-model Retrieval (SpecExtend, arXiv 2505.20776 §3.3).
-
-Every shape is static and nothing is read back.
-Rows are read in pieces: a chunk, or up to ``_ROWS`` rows of a longer one, padded to a power of
-two. The first kernel reads the keys once and leaves, for each head, the exponential sums of all
-pieces relative to the maximum of their group of pieces; the second one makes probabilities.
-"""
+Rows are read in pieces: a chunk, or up to ``_ROWS`` rows of a longer one, padded to a power of two.
+The first kernel reads the keys once and leaves, for each head, the exponential sums of all pieces
+relative to the maximum of their group of pieces; the second one makes probabilities."""
 
 import math
 

@@ -1,11 +1,8 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-"""Hybrid Tree Attention in one pass over the cache: prefix without a mask, staged rows under one.
-
-The idea is SpecExtend's (§3.2, after LongSpec); the work is laid out as in Flash-Decoding (Dao et
-al., 2023): the cache is split among as many programs as the GPU runs at once, each keeps a softmax
-of its own, and a second kernel weighs the parts. All query heads of one key/value head are rows
-of the same tile, so that every key and value leaves memory once.
-"""
+"""Hybrid Tree Attention (SpecExtend §3.2, after LongSpec) in one pass over the cache, laid out as
+in Flash-Decoding (Dao et al., 2023): split among as many programs as the GPU runs at once, whose
+parts a second kernel weighs. All query heads of one key/value head are rows of the same tile, so
+that every key and value leaves memory once."""
 
 import functools
 import importlib
