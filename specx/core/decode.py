@@ -110,7 +110,8 @@ def settle(step: Step, target: Target, drafter: Drafter, previous: Clock | None 
     phases_s = step.clock.seconds(previous)
     idle_s = phases_s.pop("gap", None)
     levels_s: tuple[float, ...] = ()
-    copied_chain = [] if copied is None else copied.tolist()
+    chain = [] if copied is None else copied.tolist()
+    agreeing = takewhile(bool, map(eq, chain, tokens[:-1]))
     if step.drafted:
         levels_s = drafter.observe(phases_s["draft_s"], reaches, depths)
     stats = StepStats(
@@ -118,7 +119,7 @@ def settle(step: Step, target: Target, drafter: Drafter, previous: Clock | None 
         depth=depth,
         accepted=count - 1,
         new_tokens=count,
-        copied=sum(takewhile(bool, map(eq, copied_chain, tokens[:-1]))),
+        copied=sum(agreeing),
         draft_levels_s=levels_s,
         draft_context_tokens=step.context_tokens,
         host_s=idle_s or 0.0,

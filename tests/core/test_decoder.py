@@ -167,7 +167,7 @@ def test_after_the_tree_only_the_kept_path_remains(name: str) -> None:
     path = torch.tensor(reference.ancestors(tree.parents.tolist(), deepest))
     target.cache.compact(path, target.progress.length)
     target.settle(len(path))
-    target.progress.read(target.cache.length)
+    target.progress.length.fill_(target.cache.length)
     logits, _ = target.verify(target.place(TokenTree.root_only(torch.tensor([5]))))
     text = prompt.tolist() + tree.tokens[path].tolist() + [5]
     _assert_same(logits, hf_logits(plain, text)[-1:])
