@@ -35,7 +35,7 @@ class Step:
 
     tree: TokenTree
     path: Path
-    logits: Tensor  # [n, V]
+    logits: Tensor  # [n, V] float32
     drafted: bool
     is_warm: bool  # its time is that of any later step
     readout: Readout  # the target's report; chunks, reaches, depths and copies where there are any

@@ -31,7 +31,7 @@ class AttentionPass(Protocol):
 class Output:
     """Result of one forward over n rows."""
 
-    logits: Tensor  # [m, V], the rows asked for
+    logits: Tensor  # [m, V] float32, the rows asked for
     features: Tensor  # [n, width]: what a head reads, see ``Model.tap``
     query: Tensor  # [H, n, D]: the last layer's, rotated
 
@@ -211,8 +211,9 @@ class Model:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """States [n, hidden] → logits [n, V]."""
-        logits, divisor = self._head(hidden), self._config.logit_divisor
+        """States [n, hidden] → logits [n, V] float32: in half precision two of them would often tie
+        after rounding, and which of them wins would depend on how many rows there are."""
+        logits, divisor = self._head.wide(hidden), self._config.logit_divisor
         return logits if divisor == 1.0 else logits / divisor
 
     def _run(

@@ -65,6 +65,11 @@ class Products:
         """x · weightᵀ + bias: [n, K] → [n, N]."""
         return F.linear(x, weight, bias)
 
+    def wide_linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x · weightᵀ, half precision as float32: [n, K] → [n, N]. Rounded before, on a CPU."""
+        product = F.linear(x, weight)
+        return product if product.dtype.itemsize >= 4 else product.float()
+
     def add_linear(
         self, stream: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None
     ) -> None:
@@ -90,6 +95,10 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """[n, K] → [n, N]."""
         return self._products.linear(x, self._weight, self._bias)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """The same without a bias, in float32."""
+        return self._products.wide_linear(x, self._weight)
 
     def add_to(self, stream: Tensor, x: Tensor) -> None:
         """Adds the product with ``x`` [n, K] to ``stream`` [n, N] in place."""
@@ -119,6 +128,9 @@ class PackedLinear(Linear):
             x, self._weight, self._bias, "none", [], ""
         )
         return out
+
+    def wide(self, x: Tensor) -> Tensor:
+        return self(x)
 
     def add_to(self, stream: Tensor, x: Tensor) -> None:
         stream.add_(self(x))

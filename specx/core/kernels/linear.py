@@ -33,6 +33,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out
 
 
+def wide_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x · weightᵀ as it was summed up, not rounded: [n, K], [N, K] → [n, N] float32."""
+    cut = _cut_of(x, weight)
+    if cut is None and x.is_cuda and x.dtype.itemsize < 4:
+        return torch.mm(x, weight.t(), out_dtype=torch.float32)
+    if cut is None:
+        product = F.linear(x, weight)
+        return product if product.dtype.itemsize >= 4 else product.float()
+    out = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32, device=x.device)
+    multiply(x, weight, None, out, cut)
+    return out
+
+
 def add_linear(stream: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
     """stream += x · weightᵀ + bias, in place: ``stream`` [n, N]; rounded once."""
     cut = _cut_of(x, weight)
