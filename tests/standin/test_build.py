@@ -11,7 +11,7 @@ from specx.bench.transformers_baseline import assembled as witness
 from specx.checkpoints import load as hub
 from specx.checkpoints.eagle.loader import LoadedHead
 from specx.checkpoints.weights import outline
-from specx.core.attention import SdpaKernels
+from specx.core.attention import Kernels
 from specx.core.cache import KVCache
 from specx.core.decoder import Model, Output
 from specx.core.forward_passes import ChunkPass
@@ -69,7 +69,7 @@ def run(
     assert isinstance(loaded, hub.LoadedModel)
     model = Model(loaded.config.decoder, dict(loaded.tensors))
     cache = model.new_cache(len(tokens))
-    attention = ChunkPass(cache, 0, SdpaKernels(), "fused")
+    attention = ChunkPass(cache, 0, Kernels(), "fused")
     return model.forward(tokens, torch.arange(len(tokens)), attention), cache
 
 
