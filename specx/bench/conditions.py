@@ -1,16 +1,12 @@
 """Conditions under which a bench or a comparison counts as failed: ``speedup<1.0@specx@16k``.
 
-In: the texts of ``--fail-if`` and a bench, or the rows of a comparison. Out: one sentence for every
-place where a condition holds, and one for every condition that applied nowhere.
-
-    condition := metric [".low"|".high"] operator NUMBER ["%"] ("@" mode | "@" length)*
+condition := metric [".low"|".high"] operator NUMBER ["%"] ("@" mode | "@" length)*
 """
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal, cast
 
 from specx.bench.lengths import parse_lengths
@@ -19,8 +15,6 @@ from specx.bench.schema import Bench, BenchRow, Interval, Spread, Summary
 from specx.errors import UsageError
 
 Part = Literal["value", "low", "high"]
-
-
 #: A metric is an estimate with ``.low`` and ``.high``, a single number, or a change in percent,
 #: which has no ``@`` mode and length: every row of a comparison is checked.
 MetricKind = Literal["interval", "number", "percent"]
@@ -30,28 +24,20 @@ _INTERVALS = (
     *("decode_tok_s", "prefill_tok_s", "end_to_end_tok_s"),
 )
 _NUMBERS = ("peak_gib", "floor", "equal")  # equal: share of outputs that are plain's, 0 to 1
-BENCH_METRICS: Mapping[str, MetricKind] = MappingProxyType(
-    {**dict.fromkeys(_INTERVALS, "interval"), **dict.fromkeys(_NUMBERS, "number")}
-)
+BENCH_METRICS: Mapping[str, MetricKind] = {
+    **dict.fromkeys(_INTERVALS, "interval"),
+    **dict.fromkeys(_NUMBERS, "number"),
+}
 #: Of a comparison: by how much the second bench differs from the first.
-COMPARE_METRICS: Mapping[str, MetricKind] = MappingProxyType({"change": "percent"})
-_OPERATORS: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
-    {
-        "<=": operator.le,
-        ">=": operator.ge,
-        "==": operator.eq,
-        "!=": operator.ne,
-        "<": operator.lt,
-        ">": operator.gt,
-    }
-)
+COMPARE_METRICS: Mapping[str, MetricKind] = {"change": "percent"}
+_SIGNS = ("<=", ">=", "==", "!=", "<", ">")
+_TESTS = (operator.le, operator.ge, operator.eq, operator.ne, operator.lt, operator.gt)
+_OPERATORS = dict(zip(_SIGNS, _TESTS, strict=True))
 _SHAPE = re.compile(
     r"\s*(?P<metric>[A-Za-z_]+)(?:\.(?P<part>[A-Za-z_]*))?"
     r"\s*(?P<operator>[<>=!]+)\s*(?P<limit>[+-]?[0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?P<percent>%?)"
     r"\s*(?P<scope>(?:@[^@]*)*)"
 )
-_OF_DRAFTS = ("tokens_per_step", "accepted_per_step")
-_GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +55,18 @@ class Condition:
 
     def holds(self, value: float) -> bool:
         """Whether ``value`` fulfils it, which means failure."""
-        return _OPERATORS[self.operator](value, self.limit)
+        return bool(_OPERATORS[self.operator](value, self.limit))
 
     @property
     def name(self) -> str:
         """The metric as it is written: ``speedup.low``."""
         return self.metric if self.part == "value" else f"{self.metric}.{self.part}"
+
+    def applies_to(self, row: BenchRow) -> bool:
+        """Whether ``row`` is in its scope."""
+        if self.metric.endswith("_per_step") and row.mode == "plain" and self.mode is None:
+            return False  # one token a step by definition; who writes @plain gets it
+        return self.mode in (None, row.mode) and self.length in (None, row.length)
 
 
 def parse_condition(text: str, metrics: Mapping[str, MetricKind]) -> Condition:
@@ -100,28 +92,28 @@ def _parse(text: str, metrics: Mapping[str, MetricKind]) -> Condition:
     found = _SHAPE.fullmatch(text)
     if found is None:
         raise ValueError("it is not of the form METRIC OPERATOR NUMBER")
-    name, sign = found["metric"], found["operator"]
+    name, part, sign = found["metric"], found["part"], found["operator"]
     if name not in metrics:
         hints = [*did_you_mean(name, metrics), f"known: {', '.join(metrics)}"]
         raise UsageError(f"unknown metric {name!r} in {text.strip()!r}", hints=hints)
-    is_percent = metrics[name] == "percent"
-    if sign not in _OPERATORS:
-        raise ValueError(f"{sign!r} is not one of {' '.join(_OPERATORS)}")
-    if is_percent and not found["percent"]:
-        raise ValueError(f"{name} is in percent: write {found['limit']}%")
-    if found["percent"] and not is_percent:
-        raise ValueError(f"{name} is not in percent")
-    if found["scope"] and is_percent:
-        raise ValueError("@ is not allowed here: every row is checked")
+    is_percent, has_percent = metrics[name] == "percent", bool(found["percent"])
+    has_ends = metrics[name] == "interval"
+    problems = {
+        f"{sign!r} is not one of {' '.join(_OPERATORS)}": sign not in _OPERATORS,
+        f"{name} is in percent: write {found['limit']}%": is_percent and not has_percent,
+        f"{name} is not in percent": has_percent and not is_percent,
+        "@ is not allowed here: every row is checked": is_percent and bool(found["scope"]),
+        f"{name} is a single number, without .{part}": part is not None and not has_ends,
+        f"{name} has .low and .high, not .{part}": part not in (None, "low", "high"),
+    }
+    for problem, is_there in problems.items():
+        if is_there:
+            raise ValueError(problem)
     mode, length = _scope(found["scope"])
-    if found["part"] is not None and metrics[name] != "interval":
-        raise ValueError(f"{name} is a single number, without .{found['part']}")
-    if found["part"] not in (None, "low", "high"):
-        raise ValueError(f"{name} has .low and .high, not .{found['part']}")
     return Condition(
         text=text.strip(),
         metric=name,
-        part=cast(Part, found["part"] or "value"),
+        part=cast(Part, part or "value"),
         operator=sign,
         limit=float(found["limit"]),
         limit_text=found["limit"] + found["percent"],
@@ -135,32 +127,34 @@ def _scope(scope: str) -> tuple[str | None, int | None]:
     words = [word.strip() for word in scope.split("@")[1:]]
     lengths = [each for word in words if word[:1].isdecimal() for each in parse_lengths(word)]
     modes = [parse_mode(word).name for word in words if not word[:1].isdecimal()]
-    for what, several in (("mode", len(modes) > 1), ("length", len(lengths) > 1)):
-        if several:
+    for what, found in (("mode", modes), ("length", lengths)):
+        if len(found) > 1:
             raise ValueError(f"only one {what} is allowed")
     return next(iter(modes), None), next(iter(lengths), None)
 
 
 def failures(conditions: Sequence[Condition], bench: Bench) -> list[str]:
     """A sentence for every cell of a bench in which a condition holds."""
-    return [
-        f"{_comparison(condition, value)} at {row.preset} · {row.mode} · {row.length:,}"
-        for condition in conditions
-        for row, value in _values(condition, bench)
-        if condition.holds(value)
-    ]
+    return [line for each in conditions for line in _held(each, _values(each, bench))]
+
+
+def change_failures(
+    conditions: Sequence[Condition], rows: Sequence[tuple[str, float | None]]
+) -> list[str]:
+    """A sentence for every row (label, change in percent) of a comparison that fails."""
+    return [line for each in conditions for line in _held(each, rows)]
 
 
 def unmatched(conditions: Sequence[Condition], bench: Bench) -> list[str]:
     """A sentence for every condition that applied to no cell, and so was never checked."""
     sentences = []
     for condition in conditions:
-        if any(True for _ in _values(condition, bench)):
+        if any(value is not None for _, value in _values(condition, bench)):
             continue
         mode, length = condition.mode, condition.length
         if mode is not None and all(row.mode != mode for row in bench.cells):
             reason = f"mode {mode} was not measured"
-        elif not any(_is_in_scope(condition, row) for row in bench.cells):
+        elif not any(map(condition.applies_to, bench.cells)):
             what = "nothing" if mode is None else f"no run of {mode}"
             where = "" if length is None else f" at {length:,} tokens"
             reason = f"{what} was measured{where}"
@@ -168,18 +162,6 @@ def unmatched(conditions: Sequence[Condition], bench: Bench) -> list[str]:
             reason = f"no cell there has a value of {condition.name}"
         sentences.append(f"{condition.text} was not checked: {reason}")
     return sentences
-
-
-def change_failures(
-    conditions: Sequence[Condition], rows: Sequence[tuple[str, float | None]]
-) -> list[str]:
-    """A sentence for every row (label, change in percent) of a comparison that fails."""
-    return [
-        f"{_comparison(condition, change)} at {label}"
-        for condition in conditions
-        for label, change in rows
-        if change is not None and condition.holds(change)
-    ]
 
 
 def change_unmatched(
@@ -191,43 +173,33 @@ def change_unmatched(
     return [f"{each.text} was not checked: the benches share no row" for each in conditions]
 
 
-def _values(condition: Condition, bench: Bench) -> Iterator[tuple[BenchRow, float]]:
-    """Rows in the scope of ``condition`` in which its metric has a value."""
-    for row in bench.cells:
-        if _is_in_scope(condition, row):
-            value = _value(condition, row.summary)
-            if value is not None:
-                yield row, value
-
-
-def _is_in_scope(condition: Condition, row: BenchRow) -> bool:
-    if condition.metric in _OF_DRAFTS and row.mode == "plain" and condition.mode is None:
-        return False  # one token a step by definition; who writes @plain gets it
-    return condition.mode in (None, row.mode) and condition.length in (None, row.length)
+def _values(condition: Condition, bench: Bench) -> Iterator[tuple[str, float | None]]:
+    """Label and value of the rows in the scope of ``condition``."""
+    for row in filter(condition.applies_to, bench.cells):
+        yield f"{row.preset} · {row.mode} · {row.length:,}", _value(condition, row.summary)
 
 
 def _value(condition: Condition, summary: Summary) -> float | None:
     match condition.metric:
         case "peak_gib":
-            return summary.memory.peak / _GIB
+            return summary.memory.peak / 2**30
         case "equal":
             equal = summary.equal
             return equal.equal / equal.checked if equal and equal.checked else None
         case "floor":
             return summary.floor.decode if summary.floor else None
     found: Spread | Interval | None = getattr(summary, condition.metric)
-    if found is None:
-        return None
-    if condition.part == "value":
-        return found.median if isinstance(found, Spread) else found.value
-    return found.low if condition.part == "low" else found.high
+    is_median = isinstance(found, Spread) and condition.part == "value"
+    return getattr(found, "median" if is_median else condition.part, None)
 
 
-def _comparison(condition: Condition, value: float) -> str:
-    """``speedup 0.83 < 1.0``, with as many decimals as it takes to look true."""
-    for decimals in range(2, 16):
-        rounded = f"{value:.{decimals}f}"
-        if condition.holds(float(rounded)):
-            break
+def _held(condition: Condition, values: Iterable[tuple[str, float | None]]) -> Iterator[str]:
+    """``speedup 0.83 < 1.0 at …``, with as many decimals as it takes to look true."""
     unit = "%" if condition.limit_text.endswith("%") else ""
-    return f"{condition.name} {rounded}{unit} {condition.operator} {condition.limit_text}"
+    for label, value in values:
+        if value is None or not condition.holds(value):
+            continue
+        texts = [f"{value:.{decimals}f}" for decimals in range(2, 16)]
+        shown = next((text for text in texts if condition.holds(float(text))), texts[-1])
+        bound = f"{condition.operator} {condition.limit_text}"
+        yield f"{condition.name} {shown}{unit} {bound} at {label}"

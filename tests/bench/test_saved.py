@@ -123,7 +123,7 @@ def test_what_is_no_bench_at_all(write, content, reason):
 
 
 def test_paths_that_lead_nowhere(tmp_path):
-    assert "No such file" in refused(str(tmp_path / "none.json")).reason
+    assert "there is no file" in refused(str(tmp_path / "none.json")).message
     assert "directory" in refused(str(tmp_path)).reason
     assert "null byte" in refused("a\0b").reason
 

@@ -225,7 +225,7 @@ def test_equality_counts_what_was_compared():
     different = with_difference(sample(document=1, rep=1))
     found = summary([sample(), different, sample(document=2, equal=None)])
     assert found.equal == Equality(checked=2, equal=1)
-    assert found.first_difference.as_json() == {
+    assert found.first_difference.model_dump() == {
         "document": 1,
         "rep": 1,
         "index": 17,
