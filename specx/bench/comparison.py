@@ -118,19 +118,16 @@ def parse_contestants(
         source: load_preset(preset if source == own else source, overrides or {})
         for source, _ in pairs
     }
-    found = [
-        Contestant("", source, presets[source], _variant(mode, presets[source]))
-        for source, mode in pairs
-    ]
-    titles = [each.variant.name for each in found]
+    found = [(source, presets[source], _variant(mode, presets[source])) for source, mode in pairs]
+    titles = [variant.name for _, _, variant in found]
     if len(presets) > 1:
-        titles = [f"{each.preset.name}:{each.variant.name}" for each in found]
+        titles = [f"{preset.name}:{variant.name}" for _, preset, variant in found]
     if len(set(titles)) < len(titles):  # two files may carry the same name
-        titles = [f"{each.source}:{each.variant.name}" for each in found]
+        titles = [f"{source}:{variant.name}" for source, _, variant in found]
     for title in titles:
         if titles.count(title) > 1:
             raise UsageError(f"{title} is given twice", reason="a comparison needs differing runs")
-    return [replace(each, title=title) for each, title in zip(found, titles, strict=True)]
+    return [Contestant(title, *rest) for title, rest in zip(titles, found, strict=True)]
 
 
 def _split(word: str, preset: str) -> tuple[str, str]:
@@ -297,22 +294,16 @@ def live_comparison(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         input=source_facts(document, runs[0].prompt),
         env=MachineFacts(**environment),
-        runs=[_live_row(run, runs[0]) for run in runs],
-    )
-
-
-def _live_row(run: LiveRun, first: LiveRun) -> LiveRow:
-    found = run.difference
-    facts = measured(run.result, run.remarks)
-    if not run.result.stats.steps:  # nothing was drafted, nothing is per step
-        nothing = {"accepted_per_step": None, "tokens_per_step": None}
-        facts["accept"] = facts["accept"].model_copy(update=nothing)
-    return LiveRow(
-        preset=run.contestant.preset.name,
-        mode=run.contestant.variant.name,
-        **facts,
-        speedup=speedup(run, first),
-        end_to_end_speedup=end_to_end_speedup(run, first),
-        equal=run.equal,
-        first_difference=None if found is None else BenchDifference.of(found),
+        runs=[
+            LiveRow(
+                preset=run.contestant.preset.name,
+                mode=run.contestant.variant.name,
+                speedup=speedup(run, runs[0]),
+                end_to_end_speedup=end_to_end_speedup(run, runs[0]),
+                equal=run.equal,
+                first_difference=BenchDifference.of(run.difference) if run.difference else None,
+                **measured(run.result, run.remarks),
+            )
+            for run in runs
+        ],
     )

@@ -3,7 +3,7 @@
 condition := metric [".low"|".high"] operator NUMBER ["%"] ("@" mode | "@" length)*
 """
 
-import operator
+import operator as op
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,21 +18,16 @@ Part = Literal["value", "low", "high"]
 #: A metric is an estimate with ``.low`` and ``.high``, a single number, or a change in percent,
 #: which has no ``@`` mode and length: every row of a comparison is checked.
 MetricKind = Literal["interval", "number", "percent"]
-_INTERVALS = (
-    *("speedup", "end_to_end_speedup", "tokens_per_step", "accepted_per_step"),
-    # Of a rate, the ends are the least and the greatest that was measured.
-    *("decode_tok_s", "prefill_tok_s", "end_to_end_tok_s"),
-)
+_ESTIMATES = ("speedup", "end_to_end_speedup", "tokens_per_step", "accepted_per_step")
+_RATES = ("decode_tok_s", "prefill_tok_s", "end_to_end_tok_s")  # ends: least and greatest of all
 _NUMBERS = ("peak_gib", "floor", "equal")  # equal: share of outputs that are plain's, 0 to 1
 BENCH_METRICS: Mapping[str, MetricKind] = {
-    **dict.fromkeys(_INTERVALS, "interval"),
+    **dict.fromkeys((*_ESTIMATES, *_RATES), "interval"),
     **dict.fromkeys(_NUMBERS, "number"),
 }
 #: Of a comparison: by how much the second bench differs from the first.
 COMPARE_METRICS: Mapping[str, MetricKind] = {"change": "percent"}
-_SIGNS = ("<=", ">=", "==", "!=", "<", ">")
-_TESTS = (operator.le, operator.ge, operator.eq, operator.ne, operator.lt, operator.gt)
-_OPERATORS = dict(zip(_SIGNS, _TESTS, strict=True))
+_OPERATORS = {"<=": op.le, ">=": op.ge, "==": op.eq, "!=": op.ne, "<": op.lt, ">": op.gt}
 _SHAPE = re.compile(
     r"\s*(?P<metric>[A-Za-z_]+)(?:\.(?P<part>[A-Za-z_]*))?"
     r"\s*(?P<operator>[<>=!]+)\s*(?P<limit>[+-]?[0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?P<percent>%?)"
@@ -92,34 +87,24 @@ def _parse(text: str, metrics: Mapping[str, MetricKind]) -> Condition:
     found = _SHAPE.fullmatch(text)
     if found is None:
         raise ValueError("it is not of the form METRIC OPERATOR NUMBER")
-    name, part, sign = found["metric"], found["part"], found["operator"]
+    name, part, sign, limit, percent, scope = found.groups()
     if name not in metrics:
         hints = [*did_you_mean(name, metrics), f"known: {', '.join(metrics)}"]
         raise UsageError(f"unknown metric {name!r} in {text.strip()!r}", hints=hints)
-    is_percent, has_percent = metrics[name] == "percent", bool(found["percent"])
-    has_ends = metrics[name] == "interval"
+    kind = metrics[name]
     problems = {
         f"{sign!r} is not one of {' '.join(_OPERATORS)}": sign not in _OPERATORS,
-        f"{name} is in percent: write {found['limit']}%": is_percent and not has_percent,
-        f"{name} is not in percent": has_percent and not is_percent,
-        "@ is not allowed here: every row is checked": is_percent and bool(found["scope"]),
-        f"{name} is a single number, without .{part}": part is not None and not has_ends,
+        f"{name} is in percent: write {limit}%": kind == "percent" and not percent,
+        f"{name} is not in percent": kind != "percent" and percent,
+        "@ is not allowed here: every row is checked": kind == "percent" and scope,
+        f"{name} is a single number, without .{part}": kind != "interval" and part is not None,
         f"{name} has .low and .high, not .{part}": part not in (None, "low", "high"),
     }
-    for problem, is_there in problems.items():
-        if is_there:
-            raise ValueError(problem)
-    mode, length = _scope(found["scope"])
-    return Condition(
-        text=text.strip(),
-        metric=name,
-        part=cast(Part, part or "value"),
-        operator=sign,
-        limit=float(found["limit"]),
-        limit_text=found["limit"] + found["percent"],
-        mode=mode,
-        length=length,
-    )
+    for problem in (problem for problem, is_there in problems.items() if is_there):
+        raise ValueError(problem)
+    mode, length = _scope(scope)
+    part = cast(Part, part or "value")
+    return Condition(text.strip(), name, part, sign, float(limit), limit + percent, mode, length)
 
 
 def _scope(scope: str) -> tuple[str | None, int | None]:
@@ -134,49 +119,42 @@ def _scope(scope: str) -> tuple[str | None, int | None]:
 
 
 def failures(conditions: Sequence[Condition], bench: Bench) -> list[str]:
-    """A sentence for every cell of a bench in which a condition holds."""
-    return [line for each in conditions for line in _held(each, _values(each, bench))]
+    """A sentence for every cell of a bench in which a condition holds.
+
+    Raises ``UsageError`` for a condition that applied to no cell, and so was never checked.
+    """
+    sentences: list[str] = []
+    for condition in conditions:
+        values = list(_values(condition, bench))
+        if not values:
+            reason = _why_unchecked(condition, bench)
+            raise UsageError(f"{condition.text} was not checked", reason=reason)
+        sentences += _held(condition, values)
+    return sentences
 
 
 def change_failures(
-    conditions: Sequence[Condition], rows: Sequence[tuple[str, float | None]]
+    conditions: Sequence[Condition], rows: Sequence[tuple[str, float]]
 ) -> list[str]:
     """A sentence for every row (label, change in percent) of a comparison that fails."""
     return [line for each in conditions for line in _held(each, rows)]
 
 
-def unmatched(conditions: Sequence[Condition], bench: Bench) -> list[str]:
-    """A sentence for every condition that applied to no cell, and so was never checked."""
-    sentences = []
-    for condition in conditions:
-        if any(value is not None for _, value in _values(condition, bench)):
-            continue
-        mode, length = condition.mode, condition.length
-        if mode is not None and all(row.mode != mode for row in bench.cells):
-            reason = f"mode {mode} was not measured"
-        elif not any(map(condition.applies_to, bench.cells)):
-            what = "nothing" if mode is None else f"no run of {mode}"
-            where = "" if length is None else f" at {length:,} tokens"
-            reason = f"{what} was measured{where}"
-        else:
-            reason = f"no cell there has a value of {condition.name}"
-        sentences.append(f"{condition.text} was not checked: {reason}")
-    return sentences
+def _why_unchecked(condition: Condition, bench: Bench) -> str:
+    mode, length = condition.mode, condition.length
+    if mode is not None and all(row.mode != mode for row in bench.cells):
+        return f"mode {mode} was not measured"
+    if any(map(condition.applies_to, bench.cells)):
+        return f"no cell there has a value of {condition.name}"
+    what = "nothing" if mode is None else f"no run of {mode}"
+    return f"{what} was measured" + ("" if length is None else f" at {length:,} tokens")
 
 
-def change_unmatched(
-    conditions: Sequence[Condition], rows: Sequence[tuple[str, float | None]]
-) -> list[str]:
-    """As ``unmatched``: every condition, where no row has a change."""
-    if any(change is not None for _, change in rows):
-        return []
-    return [f"{each.text} was not checked: the benches share no row" for each in conditions]
-
-
-def _values(condition: Condition, bench: Bench) -> Iterator[tuple[str, float | None]]:
-    """Label and value of the rows in the scope of ``condition``."""
+def _values(condition: Condition, bench: Bench) -> Iterator[tuple[str, float]]:
+    """Label and value of the rows in the scope of ``condition`` that have one."""
     for row in filter(condition.applies_to, bench.cells):
-        yield f"{row.preset} · {row.mode} · {row.length:,}", _value(condition, row.summary)
+        if (value := _value(condition, row.summary)) is not None:
+            yield f"{row.preset} · {row.mode} · {row.length:,}", value
 
 
 def _value(condition: Condition, summary: Summary) -> float | None:
@@ -193,13 +171,12 @@ def _value(condition: Condition, summary: Summary) -> float | None:
     return getattr(found, "median" if is_median else condition.part, None)
 
 
-def _held(condition: Condition, values: Iterable[tuple[str, float | None]]) -> Iterator[str]:
+def _held(condition: Condition, values: Iterable[tuple[str, float]]) -> Iterator[str]:
     """``speedup 0.83 < 1.0 at …``, with as many decimals as it takes to look true."""
     unit = "%" if condition.limit_text.endswith("%") else ""
     for label, value in values:
-        if value is None or not condition.holds(value):
-            continue
-        texts = [f"{value:.{decimals}f}" for decimals in range(2, 16)]
-        shown = next((text for text in texts if condition.holds(float(text))), texts[-1])
-        bound = f"{condition.operator} {condition.limit_text}"
-        yield f"{condition.name} {shown}{unit} {bound} at {label}"
+        if condition.holds(value):
+            texts = [f"{value:.{decimals}f}" for decimals in range(2, 16)]
+            shown = next((text for text in texts if condition.holds(float(text))), texts[-1])
+            bound = f"{condition.operator} {condition.limit_text}"
+            yield f"{condition.name} {shown}{unit} {bound} at {label}"

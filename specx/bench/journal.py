@@ -17,11 +17,6 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from specx.bench.schema import BenchCell, BenchDifference, Build, Floor, MachineFacts, Plan, Sample
 from specx.errors import ResourceError, UsageError
 
-#: Facts of the environment that may not change within one journal.
-_ENVIRONMENT = (
-    *("device", "gpu", "cpu", "threads"),
-    *("cuda", "driver", "torch", "transformers", "specx"),
-)
 _MAX_BYTES = 1 << 29
 
 
@@ -223,15 +218,14 @@ def _no_journal(path: Path, reason: str) -> UsageError:
 
 
 def _facts(environment: MachineFacts, build: Build) -> dict[str, Any]:
-    return {**environment.as_json(), "specx": build.as_json()}
+    return {**environment.model_dump(), "specx": build.as_json()}
 
 
 def _check_same(path: Path, header: HeaderLine, plan: Plan, facts: dict[str, Any]) -> None:
-    ours, theirs = (
-        {key: each.get(key) for key in _ENVIRONMENT} for each in (facts, header.environment)
-    )
     found = differences(plan.as_json(), header.plan)
-    found += [f"env.{line}" for line in differences(ours, theirs)]
+    for line in differences(facts, header.environment):
+        if not line.startswith(("python:", "os:")):  # these may change within one journal
+            found.append(f"env.{line}")
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         hint = "give the same options as before, or start anew without --resume"

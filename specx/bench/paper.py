@@ -1,12 +1,11 @@
-"""Published results beside our own: which rows of a preset's paper belong to a bench.
-
-Nothing is judged: devices, texts and clocks differ, and every row says so.
+"""Published results beside our own: which rows of a preset's paper belong to a bench. Nothing is
+judged: devices, texts and clocks differ, and every row says so.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 
-from specx.bench.schema import Bench, BenchRow, PublishedRow
+from specx.bench.schema import Bench, PublishedRow
 from specx.errors import UsageError
 from specx.preset.preset import Preset, available_presets, load_preset
 from specx.preset.sections import PaperRow
@@ -57,13 +56,21 @@ def with_paper(bench: Bench, presets: Mapping[str, Preset]) -> Bench:
     rows: list[PublishedRow] = []
     for name, preset in presets.items():
         chosen, is_same = _of_data(preset.paper, bench.plan.data.name)
-        rows += [_published(name, None, row, is_same) for row in chosen if not row.prompt_tokens]
-        rows += [
-            _published(name, cell, row, is_same)
+        pairs: list[tuple[str, PaperRow]] = [
+            (row.mode, row) for row in chosen if not row.prompt_tokens
+        ]
+        pairs += [
+            (cell.mode, row)
             for cell in bench.cells
             for row in chosen
             if (cell.preset, cell.length) == (name, row.prompt_tokens)
             and cell.mode in _MODES[row.mode]
+        ]
+        rows += [
+            PublishedRow.of(
+                row, preset=name, mode=mode, length=row.prompt_tokens, same_data=is_same
+            )
+            for mode, row in pairs
         ]
     return bench.model_copy(update={"paper": rows})
 
@@ -73,13 +80,3 @@ def _of_data(rows: tuple[PaperRow, ...], name: str) -> tuple[list[PaperRow], boo
     folded = re.sub(r"[^a-z0-9]", "", name.lower())
     same = [row for row in rows if row.data in folded]
     return (same, True) if same else ([row for row in rows if row.data == rows[0].data], False)
-
-
-def _published(preset: str, cell: BenchRow | None, row: PaperRow, is_same: bool) -> PublishedRow:
-    return PublishedRow(
-        preset=preset,
-        mode=cell.mode if cell else row.mode,
-        length=row.prompt_tokens,
-        same_data=is_same,
-        **row.model_dump(exclude={"prompt_tokens", "mode"}),
-    )

@@ -13,9 +13,9 @@ from typing import Any, get_args
 from pydantic import BaseModel, Field, ValidationError
 
 from specx.bench import schema
-from specx.bench.schema import Bench, BenchRow, Change, Place, SavedComparison, Unmatched, shown
+from specx.bench.schema import Bench, Change, Place, SavedComparison, Unmatched, shown
 from specx.bench.statistics import geometric_interval
-from specx.bench.summary import paired_ratios
+from specx.bench.summary import known, paired_ratios
 from specx.bench.warnings import by_document
 from specx.documents.document import read_file
 from specx.errors import DocumentError, UsageError
@@ -114,13 +114,9 @@ def join(
         hint = "run the second with the presets, --modes, --lengths and --data of the first"
         reason = _why_apart(ours, theirs)
         raise UsageError(f"the two benches share no {metric}", reason=reason, hints=[hint])
-    origins = [
-        schema.Origin.of(each, path=path, stand_in=any(one.stand_in for one in each.plan.presets))
-        for each, path in zip((a, b), paths, strict=True)
-    ]
     return SavedComparison(
-        a=origins[0],
-        b=origins[1],
+        a=_origin(a, paths[0]),
+        b=_origin(b, paths[1]),
         metric=metric,
         rows=rows,
         only_in_a=_rest(ours, theirs),
@@ -134,30 +130,21 @@ def _rows(bench: Bench, metric: str) -> _Rows:
     by_place = {row.place: row for row in bench.cells}
     rows: _Rows = {}
     for place, row in by_place.items():
-        baseline = by_place.get(place._replace(mode=bench.plan.baseline or ""))
-        repetitions = by_document(row.samples)
+        runs = by_document(row.samples)
+        values = {number: known(group, metric) for number, group in runs.items()}
+        if metric == "speedup":
+            baseline = by_place.get(place._replace(mode=bench.plan.baseline or ""), row)
+            below = [] if baseline is row else baseline.samples
+            values = paired_ratios(row.samples, below, "decode_tok_s")
         by_sha: dict[str, _Measured] = {}
-        for number, values in _values(row, baseline, metric).items():
-            plausible = [value for value in values if 1 / _PLAUSIBLE < value < _PLAUSIBLE]
-            if plausible:
+        for number, found in values.items():
+            if plausible := [value for value in found if 1 / _PLAUSIBLE < value < _PLAUSIBLE]:
                 measured = by_sha.setdefault(listed[number].sha256, _Measured(listed[number]))
                 measured.values += plausible
-                measured.texts |= {tuple(run.tokens) for run in repetitions[number]}
+                measured.texts |= {tuple(run.tokens) for run in runs[number]}
         if by_sha:
             rows[place] = by_sha
     return rows
-
-
-def _values(row: BenchRow, baseline: BenchRow | None, metric: str) -> dict[int, list[float]]:
-    """Document → the metric of its repetitions, where it is defined."""
-    if metric == "speedup":
-        if baseline is None or baseline is row:
-            return {}
-        return paired_ratios(row.samples, baseline.samples, "decode_tok_s")
-    return {
-        number: [value for run in runs if (value := getattr(run, metric)) is not None]
-        for number, runs in by_document(row.samples).items()
-    }
 
 
 def _change(place: Place, both: list[tuple[_Measured, _Measured]], differs: list[str]) -> Change:
@@ -185,7 +172,7 @@ def _facts(bench: Bench, preset: str, metric: str) -> dict[str, Any]:
     facts = next(each for each in bench.plan.presets if each.name == preset)
     settings = _SETTINGS if metric == "speedup" else _SETTINGS[:-1]
     return {
-        **bench.env.as_json(),
+        **bench.env.model_dump(),
         "dtype": (bench.plan.dtype, facts.target.dtype),
         "kernels": facts.kernels,
         "preset.sha256": facts.sha256,
@@ -194,6 +181,11 @@ def _facts(bench: Bench, preset: str, metric: str) -> dict[str, Any]:
         "specx.commit": bench.specx.commit,
         **{name: getattr(bench.plan, name) for name in settings},
     }
+
+
+def _origin(bench: Bench, path: str | None) -> schema.Origin:
+    stand_in = any(preset.stand_in for preset in bench.plan.presets)
+    return schema.Origin.of(bench, path=path, stand_in=stand_in)
 
 
 def _rest(ours: _Rows, theirs: _Rows) -> list[Unmatched]:

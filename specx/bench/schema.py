@@ -21,6 +21,7 @@ MemoryBytes = result.MemoryBytes
 BenchDifference = result.FirstDifference
 TargetFacts = result.LoadedTarget
 DraftFacts = result.LoadedDraft
+MachineFacts = result.MachineFacts
 Amount = result.Amount
 Sha256 = result.Sha256
 Count = Annotated[int, Field(ge=0, lt=10**18)]
@@ -267,21 +268,6 @@ class Plan(JsonRecord):
         """Number of cells."""
         groups = len(self.presets) * self.reps * len(self.data.documents) * len(self.lengths)
         return groups * len(self.modes)
-
-
-class MachineFacts(JsonRecord):
-    """Machine and libraries."""
-
-    device: str
-    gpu: str | None
-    cuda: str | None
-    driver: str | None = None
-    cpu: str
-    threads: Positive
-    torch: str
-    transformers: str | None
-    python: str
-    os: str
 
 
 class Build(Program, JsonRecord):

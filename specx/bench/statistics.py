@@ -26,8 +26,7 @@ _CELLS = 2_000_000  # numbers drawn at a time, to bound memory
 _MOST_DF = 10_000  # beyond it the t quantile changes by less than 0.0003
 
 Floats = NDArray[np.float64]
-#: Document numbers (draws, documents) → the estimate of every draw.
-Redrawn = Callable[[NDArray[np.int64], np.random.Generator], Floats]
+Draws = NDArray[np.int64]  # numbers of documents: (draws, documents)
 
 
 def spread(values: Sequence[float]) -> Spread | None:
@@ -72,7 +71,7 @@ def geometric_interval(ratios: Sequence[Sequence[float]]) -> Interval:
     most = int(sizes.max())
     table = np.array([[*reps, *[math.nan] * (most - len(reps))] for reps in logs])
 
-    def means_of_medians(documents: NDArray[np.int64], rng: np.random.Generator) -> Floats:
+    def means_of_medians(documents: Draws, rng: np.random.Generator) -> Floats:
         size = sizes[documents][..., None]
         picked = (rng.random((*documents.shape, most)) * size).astype(np.intp)
         drawn = table[documents[..., None], picked]
@@ -94,14 +93,18 @@ def ratio_of_sums_interval(pairs: Sequence[tuple[float, float]]) -> Interval | N
     tops, bottoms = np.array(usable, dtype=np.float64).T
     value = math.fsum(tops) / math.fsum(bottoms)
 
-    def ratios(documents: NDArray[np.int64], rng: np.random.Generator) -> Floats:
+    def ratios(documents: Draws, rng: np.random.Generator) -> Floats:
         return np.asarray(tops[documents].sum(axis=1) / bottoms[documents].sum(axis=1))
 
     return _interval(value, len(usable), len(usable), ratios)
 
 
 def _interval(
-    value: float, n: int, width: int, redrawn: Redrawn, scale: Callable[[float], float] = float
+    value: float,
+    n: int,
+    width: int,
+    redrawn: Callable[[Draws, np.random.Generator], Floats],
+    scale: Callable[[float], float] = float,
 ) -> Interval:
     """Of ``n`` documents; a draw needs ``width`` numbers, and ``scale`` is applied last."""
     if n == 1:

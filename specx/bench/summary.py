@@ -87,7 +87,7 @@ def summarize(samples: Samples, baseline: Samples, floor: Floor | None) -> schem
         documents=len(by_document(samples)),
         prompt_tokens=median_low([sample.prompt_tokens for sample in samples]),
         steps=None if any(run.steps is None for run in samples) else _sum(samples, "steps"),
-        **{metric: spread(_known(samples, metric)) for metric in _SPREADS},
+        **{metric: spread(known(samples, metric)) for metric in _SPREADS},
         tokens_per_step=_per_step(samples, bonus=1),
         accepted_per_step=_per_step(samples, bonus=0),
         speedup=_speedup(samples, baseline, "decode_tok_s"),
@@ -117,8 +117,9 @@ def paired_ratios(samples: Samples, baseline: Samples, metric: str) -> dict[int,
     return dict(ratios)
 
 
-def _known(samples: Samples, metric: str) -> list[float]:
-    values = (getattr(sample, metric) for sample in samples)
+def known(samples: Samples, metric: str) -> list[float]:
+    """``metric`` of the samples that have one; a "speedup" is no metric of a single run."""
+    values = (getattr(sample, metric, None) for sample in samples)
     return [value for value in values if value is not None]
 
 

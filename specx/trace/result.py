@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 from specx._version import __version__
 from specx.core.config import Mode, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.core.stats import FinishReason, GenerationStats
-from specx.environment import Environment, environment
+from specx.environment import environment
 from specx.errors import SpecxError
 from specx.trace import records
 from specx.trace.records import Count, InputFacts, Record, Seconds
@@ -139,6 +139,21 @@ class MemoryBytes(Record):
     peak: Count = Field(0, description="High mark of the process (CPU) or the allocator (GPU).")
 
 
+class MachineFacts(Record):
+    """Machine and libraries; null where something does not apply or is not known."""
+
+    device: str
+    gpu: str | None
+    cuda: str | None
+    driver: str | None = None
+    cpu: str
+    threads: int = Field(ge=1)
+    torch: str
+    transformers: str | None
+    python: str
+    os: str
+
+
 class FirstDifference(Record):
     """Where an output leaves the one that it was compared with."""
 
@@ -184,7 +199,7 @@ class ResultObject(Record):
     accept: Acceptance
     memory: MemoryBytes
     verify: PlainCheck | None
-    env: Environment
+    env: MachineFacts
     warnings: list[Remark]
 
 
@@ -243,7 +258,7 @@ def result_object(
         sampling=AskedSampling(**asdict(asked.sampling), **limits),
         spec=Speculation.of(preset, mode=asked.mode, mode_reason=result.mode_reason),
         verify=None if verification is None else PlainCheck.of(verification),
-        env=environment(engine.device),
+        env=MachineFacts(**environment(engine.device)),
     )
 
 

@@ -545,7 +545,7 @@ def live_object():
     }
     difference = {"index": 3, "expected": 7, "got": None, "margin": None}
     other = run | {"mode": "specx", "speedup": 2.1, "end_to_end_speedup": 1.3, "equal": False}
-    env = bench_object().env.as_json()
+    env = bench_object().env.model_dump()
     del env["driver"]
     return {
         "schema": "specx.compare/1",
