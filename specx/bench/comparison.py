@@ -210,7 +210,7 @@ class Race:
         if self._is_cancelled:
             return
         yield Began(index, "reading")
-        stream = self._start(engine, prompt, contestant.variant, task.max_tokens)
+        stream = self._start(engine, prompt, contestant.variant, task.max_tokens, ignore_eos=False)
         for event in stream:
             yield Progressed(index, event)
         self._stream = None
@@ -220,19 +220,13 @@ class Race:
         yield Ended(index, run)
 
     def _start(
-        self,
-        engine: "Engine",
-        prompt: "Prompt",
-        variant: Variant,
-        max_tokens: int,
-        *,
-        ignore_eos: bool = False,
+        self, engine: "Engine", prompt: "Prompt", variant: Variant, limit: int, *, ignore_eos: bool
     ) -> "Stream":
         self._stream = engine.stream(
             prompt,
             mode=variant.mode,
             parts=variant.parts,
-            max_tokens=max_tokens,
+            max_tokens=limit,
             sampling=self.task.sampling,
             ignore_eos=ignore_eos,
         )
@@ -255,13 +249,12 @@ class Race:
         found = engine.difference(run.prompt, expected, got, sampling=self.task.sampling)
         if found is None:
             return replace(run, why="interrupted") if is_partial else replace(run, equal=True)
-        expected_text, got_text = (
+        run = replace(run, equal=False, difference=found)
+        decoded = [
             "" if token is None else engine.tokenizer.decode([token])
             for token in (found.expected, found.got)
-        )
-        return replace(
-            run, equal=False, difference=found, expected_text=expected_text, got_text=got_text
-        )
+        ]
+        return replace(run, expected_text=decoded[0], got_text=decoded[1])
 
 
 def _incomparable(first: LiveRun, run: LiveRun) -> str:

@@ -2,6 +2,7 @@
 advice, one a kind, each with the place where it is worst.
 """
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,23 +69,21 @@ class _RowCheck:
 
     value: Callable[[Samples], float | None]
     worst: Callable[..., Place]  # max or min
-    limit: float
+    limit: float | None  # None: the tokens that every run was to make
     text: str
 
     def __call__(self, plan: Plan, groups: Groups) -> str:
+        limit = plan.max_tokens if self.limit is None else self.limit
+        is_beyond = operator.gt if self.worst is max else operator.lt
         values = {place: self.value(samples) for place, samples in groups.items()}
-        sign = 1 if self.worst is max else -1
-        bad = {
-            place: value
-            for place, value in values.items()
-            if value is not None and sign * value > sign * self.limit
-        }
+        bad = {at: value for at, value in values.items() if value is not None}
+        bad = {at: value for at, value in bad.items() if is_beyond(value, limit)}
         if not bad:
             return ""
         place = self.worst(bad, key=lambda each: bad[each])
         rows = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
         found = {"worst": bad[place], "where": _where(plan, place), "rows": rows}
-        return self.text.format(**found, limit=self.limit, warmup=plan.warmup)
+        return self.text.format(**found, limit=limit, warmup=plan.warmup)
 
 
 def _where(plan: Plan, place: Place) -> str:
@@ -113,19 +112,6 @@ def _tokens_per_step(samples: Samples) -> float | None:
     drafting = [run for run in samples if run.drafted and not run.mode_reason]
     steps = sum(run.steps or 0 for run in drafting)
     return ratio_of(sum(run.accepted or 0 for run in drafting) + steps, steps)
-
-
-def _short_output(plan: Plan, groups: Groups) -> str:
-    tokens = [run.new_tokens for samples in groups.values() for run in samples]
-    short = [count for count in tokens if count < plan.max_tokens]
-    if not short:
-        return ""
-    full = "without --eos every run has the full length"
-    return (
-        f"{len(short)} of {len(tokens)} runs ended before {plan.max_tokens} tokens, the shortest "
-        f"after {min(short)}, so their rates are of few tokens: "
-        f"{'their finish_reason says why' if plan.ignore_eos else full}"
-    )
 
 
 def _unequal(plan: Plan, groups: Groups) -> str:
@@ -160,7 +146,13 @@ _CHECKS: Mapping[str, Callable[[Plan, Groups], str]] = {
         "the first repetition is more than 10% slower than all later ones ({where}; {rows}): raise "
         "--warmup (now {warmup})",
     ),
-    "short_output": _short_output,
+    "short_output": _RowCheck(
+        lambda samples: min(run.new_tokens for run in samples),
+        min,
+        None,
+        "runs ended before {limit} tokens in {rows}, the shortest after {worst} ({where}), so "
+        "their rates are of few tokens: finish_reason says why; without --eos every run is as long",
+    ),
     "few_documents": _RowCheck(  # of fewer, no bootstrap covers 95 %: see ``statistics``
         lambda samples: len(by_document(samples)),
         min,

@@ -34,6 +34,9 @@ def _finite(margin: object) -> object:
     return None if isinstance(margin, float) and not math.isfinite(margin) else margin
 
 
+Margin = Annotated[float | None, BeforeValidator(_finite)]
+
+
 class SourceFacts(InputFacts):
     """The document as it was read."""
 
@@ -119,15 +122,11 @@ class Acceptance(Record):
     drafted: Count
     accepted: Count = Field(description="Draft tokens kept, bonus tokens excluded.")
     accepted_per_step: Amount | None
-    tokens_per_step: Amount | None = Field(
-        description="accepted_per_step + 1; 1 for plain decoding."
-    )
+    tokens_per_step: Amount | None = Field(description="accepted_per_step + 1; 1 for plain.")
     rate: Amount | None = Field(None, description="accepted / drafted.")
     histogram: list[Count] = Field([], description="[a]: steps that accepted a draft tokens.")
     copied: Count = Field(0, description="Of the accepted, how many a copy had guessed as well.")
-    by_position: list[Amount] = Field(
-        [], description="Mean tokens_per_step of the steps that began in each 1,024 tokens."
-    )
+    by_position: list[Amount] = Field([], description="Mean tokens_per_step by 1,024 tokens.")
 
 
 class MemoryBytes(Record):
@@ -147,7 +146,7 @@ class MachineFacts(Record):
     cuda: str | None
     driver: str | None = None
     cpu: str
-    threads: int = Field(ge=1)
+    threads: records.Positive
     torch: str
     transformers: str | None
     python: str
@@ -160,9 +159,7 @@ class FirstDifference(Record):
     index: Count = Field(description="Of the output token, from 0.")
     expected: Count | None = Field(description="A token id; null: the end of the text.")
     got: Count | None
-    margin: Annotated[
-        float | None, BeforeValidator(_finite), Field(description="Logit distance in the target.")
-    ]
+    margin: Margin = Field(description="Logit distance in the target.")
 
 
 class PlainCheck(Record):
@@ -228,11 +225,10 @@ AnyResult = Annotated[ResultObject | ErrorObject, Field(discriminator="schema_na
 def error_object(error: SpecxError, *, document: str | None = None) -> ErrorObject:
     """``error`` as an object; ``document`` is the path of the failed input."""
     said: dict[str, Any] = {name: getattr(error, name) for name in ("code", "message", "reason")}
+    said |= {"exit": error.exit_code, "hints": list(error.hints)}
     if document is not None:
         said["input"] = ErrorInput(path=document)
-    return ErrorObject(
-        schema="specx.error/1", exit=error.exit_code, hints=list(error.hints), **said
-    )
+    return ErrorObject(schema="specx.error/1", **said)
 
 
 def result_object(
@@ -285,15 +281,12 @@ def measured(result: "Result", remarks: Sequence[str]) -> dict[str, Any]:
 
 def rates(stats: GenerationStats) -> Rates:
     """Tokens per second; None without new tokens, as the prompt was not read to its end."""
-    if not stats.new_tokens:
-        return Rates(prefill_tok_s=None, decode_tok_s=None, end_to_end_tok_s=None)
-    decode_tok_s = stats.decode_tokens_per_s or None
-    return Rates(
-        prefill_tok_s=stats.prefill_tokens_per_s or None,
-        decode_tok_s=decode_tok_s,
-        end_to_end_tok_s=stats.end_to_end_tokens_per_s or None,
-        tpot_ms=decode_tok_s and 1000 / decode_tok_s,
-    )
+    found = {
+        f"{name}_tok_s": (stats.new_tokens and getattr(stats, f"{name}_tokens_per_s")) or None
+        for name in ("prefill", "decode", "end_to_end")
+    }
+    decode_tok_s = found["decode_tok_s"]
+    return Rates(**found, tpot_ms=1000 / decode_tok_s if decode_tok_s else None)
 
 
 def source_facts(document: "Document", prompt: "Prompt") -> SourceFacts:
