@@ -15,7 +15,7 @@ from pydantic import Field
 from specx.bench.prepare import Setup, find_pair
 from specx.bench.render.numbers import count, size
 from specx.bench.roofline import cost_of, measure_floor
-from specx.bench.schema import JsonRecord, Plan
+from specx.bench.schema import Plan
 from specx.checkpoints import load as hub
 from specx.checkpoints.config import ModelConfig
 from specx.checkpoints.eagle.config import read_head
@@ -25,6 +25,7 @@ from specx.core.decoder import Footprint, Model
 from specx.preset.preset import Preset
 from specx.preset.shapes import HeadShapeSpec
 from specx.standin.head_implant import tensor_shapes
+from specx.trace.records import Record
 
 
 @dataclass(slots=True)
@@ -37,7 +38,7 @@ class Outline:
     footprint: Footprint
 
 
-class EstimateRow(JsonRecord):
+class EstimateRow(Record):
     """The runs of one preset at one length: each takes at least so long and so much memory."""
 
     preset: str
@@ -48,7 +49,7 @@ class EstimateRow(JsonRecord):
     memory_bytes: int
 
 
-class Estimate(JsonRecord):
+class Estimate(Record):
     """What a plan will cost: ``specx.bench-plan/1``."""
 
     schema_name: Literal["specx.bench-plan/1"] = Field(default="specx.bench-plan/1", alias="schema")

@@ -7,9 +7,9 @@ import itertools
 import json
 import math
 from collections.abc import Collection, Iterator
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import ConfigDict, Field, computed_field, model_validator
+from pydantic import Field, computed_field, model_validator
 
 from specx.core.config import SamplingConfig
 from specx.core.stats import FinishReason
@@ -36,18 +36,6 @@ Metric = Literal[
 PHASES = ("draft_levels", "draft_tree", "verify", "accept", "commit", "retrieve", "host")
 
 
-class JsonRecord(Record):
-    """A frozen record; what it holds can be written as JSON and read back."""
-
-    model_config = ConfigDict(allow_inf_nan=False, serialize_by_alias=True)
-
-    def as_json(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
-
-
-# One run
-
-
 class Place(NamedTuple):
     """What rows are looked up and joined by."""
 
@@ -56,7 +44,7 @@ class Place(NamedTuple):
     length: int
 
 
-class BenchPlace(JsonRecord):
+class BenchPlace(Record):
     """A preset in a mode at a length: a row of every table."""
 
     preset: Name
@@ -75,7 +63,7 @@ class BenchCell(BenchPlace):
     rep: Count = Field(description="Repetition, from 0.")
 
 
-class Phases(JsonRecord):
+class Phases(Record):
     """Where verify steps spent their time: seconds of a run, or mean milliseconds of a step."""
 
     draft_levels: list[Amount] = Field([], description="The draft's forwards, one a tree level.")
@@ -87,14 +75,14 @@ class Phases(JsonRecord):
     host: Amount = Field(0.0, description="The rest: stop rule, bookkeeping, text.")
 
 
-class Joules(JsonRecord):
+class Joules(Record):
     """Energy of the whole GPU during the two halves of a run."""
 
     prefill: Amount
     decode: Amount
 
 
-class Sample(JsonRecord):
+class Sample(Record):
     """One run, as it was measured."""
 
     cell: BenchCell
@@ -151,7 +139,7 @@ def ratio_of(top: float, bottom: float) -> float | None:
     return ratio if ratio < math.inf else None
 
 
-class Floor(JsonRecord):
+class Floor(Record):
     """The least time that this hardware, measured here, allows for one preset at one length."""
 
     preset: Name
@@ -180,10 +168,7 @@ class Floor(JsonRecord):
         return "memory" if memory_s >= self.step_flop / self.rate_flop_s else "compute"
 
 
-# What was to be measured
-
-
-class StandInFacts(JsonRecord):
+class StandInFacts(Record):
     """Weights that are not the checkpoints' own: the shapes are the preset's, the text is not."""
 
     pair: str = Field(description="Whose behaviour is measured.")
@@ -191,7 +176,7 @@ class StandInFacts(JsonRecord):
     about: str
 
 
-class PresetFacts(JsonRecord):
+class PresetFacts(Record):
     """A preset as far as a measurement depends on it."""
 
     name: Name
@@ -202,7 +187,7 @@ class PresetFacts(JsonRecord):
     stand_in: StandInFacts | None = None
 
 
-class BenchDocument(JsonRecord):
+class BenchDocument(Record):
     """A text to measure on."""
 
     name: str
@@ -210,14 +195,14 @@ class BenchDocument(JsonRecord):
     characters: Count
 
 
-class SkippedText(JsonRecord):
+class SkippedText(Record):
     """Something that was left out, where, and why. Counted, never fatal."""
 
     where: str
     reason: str
 
 
-class DataFacts(JsonRecord):
+class DataFacts(Record):
     """The texts, and what was left out."""
 
     name: str
@@ -225,7 +210,7 @@ class DataFacts(JsonRecord):
     skipped: tuple[SkippedText, ...] = ()
 
 
-class Plan(JsonRecord):
+class Plan(Record):
     """Everything that decides what is measured; equal plans may share a journal.
 
     Cells interleave, modes innermost and in a rotating order: a machine that slows down for a
@@ -270,16 +255,13 @@ class Plan(JsonRecord):
         return groups * len(self.modes)
 
 
-class Build(Program, JsonRecord):
+class Build(Program):
     """The program, and the short hash of its source where that is known."""
 
     commit: str | None
 
 
-# The report
-
-
-class Spread(JsonRecord):
+class Spread(Record):
     """How values lie over samples; ``low`` and ``high`` are the extremes."""
 
     median: Amount
@@ -290,7 +272,7 @@ class Spread(JsonRecord):
     outliers: Count = Field(description="Modified z-score above 3.5.")
 
 
-class Interval(JsonRecord):
+class Interval(Record):
     """An estimate over documents with its 95 % bootstrap interval; one document has no bounds."""
 
     value: Amount
@@ -299,14 +281,14 @@ class Interval(JsonRecord):
     n: Count = Field(0, description="Documents; older files do not always say.")
 
 
-class OverFloor(JsonRecord):
+class OverFloor(Record):
     """Measured time over the least time that this machine allows."""
 
     decode: Amount | None
     prefill: Amount | None
 
 
-class Equality(JsonRecord):
+class Equality(Record):
     """How many outputs were compared with plain decoding's, and how many are the same."""
 
     checked: Count
@@ -320,7 +302,7 @@ class LocatedDifference(BenchDifference):
     rep: Count
 
 
-class Summary(JsonRecord):
+class Summary(Record):
     """What the samples of one preset, mode and length say."""
 
     n: Positive = Field(description="Samples.")
@@ -354,21 +336,21 @@ class BenchRow(BenchPlace):
     summary: Summary
 
 
-class MissingCell(JsonRecord):
+class MissingCell(Record):
     """A run that was planned and not made, and why."""
 
     cell: BenchCell
     reason: str
 
 
-class BenchWarning(JsonRecord):
+class BenchWarning(Record):
     """Something that the reader should know, with what to do about it."""
 
     code: str
     message: str
 
 
-class PublishedRow(JsonRecord):
+class PublishedRow(Record):
     """A published result of the same pair, taken elsewhere."""
 
     preset: str
@@ -385,7 +367,7 @@ class PublishedRow(JsonRecord):
     reason: str
 
 
-class Bench(JsonRecord):
+class Bench(Record):
     """A finished or interrupted bench: every raw sample, and what follows from them."""
 
     schema_name: Literal["specx.bench/1"] = Field(default="specx.bench/1", alias="schema")
@@ -429,10 +411,7 @@ class Bench(JsonRecord):
         return self
 
 
-# Comparisons
-
-
-class Origin(JsonRecord):
+class Origin(Record):
     """One of two saved benches."""
 
     path: str | None = Field(description="As given.")
@@ -469,7 +448,7 @@ class Unmatched(BenchPlace):
     documents: Annotated[list[BenchDocument], Field(min_length=1)]
 
 
-class SavedComparison(JsonRecord):
+class SavedComparison(Record):
     """Two saved benches, joined on preset, mode, length and the SHA-256 of the documents."""
 
     schema_name: Literal["specx.compare/1"] = Field(default="specx.compare/1", alias="schema")
@@ -482,7 +461,7 @@ class SavedComparison(JsonRecord):
     only_in_b: list[Unmatched]
 
 
-class LiveRow(JsonRecord):
+class LiveRow(Record):
     """One mode of one preset; speed-ups and equality are against the first run."""
 
     preset: Name
@@ -501,7 +480,7 @@ class LiveRow(JsonRecord):
     warnings: list[result.Remark] = Field([])
 
 
-class LiveComparison(JsonRecord):
+class LiveComparison(Record):
     """One document through several modes or presets."""
 
     schema_name: Literal["specx.compare/1"] = Field(default="specx.compare/1", alias="schema")

@@ -20,7 +20,7 @@ from specx.bench.schema import Interval, Spread
 
 RESAMPLES = 10_000
 SEED = 20_260
-OUTLIER_SCORE = 3.5  # modified z-score of Iglewicz and Hoaglin
+OUTLIER_SCORE = 3.5
 _MAD_OF_NORMAL = 0.6745  # median absolute deviation of a normal variable, in standard deviations
 _CELLS = 2_000_000  # numbers drawn at a time, to bound memory
 _MOST_DF = 10_000  # beyond it the t quantile changes by less than 0.0003
@@ -30,27 +30,23 @@ Draws = NDArray[np.int64]  # numbers of documents: (draws, documents)
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Median, mean, standard deviation, extremes and outliers; None of no values."""
+    """Median, mean, standard deviation, extremes and outliers; None of no values.
+
+    Outliers have a modified z-score (Iglewicz and Hoaglin) above 3.5, of five values or more.
+    """
     if not values:
         return None
+    middle = median(values)
+    distances = [abs(value - middle) for value in values]
+    far = OUTLIER_SCORE / _MAD_OF_NORMAL * median(distances)
     return Spread(
-        median=median(values),
+        median=middle,
         mean=fmean(values),
         sd=stdev(values) if len(values) > 1 else None,
         low=min(values),
         high=max(values),
-        outliers=outliers(values),
+        outliers=sum(each > far > 0 for each in distances) if len(values) >= 5 else 0,
     )
-
-
-def outliers(values: Sequence[float]) -> int:
-    """How many values have a modified z-score above 3.5; 0 below five values or without spread."""
-    if len(values) < 5:
-        return 0
-    middle = median(values)
-    distances = [abs(value - middle) for value in values]
-    least = OUTLIER_SCORE / _MAD_OF_NORMAL * median(distances)
-    return sum(distance > least > 0 for distance in distances)
 
 
 def geometric_interval(ratios: Sequence[Sequence[float]]) -> Interval:

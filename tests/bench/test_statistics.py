@@ -12,7 +12,6 @@ from specx.bench.schema import Interval
 from specx.bench.statistics import (
     expanded_tail,
     geometric_interval,
-    outliers,
     ratio_of_sums_interval,
     spread,
     t_quantile_975,
@@ -81,9 +80,9 @@ def test_a_spread_of_one_and_of_none():
 
 
 def test_outliers_need_five_values_and_a_spread():
-    assert outliers([1.0, 1.1, 0.9, 50.0]) == 0  # four values
-    assert outliers([1.0, 1.0, 1.0, 1.0, 50.0]) == 0  # MAD 0
-    assert outliers([1.0, 1.1, 0.9, 1.0, 50.0, -50.0]) == 2
+    assert spread([1.0, 1.1, 0.9, 50.0]).outliers == 0  # four values
+    assert spread([1.0, 1.0, 1.0, 1.0, 50.0]).outliers == 0  # MAD 0
+    assert spread([1.0, 1.1, 0.9, 1.0, 50.0, 70.0]).outliers == 2
 
 
 def test_two_documents_give_their_own_range():
