@@ -3,7 +3,8 @@ judged: devices, texts and clocks differ, and every row says so.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from specx.bench.schema import Bench, PublishedRow
 from specx.errors import UsageError
@@ -56,26 +57,18 @@ def with_paper(bench: Bench, presets: Mapping[str, Preset]) -> Bench:
     rows: list[PublishedRow] = []
     for name, preset in presets.items():
         chosen, is_same = _of_data(preset.paper, bench.plan.data.name)
-        pairs: list[tuple[str, PaperRow]] = [
-            (row.mode, row) for row in chosen if not row.prompt_tokens
-        ]
-        pairs += [
-            (cell.mode, row)
-            for cell in bench.cells
-            for row in chosen
-            if (cell.preset, cell.length) == (name, row.prompt_tokens)
-            and cell.mode in _MODES[row.mode]
-        ]
-        rows += [
-            PublishedRow.of(
-                row, preset=name, mode=mode, length=row.prompt_tokens, same_data=is_same
-            )
-            for mode, row in pairs
-        ]
+        places: list[tuple[str, PaperRow]] = []
+        places += [(row.mode, row) for row in chosen if not row.prompt_tokens]
+        for cell in (cell for cell in bench.cells if cell.preset == name):
+            fitting = (row for row in chosen if row.prompt_tokens == cell.length)
+            places += [(cell.mode, row) for row in fitting if cell.mode in _MODES[row.mode]]
+        for mode, row in places:
+            here: dict[str, Any] = {"preset": name, "mode": mode, "length": row.prompt_tokens}
+            rows.append(PublishedRow.of(row, same_data=is_same, **here))
     return bench.model_copy(update={"paper": rows})
 
 
-def _of_data(rows: tuple[PaperRow, ...], name: str) -> tuple[list[PaperRow], bool]:
+def _of_data(rows: Sequence[PaperRow], name: str) -> tuple[list[PaperRow], bool]:
     """The rows over the texts called ``name``, however that is spelt; True if there are any."""
     folded = re.sub(r"[^a-z0-9]", "", name.lower())
     same = [row for row in rows if row.data in folded]

@@ -76,16 +76,12 @@ def _complaint(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]]
     where, message = "".join(parts)[1:], first["msg"].removeprefix("Value error, ")
+    wanted = re.sub("^(Input|String) should", "must", message)
     if first["type"] == "missing":
         return f"{where} is missing"
-    if not where:
-        return message[:1].lower() + message[1:]
-    wanted = re.sub("^(Input|String) should", "must", message)
-    return (
-        f"{where}: {message}"
-        if wanted == message
-        else f"{where} {wanted}, not {shown(first['input'])}"
-    )
+    if wanted == message:
+        return f"{where}: {message}" if where else message[:1].lower() + message[1:]
+    return f"{where} {wanted}, not {shown(first['input'])}"
 
 
 def join(
@@ -104,10 +100,9 @@ def join(
         raise UsageError(f"unknown metric {shown(metric)}", hints=hints)
     ours, theirs = _rows(a, metric), _rows(b, metric)
     rows = []
-    for place, documents in ours.items():
-        others = theirs.get(place, {})
-        both = [(documents[sha], others[sha]) for sha in documents if sha in others]
-        if both:
+    for place in [place for place in ours if place in theirs]:
+        mine, yours = ours[place], theirs[place]
+        if both := [(mine[sha], yours[sha]) for sha in mine if sha in yours]:
             one, other = (_facts(bench, place.preset, metric) for bench in (a, b))
             rows.append(_change(place, both, [name for name in one if one[name] != other[name]]))
     if not rows:
@@ -177,8 +172,7 @@ def _facts(bench: Bench, preset: str, metric: str) -> dict[str, Any]:
         "kernels": facts.kernels,
         "preset.sha256": facts.sha256,
         "stand_in": facts.stand_in is not None,
-        "specx.version": bench.specx.version,
-        "specx.commit": bench.specx.commit,
+        **{f"specx.{name}": value for name, value in bench.specx},
         **{name: getattr(bench.plan, name) for name in settings},
     }
 
@@ -191,11 +185,10 @@ def _origin(bench: Bench, path: str | None) -> schema.Origin:
 def _rest(ours: _Rows, theirs: _Rows) -> list[Unmatched]:
     """What ``ours`` has and ``theirs`` has not."""
     rest = []
-    for place, documents in ours.items():
-        others = theirs.get(place, {})
-        alone = [measured.document for sha, measured in documents.items() if sha not in others]
-        if alone:
-            rest.append(Unmatched(**place._asdict(), whole_row=not others, documents=alone))
+    for place, mine in ours.items():
+        yours = theirs.get(place, {})
+        if alone := [measured.document for sha, measured in mine.items() if sha not in yours]:
+            rest.append(Unmatched(**place._asdict(), whole_row=not yours, documents=alone))
     return rest
 
 

@@ -82,6 +82,11 @@ def summarize(samples: Samples, baseline: Samples, floor: Floor | None) -> schem
     """What the samples of one preset, mode and length say; ``baseline`` empty: no speed-ups."""
     owners = schema.MemoryBytes.model_fields
     checked = [sample.equal for sample in samples if sample.equal is not None]
+    differences = (
+        schema.LocatedDifference.of(found, document=run.cell.document, rep=run.cell.rep)
+        for run in samples
+        if (found := run.first_difference)
+    )
     return schema.Summary(
         n=len(samples),
         documents=len(by_document(samples)),
@@ -99,7 +104,7 @@ def summarize(samples: Samples, baseline: Samples, floor: Floor | None) -> schem
         energy_j_per_token=_energy_j_per_token(samples),
         equal=schema.Equality(checked=len(checked), equal=sum(checked)) if checked else None,
         profile_ms=_profile_ms(samples),
-        first_difference=_first_difference(samples),
+        first_difference=next(differences, None),
     )
 
 
@@ -131,9 +136,8 @@ def _per_step(samples: Samples, bonus: int) -> Interval | None:
     """Accepted tokens and ``bonus`` a step; None where some steps are not known, or none is."""
     if any(sample.accepted is None or sample.steps is None for sample in samples):
         return None
-    sums = [
-        (_sum(group, "accepted"), _sum(group, "steps")) for group in by_document(samples).values()
-    ]
+    groups = by_document(samples).values()
+    sums = [(_sum(group, "accepted"), _sum(group, "steps")) for group in groups]
     return ratio_of_sums_interval([(accepted + bonus * steps, steps) for accepted, steps in sums])
 
 
@@ -159,21 +163,13 @@ def _energy_j_per_token(samples: Samples) -> float | None:
     return ratio_of(joules, _sum(metered, "new_tokens") - len(metered))
 
 
-def _first_difference(samples: Samples) -> schema.LocatedDifference | None:
-    for sample in samples:
-        if found := sample.first_difference:
-            cell = sample.cell
-            return schema.LocatedDifference.of(found, document=cell.document, rep=cell.rep)
-    return None
-
-
 def _profile_ms(samples: Samples) -> schema.Phases | None:
     """Mean milliseconds a step by phase; a level that few steps reach counts over all steps."""
-    known = [sample for sample in samples if sample.phases and sample.steps]
-    if not known:
+    timed = [sample for sample in samples if sample.phases and sample.steps]
+    if not timed:
         return None
-    phases = [sample.phases for sample in known if sample.phases]
-    ms_a_step = 1000 / _sum(known, "steps")
+    phases = [sample.phases for sample in timed if sample.phases]
+    ms_a_step = 1000 / _sum(timed, "steps")
     levels = zip_longest(*(phase.draft_levels for phase in phases), fillvalue=0.0)
     rest = {name: sum(getattr(phase, name) for phase in phases) for name in schema.PHASES[1:]}
     return schema.Phases(
