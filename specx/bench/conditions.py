@@ -7,14 +7,13 @@ import operator as op
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from specx.bench.lengths import parse_lengths
 from specx.bench.modes import did_you_mean, parse_mode
 from specx.bench.schema import Bench, BenchRow, Interval, Spread, Summary
 from specx.errors import UsageError
 
-Part = Literal["value", "low", "high"]
 #: A metric is an estimate with ``.low`` and ``.high``, a single number, or a change in percent,
 #: which has no ``@`` mode and length: every row of a comparison is checked.
 MetricKind = Literal["interval", "number", "percent"]
@@ -41,7 +40,7 @@ class Condition:
 
     text: str
     metric: str
-    part: Part
+    part: str  # value, low or high
     operator: str
     limit: float
     limit_text: str
@@ -103,7 +102,7 @@ def _parse(text: str, metrics: Mapping[str, MetricKind]) -> Condition:
     for problem in (problem for problem, is_there in problems.items() if is_there):
         raise ValueError(problem)
     mode, length = _scope(scope)
-    part = cast(Part, part or "value")
+    part = part or "value"
     return Condition(text.strip(), name, part, sign, float(limit), limit + percent, mode, length)
 
 
