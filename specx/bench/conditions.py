@@ -99,8 +99,8 @@ def _parse(text: str, metrics: Mapping[str, MetricKind]) -> Condition:
         f"{name} is a single number, without .{part}": kind != "interval" and part is not None,
         f"{name} has .low and .high, not .{part}": part not in (None, "low", "high"),
     }
-    for problem in (problem for problem, is_there in problems.items() if is_there):
-        raise ValueError(problem)
+    if wrong := [problem for problem, is_there in problems.items() if is_there]:
+        raise ValueError(wrong[0])
     mode, length = _scope(scope)
     part = part or "value"
     return Condition(text.strip(), name, part, sign, float(limit), limit + percent, mode, length)

@@ -2,16 +2,36 @@
 advice, one a kind, each with the place where it is worst.
 """
 
+import math
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
-from specx.bench.schema import BenchWarning, Place, Plan, Sample, ratio_of
+from specx.bench.schema import BenchWarning, Place, Plan, Sample
 
-Groups = Mapping[Place, Sequence[Sample]]
 Samples = Sequence[Sample]
+Groups = Mapping[Place, Samples]
+
+_TEXTS = {
+    "noisy": "decode rates of the same document differ by up to {worst:.0%} between repetitions "
+    "({where}; {rows} over {limit:.0%}): close other programs, fix the clocks, or raise --reps",
+    "first_run_slow": "the first repetition is more than 10% slower than all later ones "
+    "({where}; {rows}): raise --warmup (now {warmup})",
+    "short_output": "runs ended before {limit} tokens in {rows}, the shortest after {worst} "
+    "({where}), so their rates are of few tokens: finish_reason says why; without --eos every run "
+    "has the full length",
+    "few_documents": "fewer than {limit} documents in {rows} ({where}: {worst}), where an interval "
+    "says little or is not given: raise --samples",
+    "low_acceptance": "the draft is hardly ever right: {worst:.2f} tokens a step ({where}; {rows} "
+    "below {limit}): try --modes lookup, another draft, or check that prompt and text are in the "
+    "draft's language",
+    "unequal": "{bad} of {checked} outputs differ from plain decoding ({first}): a margin near 0 "
+    "is a tie that rounding decides, and --dtype float32 makes it rare",
+    "shorter_prompts": "{rows} measured prompts of another length than asked for, by up to {worst} "
+    "tokens ({where}): compare them by prompt_tokens, or use longer documents",
+}
 
 
 def grouped(plan: Plan, samples: Samples) -> dict[Place, list[Sample]]:
@@ -58,32 +78,25 @@ def warnings_of_files(plan: Plan, notes: Mapping[str, Sequence[str]]) -> Iterato
 def warnings_of_samples(plan: Plan, samples: Samples) -> Iterator[BenchWarning]:
     """What the samples give rise to."""
     groups = grouped(plan, samples)
-    for code, check in _CHECKS.items():
-        if message := check(plan, groups):
-            yield BenchWarning(code=code, message=message)
+    for code in _TEXTS:
+        facts = _unequal(plan, groups) if code == "unequal" else _worst_row(code, plan, groups)
+        if facts:
+            yield BenchWarning(code=code, message=_TEXTS[code].format(**facts))
 
 
-@dataclass(frozen=True, slots=True)
-class _RowCheck:
-    """A value of every row that ``limit`` bounds: from above where the worst is the greatest."""
-
-    value: Callable[[Samples], float | None]
-    worst: Callable[..., Place]  # max or min
-    limit: float | None  # None: the tokens that every run was to make
-    text: str
-
-    def __call__(self, plan: Plan, groups: Groups) -> str:
-        limit = plan.max_tokens if self.limit is None else self.limit
-        is_beyond = operator.gt if self.worst is max else operator.lt
-        values = {place: self.value(samples) for place, samples in groups.items()}
-        bad = {at: value for at, value in values.items() if value is not None}
-        bad = {at: value for at, value in bad.items() if is_beyond(value, limit)}
-        if not bad:
-            return ""
-        place = self.worst(bad, key=lambda each: bad[each])
-        rows = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
-        found = {"worst": bad[place], "where": _where(plan, place), "rows": rows}
-        return self.text.format(**found, limit=limit, warmup=plan.warmup)
+def _worst_row(code: str, plan: Plan, groups: Groups) -> dict[str, object]:
+    """What the text says of the rows whose value is beyond the limit; nothing if none is."""
+    value_of, worst, limit = _ROW_CHECKS[code]
+    limit = plan.max_tokens if limit is None else limit
+    is_beyond = operator.gt if worst is max else operator.lt
+    values = {place: value_of(samples) for place, samples in groups.items()}
+    bad = {place: value for place, value in values.items() if is_beyond(value, limit)}
+    if not bad:
+        return {}
+    place = worst(bad, key=lambda each: bad[each])
+    rows = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
+    found = {"worst": bad[place], "where": _where(plan, place), "rows": rows}
+    return {**found, "limit": limit, "warmup": plan.warmup}
 
 
 def _where(plan: Plan, place: Place) -> str:
@@ -108,72 +121,37 @@ def _slow_starts(samples: Samples) -> float:
     return sum(slow) / len(slow) if slow else 0.0
 
 
-def _tokens_per_step(samples: Samples) -> float | None:
+def _tokens_per_step(samples: Samples) -> float:
     drafting = [run for run in samples if run.drafted and not run.mode_reason]
     steps = sum(run.steps or 0 for run in drafting)
-    return ratio_of(sum(run.accepted or 0 for run in drafting) + steps, steps)
+    return 1 + sum(run.accepted or 0 for run in drafting) / steps if steps else math.inf
 
 
-def _unequal(plan: Plan, groups: Groups) -> str:
+def _unequal(plan: Plan, groups: Groups) -> dict[str, object]:
     checked = [run for samples in groups.values() for run in samples if run.equal is not None]
     unequal = [run for run in checked if not run.equal]
     if not unequal:
-        return ""
+        return {}
     cell, difference = unequal[0].cell, unequal[0].first_difference
     first = f"first in {_where(plan, cell.place)}, document {cell.document}"
     if difference is not None:
         margin = difference.margin
         first += f", token {difference.index}"
         first += "" if margin is None else f", logit margin {margin:.3g}"
-    return (
-        f"{len(unequal)} of {len(checked)} outputs differ from plain decoding ({first}): a margin "
-        "near 0 is a tie that rounding decides, and --dtype float32 makes it rare"
-    )
+    return {"bad": len(unequal), "checked": len(checked), "first": first}
 
 
-_CHECKS: Mapping[str, Callable[[Plan, Groups], str]] = {
-    "noisy": _RowCheck(
-        _noise,
-        max,
-        0.10,
-        "decode rates of the same document differ by up to {worst:.0%} between repetitions "
-        "({where}; {rows} over {limit:.0%}): close other programs, fix the clocks, or raise --reps",
-    ),
-    "first_run_slow": _RowCheck(
-        _slow_starts,
-        max,
-        0.5,
-        "the first repetition is more than 10% slower than all later ones ({where}; {rows}): raise "
-        "--warmup (now {warmup})",
-    ),
-    "short_output": _RowCheck(
-        lambda samples: min(run.new_tokens for run in samples),
-        min,
-        None,
-        "runs ended before {limit} tokens in {rows}, the shortest after {worst} ({where}), so "
-        "their rates are of few tokens: finish_reason says why; without --eos every run is as long",
-    ),
-    "few_documents": _RowCheck(  # of fewer, no bootstrap covers 95 %: see ``statistics``
-        lambda samples: len(by_document(samples)),
-        min,
-        5,
-        "fewer than {limit} documents in {rows} ({where}: {worst}), where an interval says little "
-        "or is not given: raise --samples",
-    ),
-    "low_acceptance": _RowCheck(
-        _tokens_per_step,
-        min,
-        1.05,
-        "the draft is hardly ever right: {worst:.2f} tokens a step ({where}; {rows} below "
-        "{limit}): try --modes lookup, another draft, or check that prompt and text are in the "
-        "draft's language",
-    ),
-    "unequal": _unequal,
-    "shorter_prompts": _RowCheck(
+#: The value of a row, the worst of several, and the limit (None: the tokens asked for).
+_ROW_CHECKS: Mapping[str, tuple[Callable[[Samples], float], Any, float | None]] = {
+    "noisy": (_noise, max, 0.10),
+    "first_run_slow": (_slow_starts, max, 0.5),
+    "short_output": (lambda samples: min(run.new_tokens for run in samples), min, None),
+    # Of fewer documents, no bootstrap covers 95 %: see ``statistics``.
+    "few_documents": (lambda samples: len(by_document(samples)), min, 5),
+    "low_acceptance": (_tokens_per_step, min, 1.05),
+    "shorter_prompts": (
         lambda samples: max(abs(run.prompt_tokens - run.cell.length) for run in samples),
         max,
         0,
-        "{rows} measured prompts of another length than asked for, by up to {worst} tokens "
-        "({where}): compare them by prompt_tokens, or use longer documents",
     ),
 }
