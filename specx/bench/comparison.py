@@ -295,8 +295,16 @@ def live_comparison(
                 end_to_end_speedup=end_to_end_speedup(run, runs[0]),
                 equal=run.equal,
                 first_difference=BenchDifference.of(run.difference) if run.difference else None,
-                **measured(run.result, run.remarks),
+                **_measured(run),
             )
             for run in runs
         ],
     )
+
+
+def _measured(run: LiveRun) -> dict[str, Any]:
+    facts = measured(run.result, run.remarks)
+    if not run.result.stats.steps:  # nothing is per step
+        blank = dict.fromkeys(("accepted_per_step", "tokens_per_step"))
+        facts["accept"] = facts["accept"].model_copy(update=blank)
+    return facts
