@@ -10,30 +10,13 @@ import subprocess
 from collections.abc import Mapping, MutableMapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
-
-from typing_extensions import TypedDict
+from typing import Any, Literal
 
 _GIT_S = 5.0  # a slow disk must not hold up a result
 
 
-class Environment(TypedDict):
-    """Facts as the JSON outputs list them; None where one does not apply or is not known."""
-
-    device: str
-    gpu: str | None
-    cuda: str | None
-    driver: str | None
-    cpu: str
-    threads: int
-    torch: str
-    transformers: str | None
-    python: str
-    os: str
-
-
-def environment(device: str) -> Environment:
-    """The facts of this process, on ``device``."""
+def environment(device: str) -> dict[str, Any]:
+    """The facts of this process, on ``device``, as ``MachineFacts`` has them."""
     import torch
 
     on_gpu = device.startswith("cuda")

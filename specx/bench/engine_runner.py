@@ -18,11 +18,10 @@ from specx.bench.schema import (
     BenchDifference,
     Floor,
     Joules,
+    MemoryBytes,
     Phases,
     Plan,
     Sample,
-    first_difference,
-    memory_bytes,
 )
 from specx.bench.transformers_baseline import Witnesses
 from specx.checkpoints.load import ModelPair
@@ -109,7 +108,7 @@ class Subject:
     ) -> BenchDifference | None:
         """Where ``tokens`` part from plain decoding's."""
         found = self._engine.difference(prompt, plain, tokens, sampling=self._plan.sampling)
-        return first_difference(found)
+        return None if found is None else BenchDifference.of(found)
 
     def floor(self, length: int, *, again: bool) -> Floor:
         """The least time that this hardware allows at ``length`` tokens.
@@ -180,7 +179,7 @@ def _sample(
         draft_forwards=sum(len(step.draft_levels_s) for step in stats.steps),
         histogram=stats.accepted_histogram,
         phases=phases(stats, last - first),
-        memory=memory_bytes(stats.memory),
+        memory=MemoryBytes.of(stats.memory, "_bytes"),
         energy=energy,
         tokens=list(result.tokens),
         mode_reason=result.mode_reason,

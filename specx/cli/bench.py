@@ -334,7 +334,7 @@ def _show(
     request: BenchRequest, screen: Screen, conditions: "list[Condition]", found: "Bench"
 ) -> int:
     """Exports, tables and the verdict of a bench that has been measured or read."""
-    from specx.bench.conditions import failures, unmatched
+    from specx.bench.conditions import failures
     from specx.bench.modes import WITNESSES
 
     if not found.cells:
@@ -352,8 +352,6 @@ def _show(
             from specx.bench.render.terminal_plot import terminal_plot
 
             Sink().write(f"\n```\n{terminal_plot(found, 100, 24, color=False)}\n```\n")
-    for sentence in unmatched(conditions, found):
-        raise UsageError(sentence)
     held = failures(conditions, found)
     for sentence in held:
         screen.warn(f"--fail-if: {sentence}")

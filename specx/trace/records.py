@@ -31,7 +31,13 @@ class Asked(Protocol):
 class Record(BaseModel):
     """A part of a JSON file. Unknown keys are ignored: a later specx may add some."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        from_attributes=True,
+        allow_inf_nan=False,
+        serialize_by_alias=True,
+    )
 
     @classmethod
     def of(cls, source: object, suffix: str = "", **others: Any) -> Self:
@@ -39,6 +45,10 @@ class Record(BaseModel):
         fields = cls.model_fields.items()
         names = [name for name, field in fields if (field.alias or name) not in others]
         return cls(**{name: getattr(source, name + suffix) for name in names}, **others)
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return self.model_dump(mode="json")
 
 
 class Program(Record):
