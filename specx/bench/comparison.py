@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from specx._version import __version__
-from specx.bench.modes import BASES, GROUPS, WITNESSES, Variant, did_you_mean, parse_mode
+from specx.bench.modes import BASES, GROUPS, WITNESSES, Variant, parse_mode
 from specx.bench.schema import (
     LiveAcceptance,
     LiveComparison,
@@ -29,6 +29,7 @@ from specx.core.config import SamplingConfig
 from specx.core.stats import GenerationStats, Prefill
 from specx.errors import UsageError
 from specx.preset.preset import Preset, available_presets, load_preset
+from specx.preset.yaml import did_you_mean
 from specx.trace.result import Remark, TokenCounts, source_facts
 
 if TYPE_CHECKING:

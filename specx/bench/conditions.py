@@ -14,9 +14,10 @@ from types import MappingProxyType
 from typing import Literal, cast
 
 from specx.bench.lengths import parse_lengths
-from specx.bench.modes import did_you_mean, parse_mode
+from specx.bench.modes import parse_mode
 from specx.bench.schema import Bench, BenchRow, Interval, Spread, Summary
 from specx.errors import UsageError
+from specx.preset.yaml import did_you_mean
 
 Part = Literal["value", "low", "high"]
 

@@ -1,30 +1,26 @@
 """Lists of prompt lengths as people write them: ``512,1k..16k``.
 
-    list    := item ("," item)*                     union, sorted, without repeats
-    item    := length | length ".." length [":" spacing]
-    spacing := COUNT points | "x" FACTOR | "+" length
-    length  := DIGITS ["." DIGITS] [k|K|m|M]        k = K = 1024, m = M = 1024 k
-
-Without a spacing a range doubles. The end of a range is always part of it. What is wrong is shown
-with a caret under its character.
+In: a text. Out: token counts, or an error with a caret under the character that is wrong.
 """
 
 import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 
 from specx.errors import UsageError
 
 MAX_LENGTH_TOKENS = 16 << 20
 MAX_LENGTHS = 1000
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
-_NUMBER = re.compile(r"([0-9]+)(?:\.([0-9]+))?([kKmM]?)")
+_LENGTH = re.compile(r"([0-9]+)(\.[0-9]+)?([kKmM]?)")
 _FACTOR = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _COUNT = re.compile(r"[0-9]+")
-_MAX_DIGITS = 20  # 1024² divides by no higher power of ten, and no larger count is of use
+_EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)  # for products, of any digits
 _ROUND_TO = 64
 _SHOWN_CHARACTERS = 30  # to either side of the fault
+_SIGNS = {":": "a spacing comes after a range", "*": "a factor is written :x4"}
 _HINTS = (
     "for example: 4k or 512,1k,16k or 1k..16k (doubling)",
     "1k..16k:5 (so many points), 1k..16k:x4 (factor), 1k..4k:+1k (steps)",
@@ -34,6 +30,11 @@ _HINTS = (
 def parse_lengths(text: str) -> tuple[int, ...]:
     """Token counts of a list such as ``512,1k..16k``, sorted, without repeats.
 
+        list    := item ("," item)*
+        item    := length | length ".." length [":" spacing]     both ends are part of a range
+        spacing := COUNT points | "x" FACTOR | "+" length        none: the range doubles
+        length  := DIGITS ["." DIGITS] [k|K|m|M]                 k = 1024, m = 1024 k
+
     Raises ``UsageError``; its ``reason`` is two lines, the text and a caret below the fault.
     """
     scanner = _Scanner(text)
@@ -42,22 +43,20 @@ def parse_lengths(text: str) -> tuple[int, ...]:
         begin = scanner.at
         more = list(itertools.islice(_item(scanner), MAX_LENGTHS + 1))
         lengths.update(more)
-        if len(more) > MAX_LENGTHS or len(lengths) > MAX_LENGTHS:
+        if max(len(more), len(lengths)) > MAX_LENGTHS:
             raise scanner.fault(begin, f"more than {MAX_LENGTHS:,} lengths")
-        if scanner.is_done:
+        if scanner.at == len(text):
             return tuple(sorted(lengths))
         if not scanner.take(","):
-            raise scanner.unexpected()
+            sign = text[scanner.at]
+            other = "a space is not allowed" if sign.isspace() else f"unexpected {_shown(sign)!r}"
+            raise scanner.fault(scanner.at, _SIGNS.get(sign, other))
 
 
 @dataclass(slots=True)
 class _Scanner:
     text: str
     at: int = 0
-
-    @property
-    def is_done(self) -> bool:
-        return self.at == len(self.text)
 
     def take(self, sign: str) -> bool:
         """Whether ``sign`` comes next; if so it is passed."""
@@ -71,13 +70,6 @@ class _Scanner:
             raise self.fault(self.at, f"{wanted} is missing")
         self.at = found.end()
         return found
-
-    def unexpected(self) -> UsageError:
-        """An error about the next character."""
-        sign = self.text[self.at]
-        known = {":": "a spacing comes after a range", "*": "a factor is written :x4"}
-        other = "a space is not allowed" if sign.isspace() else f"unexpected {_shown(sign)!r}"
-        return self.fault(self.at, known.get(sign, other))
 
     def fault(self, at: int, what: str) -> UsageError:
         """An error about the character at ``at``; one past the end is allowed."""
@@ -108,40 +100,29 @@ def _item(scanner: _Scanner) -> Iterator[int]:
             raise scanner.fault(begin + 1, "a factor is above 1")
         # From there on it only skips to the end.
         return _multiplied(start, end, min(factor, 2.0 * MAX_LENGTH_TOKENS))
-    count = _whole(scanner.match(_COUNT, "a number of points, x or +")[0])
+    count = Decimal(scanner.match(_COUNT, "a number of points, x or +")[0])
     if not 2 <= count <= MAX_LENGTHS:
         raise scanner.fault(begin, f"a range has 2 to {MAX_LENGTHS:,} points")
-    return _points(start, end, count)
+    return _points(start, end, int(count))
 
 
 def _length(scanner: _Scanner) -> int:
     begin = scanner.at
-    found = scanner.match(_NUMBER, "a length")
-    digits, fraction, unit = found[1], found[2], found[3].lower()
+    found = scanner.match(_LENGTH, "a length")
+    digits, fraction, unit = found[1], found[2] or "", found[3]
     rest = scanner.text[scanner.at : scanner.at + 1]
     if rest.isalpha():
-        raise scanner.fault(scanner.at, f"{_shown(found[3] + rest)!r} is not a unit, k and m are")
-    tokens = _whole(digits) * _UNITS[unit]
-    if fraction is not None:
-        point = found.end(1)
-        if not unit:
-            raise scanner.fault(point, "a fraction needs k or m after it")
-        fraction = fraction.rstrip("0")
-        share = int(fraction[: _MAX_DIGITS + 1] or 0) * _UNITS[unit]
-        if len(fraction) > _MAX_DIGITS or share % 10 ** len(fraction):
-            raise scanner.fault(point, "that is not a whole number of tokens")
-        tokens += share // 10 ** len(fraction)
-    if tokens < 1:
-        raise scanner.fault(begin, "a length is at least 1")
+        raise scanner.fault(scanner.at, f"{_shown(unit + rest)!r} is not a unit, k and m are")
+    if fraction and not unit:
+        raise scanner.fault(found.end(1), "a fraction needs k or m after it")
+    tokens = _EXACT.multiply(Decimal(digits + fraction), _UNITS[unit.lower()])
     if tokens > MAX_LENGTH_TOKENS:
         raise scanner.fault(begin, f"a length is at most {MAX_LENGTH_TOKENS >> 20}m")
-    return tokens
-
-
-def _whole(digits: str) -> int:
-    """The number, or some number that is too large: Python refuses to read thousands of digits."""
-    digits = digits.lstrip("0")
-    return int(digits or 0) if len(digits) <= _MAX_DIGITS else 10**_MAX_DIGITS
+    if tokens % 1:
+        raise scanner.fault(found.end(1), "that is not a whole number of tokens")
+    if tokens < 1:
+        raise scanner.fault(begin, "a length is at least 1")
+    return int(tokens)
 
 
 def _multiplied(start: int, end: int, factor: float) -> Iterator[int]:
