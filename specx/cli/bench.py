@@ -269,7 +269,7 @@ def _measure(
     with Interrupts() as interrupts, _journal(request, setup) as journal:
         screen.note(f"journal: {journal.path}")
         load = partial(_load, setup, interrupts)
-        runner = Runner(setup.plan, setup.variants, setup.texts, load, journal, budget_s=budget_s)
+        runner = Runner(setup.plan, setup.texts, load, journal, budget_s=budget_s)
         interrupts.on_first(runner.cancel)
         progress = BenchProgress(screen, setup.plan.size)
         try:
@@ -301,13 +301,13 @@ def _measure(
 
 def _load(setup: "Setup", interrupts: Interrupts, name: str) -> "Subject":
     """Load a preset: the first signal ends that at once, and with it a download."""
-    from specx.bench.engine_runner import Interrupted
+    from specx.bench.engine_runner import Interrupted, Subject
 
     try:
         with interrupts.at_once():
-            return setup.load(name)
+            return Subject(setup, name)
     except Stopped as stopped:  # what was measured before is still shown
-        raise Interrupted from stopped
+        raise Interrupted("interrupted") from stopped
 
 
 def _journal(request: BenchRequest, setup: "Setup") -> "Journal":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from specx.bench.engine_runner import Interrupted
 from specx.bench.journal import Journal
-from specx.bench.modes import Variant, parse_mode
+from specx.bench.modes import parse_mode
 from specx.bench.runner import Event, Runner
 from specx.bench.schema import (
     BenchCell,
@@ -79,14 +79,14 @@ class FakeSubject:
         is_short = self.shortest and text == "document 1" and tokens > self.shortest
         return None if is_short else Prompt(tuple(range(tokens)), tokens - 5)
 
-    def run(self, cell: BenchCell, variant: Variant, prompt: Prompt) -> Sample:
+    def run(self, cell: BenchCell, prompt: Prompt) -> Sample:
         self.on_run(cell)
         if self.is_cancelled:
-            raise Interrupted
+            raise Interrupted("interrupted")
         if cell.mode in self.no_memory:
             raise ResourceError("no memory", reason="a cache of 1 GiB")
         self.ran.append((cell.mode, cell.length, cell.document))
-        step_s, tokens_per_step = SPEEDS[variant.mode]
+        step_s, tokens_per_step = SPEEDS[parse_mode(cell.mode).mode]
         step_s *= 1 + 0.1 * cell.document
         steps = (self.max_tokens - 1) // tokens_per_step
         prefill_s, decode_s = cell.length / 1000, steps * step_s
@@ -205,7 +205,6 @@ class Bench:
     def events(self) -> list[Event]:
         self.runner = Runner(
             self.plan,
-            {mode: parse_mode(mode) for mode in self.plan.modes},
             [f"document {number}" for number in range(len(self.plan.data.documents))],
             self.subject,
             self.journal,
