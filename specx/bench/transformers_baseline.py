@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    DynamicCache,
     GenerationConfig,
     PreTrainedModel,
     StaticCache,
@@ -24,15 +23,13 @@ from transformers import (
 from specx.bench.schema import BenchCell, MemoryBytes, Sample
 from specx.checkpoints import load as hub
 from specx.checkpoints.config import DAMAGE, model_config, summary
-from specx.checkpoints.load import LoadedModel
+from specx.checkpoints.load import LoadedModel, ModelPair
 from specx.checkpoints.tokenizer import quiet
-from specx.core.architecture import Shape
 from specx.errors import ModelError, PairError, ResourceError, UsageError
 from specx.memory import peak_bytes, reset_peak
 from specx.preset.preset import Preset
 
 _GPU_GRAIN_TOKENS = 128  # a compiled step belongs to one cache size: let similar prompts share it
-_PROBE_STEPS = 4
 Models = tuple[PreTrainedModel, PreTrainedModel | None, frozenset[int]]  # and their end tokens
 
 
@@ -40,19 +37,13 @@ class Witnesses:
     """A pair of untouched models; every run is independent of those before it.
 
     What a careful opponent would set is set: greedy, with nothing of the checkpoint's sampling
-    settings; ``hf`` over a static cache on a GPU, where transformers then compiles the step, and
-    elsewhere over the faster of a static and a growing one. ``hf-assisted`` cannot use a static
-    cache; how many tokens its assistant drafts is left to the library (with scikit-learn
-    installed, it adapts a threshold during a run).
+    settings, and for ``hf`` a static cache, over which transformers compiles the step on a GPU,
+    and which is the faster one on a CPU too. ``hf-assisted`` cannot use it; how many tokens its
+    assistant drafts is left to the library (with scikit-learn, it adapts a threshold).
     """
 
     def __init__(
-        self,
-        preset: Preset,
-        device: str,
-        dtype: str,
-        offline: bool,
-        pair: hub.ModelPair | None = None,
+        self, preset: Preset, device: str, dtype: str, offline: bool, pair: ModelPair | None = None
     ) -> None:
         """Load the preset's models, or take the stand-ins of ``pair``, which has no head.
 
@@ -62,9 +53,8 @@ class Witnesses:
         self._target, self._draft, ends = (
             _from_files(preset, device, dtype, offline) if pair is None else _from_tensors(pair)
         )
-        self._end_tokens = tuple(sorted(ends))
-        self._static: StaticCache | None = None
-        self._prefers_static: dict[int, bool] = {}  # by power of two of the length
+        self._end_tokens = sorted(ends)
+        self._cache: StaticCache | None = None
 
     def run(
         self,
@@ -85,61 +75,35 @@ class Witnesses:
         Raises ``UsageError`` or ``PairError`` where this pair has no such witness,
         ``ResourceError`` and, where transformers fails, ``ModelError``.
         """
-        draft = self._assistant() if cell.mode == "hf-assisted" else None
-        no_memory = f"no memory for {len(prompt_tokens) + max_tokens:,} tokens of transformers"
-        with _failing_as(no_memory, "transformers' generate failed"):
-            return self._run(cell, draft, prompt_tokens, max_tokens, ignore_eos, on_tokens)
-
-    def _assistant(self) -> PreTrainedModel:
-        hints = ["leave hf-assisted out"]
-        if self._draft is None:
-            no_draft = f"preset {self._name} has no draft model to assist transformers"
-            raise UsageError(no_draft, hints=hints)
-        rows, draft_rows = (each.config.vocab_size for each in (self._target, self._draft))
-        if rows != draft_rows:
-            raise PairError(
-                "transformers does not assist a target with this draft",
-                reason=f"the target has {rows:,} vocabulary rows, the draft {draft_rows:,}",
-                hints=hints,
-            )
-        return self._draft
-
-    def _run(
-        self,
-        cell: BenchCell,
-        draft: PreTrainedModel | None,
-        prompt_tokens: Sequence[int],
-        max_tokens: int,
-        ignore_eos: bool,
-        on_tokens: Callable[[], None],
-    ) -> Sample:
-        target = self._target
+        target, draft = self._target, self._assistant() if cell.mode == "hf-assisted" else None
         models = [target] if draft is None else [target, draft]
-        cache = self._cache(len(prompt_tokens) + max_tokens) if draft is None else None
-        for model in models:
-            # Afresh each time: it would fill in the checkpoint's sampling, and an assistant may
-            # keep there what it learnt in the last run.
-            model.generation_config = _settings()
-        ends = () if ignore_eos else self._end_tokens
+        ends = [] if ignore_eos else self._end_tokens
         prompt = torch.tensor([list(prompt_tokens)], device=target.device)
-        reset_peak(target.device)
-        if target.device.type == "cuda":
-            torch.cuda.synchronize(target.device)
-        clock = _Clock(on_tokens)
-        produced = target.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            generation_config=_settings(max_tokens, ends),
-            past_key_values=cache,
-            assistant_model=draft,
-            streamer=clock,
-        )
+        rows = len(prompt_tokens) + max_tokens
+        no_memory = f"no memory for {rows:,} tokens of transformers"
+        with _failing_as(no_memory, "transformers' generate failed"):
+            cache = self._emptied(rows) if draft is None else None
+            for model in models:
+                # Afresh each time: it would fill in the checkpoint's sampling, and an assistant
+                # may keep there what it learnt in the last run.
+                model.generation_config = _settings()
+            reset_peak(target.device)
+            if target.device.type == "cuda":
+                torch.cuda.synchronize(target.device)
+            clock = _Clock(on_tokens)
+            produced = target.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=_settings(max_tokens, ends),
+                past_key_values=cache,
+                assistant_model=draft,
+                streamer=clock,
+            )
         tokens = produced[0, len(prompt_tokens) :].tolist()
         rows = len(prompt_tokens) + len(tokens) - 1
         ended = bool(tokens) and tokens[-1] in ends
         if ended:
             tokens.pop()  # as specx gives them
-        static_rows = 0 if cache is None else cache.get_max_length()
         first, *kept = [count - 1 for count in clock.counts]
         prefill_s, total_s = clock.seconds[0], clock.seconds[-1]
         return Sample(
@@ -159,31 +123,37 @@ class Witnesses:
             histogram=[kept.count(number) for number in range(max(kept, default=-1) + 1)],
             memory=MemoryBytes(
                 weights=sum(part.nbytes for model in models for part in model.parameters()),
-                kv_target=max(rows, static_rows) * row_bytes(target),
+                kv_target=row_bytes(target) * (rows if cache is None else cache.get_max_length()),
                 kv_draft=0 if draft is None else rows * row_bytes(draft),
                 peak=peak_bytes(target.device),
             ),
             tokens=tokens,
         )
 
-    def _cache(self, rows: int) -> StaticCache | None:
-        """An emptied static cache for so many rows, kept between runs; None: a growing one."""
-        if self._target.device.type == "cuda":  # transformers compiles over no other
-            rows = math.ceil(rows / _GPU_GRAIN_TOKENS) * _GPU_GRAIN_TOKENS
-        elif not self._is_static_faster(rows):
-            return None
-        if self._static is None or self._static.get_max_length() != rows:
-            self._static = None  # free it before the next one
-            self._static = StaticCache(config=self._target.config, max_cache_len=rows)
-        else:
-            self._static.reset()
-        return self._static
+    def _assistant(self) -> PreTrainedModel:
+        hints = ["leave hf-assisted out"]
+        if self._draft is None:
+            no_draft = f"preset {self._name} has no draft model to assist transformers"
+            raise UsageError(no_draft, hints=hints)
+        rows, draft_rows = (each.config.vocab_size for each in (self._target, self._draft))
+        if rows != draft_rows:
+            raise PairError(
+                "transformers does not assist a target with this draft",
+                reason=f"the target has {rows:,} vocabulary rows, the draft {draft_rows:,}",
+                hints=hints,
+            )
+        return self._draft
 
-    def _is_static_faster(self, rows: int) -> bool:
-        scale = rows.bit_length()
-        if scale not in self._prefers_static:
-            self._prefers_static[scale] = static_is_faster(self._target, rows)
-        return self._prefers_static[scale]
+    def _emptied(self, rows: int) -> StaticCache:
+        """A cache for so many rows, kept between runs."""
+        if self._target.device.type == "cuda":
+            rows = math.ceil(rows / _GPU_GRAIN_TOKENS) * _GPU_GRAIN_TOKENS
+        if self._cache is not None and self._cache.get_max_length() == rows:
+            self._cache.reset()
+        else:
+            self._cache = None  # free it before the next one
+            self._cache = StaticCache(config=self._target.config, max_cache_len=rows)
+        return self._cache
 
 
 class _Clock:
@@ -223,13 +193,12 @@ def _failing_as(no_memory: str, message: str) -> Iterator[None]:
         raise ModelError(message, reason=summary(error)) from error
 
 
-def _settings(max_tokens: int | None = None, end_tokens: Sequence[int] = ()) -> GenerationConfig:
+def _settings(max_tokens: int | None = None, ends: Sequence[int] = ()) -> GenerationConfig:
     """Greedy decoding with the library's defaults."""
-    ends = list(end_tokens) or None
     return GenerationConfig(
         do_sample=False,
         max_new_tokens=max_tokens,
-        eos_token_id=ends,
+        eos_token_id=list(ends) or None,
         pad_token_id=ends[0] if ends else 0,  # never written with one prompt; unset, it warns
     )
 
@@ -257,7 +226,7 @@ def _from_files(preset: Preset, device: str, dtype: str, offline: bool) -> Model
     return target, draft, hub.end_tokens(files.target_config, files.tokenizer)
 
 
-def _from_tensors(pair: hub.ModelPair) -> Models:
+def _from_tensors(pair: ModelPair) -> Models:
     draft = assembled(pair.draft) if isinstance(pair.draft, LoadedModel) else None
     return assembled(pair.target), draft, hub.end_tokens(pair.target.config, pair.tokenizer)
 
@@ -280,38 +249,7 @@ def assembled(model: LoadedModel) -> PreTrainedModel:
     return built.eval().requires_grad_(False)
 
 
-def _shape(model: PreTrainedModel) -> Shape:
-    return model_config(model.config.to_dict()).shape
-
-
 def row_bytes(model: PreTrainedModel) -> int:
     """Keys and values of one token over all layers."""
-    return _shape(model).numbers_per_token * int(model.dtype.itemsize)
-
-
-@torch.no_grad()
-def static_is_faster(model: PreTrainedModel, rows: int) -> bool:
-    """Time a few steps after ``rows`` made-up tokens over either cache, in turns."""
-    static = StaticCache(config=model.config, max_cache_len=rows + _PROBE_STEPS)
-    growing = DynamicCache(config=model.config)
-    best_s = {static: math.inf, growing: math.inf}
-    token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-    for cache in best_s:
-        fill(model, cache, rows)
-    for step in range(_PROBE_STEPS):
-        position = torch.full_like(token, rows + step)
-        for cache in best_s:
-            began = time.perf_counter()
-            logits = model(input_ids=token, position_ids=position, past_key_values=cache).logits
-            float(logits[0, -1, 0])  # waits for the device
-            best_s[cache] = min(best_s[cache], time.perf_counter() - began)
-    return best_s[static] <= best_s[growing]
-
-
-def fill(model: PreTrainedModel, cache: DynamicCache | StaticCache, rows: int) -> None:
-    """Put ``rows`` rows of zeros into every layer of a new cache."""
-    shape = _shape(model)
-    size = (1, shape.kv_heads, rows, shape.head_dim)
-    zeros = torch.zeros(size, dtype=model.dtype, device=model.device)
-    for layer in range(shape.layers):
-        cache.update(zeros, zeros, layer)
+    shape = model_config(model.config.to_dict()).shape
+    return shape.numbers_per_token * int(model.dtype.itemsize)
