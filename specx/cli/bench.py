@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Context, Option, Typer
 
+from specx.cli import options as opt
 from specx.cli.bench_diff import diff
 from specx.cli.bench_output import (
     BenchProgress,
@@ -24,21 +25,7 @@ from specx.cli.bench_output import (
 from specx.cli.console import Screen
 from specx.cli.errors import CONDITION_HELD, DIFFERENCE, SOME_FAILED
 from specx.cli.fetching import downloads_shown
-from specx.cli.options import (
-    Assignments,
-    ColorChoice,
-    Device,
-    DraftRepo,
-    DType,
-    Offline,
-    TargetRepo,
-    Temperature,
-    counter,
-    given,
-    shared,
-    sources_of,
-    takes,
-)
+from specx.cli.options import counter, given, shared, sources_of, takes
 from specx.cli.output_file import Sink
 from specx.cli.result_json import dumps
 from specx.cli.settings import chosen_presets, parse_assignments
@@ -64,8 +51,8 @@ class BenchRequest:
         "--modes LIST", "specx, specx+window, ablation, gpu, witnesses …", list
     )
     preset: list[str] = given("-m --preset NAME", "Model pair (repeatable) [pocket].", list)
-    target: TargetRepo = None
-    draft: DraftRepo = None
+    target: opt.TargetRepo = None
+    draft: opt.DraftRepo = None
     paper: bool = given("--paper", "The paper's numbers of the same pair beside ours.", False)
     stand_in: bool = given("--stand-in", "Build the preset's shapes; download nothing.", False)
     data: list[str] = given("--data SRC", "JSONL, text files, Hub OWNER/NAME [sample].", list)
@@ -75,7 +62,7 @@ class BenchRequest:
     warmup: int = given("--warmup N", "Discarded runs of each mode and length [1].", 1)
     max_tokens: int = given("-n --max-tokens N", "New tokens of each run [128].", 128)
     eos: bool = given("--eos", "End at the end-of-text token, not always at N.", False)
-    temperature: Temperature = None
+    temperature: opt.Temperature = None
     seed: int | None = given("--seed N", "Sampling seed [0].")
     baseline: str = given("--baseline MODE", "What speed-ups are over [plain].", "plain")
     verify: bool = given("--verify/--no-verify", "Compare outputs with plain [yes].", True)
@@ -91,16 +78,16 @@ class BenchRequest:
     export: list[str] = given("--export FILE", ".json .jsonl .csv .md .png .svg .html", list)
     force: bool = given("--force", "Let --export replace files.", False)
     skip_unfit: bool = given("--skip-unfit", "Leave out lengths beyond the context.", False)
-    set_: Assignments = field(default_factory=list)
-    device: Device = "auto"
-    dtype: DType = "auto"
-    offline: Offline = False
+    set_: opt.Assignments = field(default_factory=list)
+    device: opt.Device = "auto"
+    dtype: opt.DType = "auto"
+    offline: opt.Offline = False
     output: Literal["auto", "md", "csv", "json", "jsonl"] = given(
         "-o --output FORMAT", "auto, md, csv, json, jsonl [auto].", "auto"
     )
     quiet: Annotated[int, counter("-q", "--quiet", help="No progress; -qq: errors only.")] = 0
     verbose: Annotated[int, counter("-v", "--verbose", help="Every cell as it is measured.")] = 0
-    color: ColorChoice = "auto"
+    color: opt.ColorChoice = "auto"
 
 
 bench = Typer(rich_markup_mode=None)

@@ -12,29 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Context, Option
 
+from specx.cli import options as opt
 from specx.cli.bench_output import draw_report, settle_libraries
 from specx.cli.console import Screen
 from specx.cli.fetching import downloads_shown
 from specx.cli.format import phases_line
-from specx.cli.options import (
-    Assignments,
-    ColorChoice,
-    Device,
-    DraftRepo,
-    DType,
-    Encoding,
-    Format,
-    MaxTokens,
-    Offline,
-    RunRequest,
-    TargetRepo,
-    Temperature,
-    counter,
-    given,
-    shared,
-    sources_of,
-    takes,
-)
+from specx.cli.options import RunRequest, counter, given, shared, sources_of, takes
 from specx.cli.output_file import Sink, open_sink
 from specx.cli.result_json import dumps
 from specx.cli.run import choose_inputs, read_input
@@ -64,26 +47,26 @@ class CompareRequest:
     preset: str = given(
         "-m --preset NAME", "Preset of a --with that names none [pocket].", "pocket", env=True
     )
-    target: TargetRepo = None
-    draft: DraftRepo = None
-    max_tokens: MaxTokens = None
-    temperature: Temperature = None
+    target: opt.TargetRepo = None
+    draft: opt.DraftRepo = None
+    max_tokens: opt.MaxTokens = None
+    temperature: opt.Temperature = None
     seed: int | None = given("--seed N", "Sampling seed [0].", env=True)
-    set_: Assignments = field(default_factory=list)
-    device: Device = "auto"
-    dtype: DType = "auto"
-    offline: Offline = False
-    encoding: Encoding = None
+    set_: opt.Assignments = field(default_factory=list)
+    device: opt.Device = "auto"
+    dtype: opt.DType = "auto"
+    offline: opt.Offline = False
+    encoding: opt.Encoding = None
     # What ``specx bench diff`` does now; still read, so that the answer can name it.
     saved: Annotated[bool, Option("--saved", hidden=True)] = False
     metric: Annotated[str | None, Option("--metric", hidden=True)] = None
     fail_if: Annotated[list[str], Option("--fail-if", hidden=True)] = field(default_factory=list)
-    output: Format = given("-o --output FORMAT", "text or json [text].", "text", env=True)
+    output: opt.Format = given("-o --output FORMAT", "text or json [text].", "text", env=True)
     out: str | None = given("--out PATH", "Write to PATH, not to stdout.")
     force: bool = given("--force", "Let --out replace an existing file.", False)
     quiet: Annotated[int, counter("-q", "--quiet", help="No live view; -qq: errors only.")] = 0
     verbose: Annotated[int, counter("-v", "--verbose", help="Plan and times of each run.")] = 0
-    color: ColorChoice = "auto"
+    color: opt.ColorChoice = "auto"
 
 
 @takes(CompareRequest)
