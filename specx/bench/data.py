@@ -134,14 +134,14 @@ def _skipped(where: str, reason: str) -> SkippedText:
 # Prompts of a wanted length
 
 
-def cut_prompt(engine: "Engine | Prompter", text: str, tokens: int) -> "Prompt | None":
+def cut_prompt(maker: "Engine | Prompter", text: str, tokens: int) -> "Prompt | None":
     """The summary request over the beginning of ``text`` that has ``tokens`` tokens in all.
 
     Template, instruction and BOS count. Nothing is padded or repeated: None when ``text`` is too
     short. Where no cut fits exactly, up to 8 tokens fewer, never more. Raises ``UsageError`` when
     the request leaves no room for a document.
     """
-    smallest = engine.prompt("x")
+    smallest = maker.prompt("x")
     frame_tokens = len(smallest.tokens) - smallest.document_tokens
     keep = tokens - frame_tokens
     if keep < 1:
@@ -149,30 +149,22 @@ def cut_prompt(engine: "Engine | Prompter", text: str, tokens: int) -> "Prompt |
             f"a prompt of {tokens:,} tokens leaves no room for a document",
             reason=f"template and instruction alone have {frame_tokens:,}",
         )
-    ends = _token_ends(engine, text, keep + MAX_BELOW_TOKENS)
+    ends = _token_ends(maker, text, keep + MAX_BELOW_TOKENS)
     if len(ends) < keep + MAX_BELOW_TOKENS:  # perhaps too short
-        whole = engine.prompt(text)
+        whole = maker.prompt(text)
         if len(whole.tokens) <= tokens:
             return whole if len(whole.tokens) == tokens else None
-    return _nearest(engine, text, ends, tokens, keep) if ends else None
-
-
-def _nearest(
-    engine: "Engine | Prompter", text: str, ends: Sequence[int], tokens: int, keep: int
-) -> "Prompt | None":
-    """Try to keep ``keep`` tokens of the text, then as the excess says, then neighbours.
-
-    The count of the whole is not the sum of its parts: a word that was cut in two, or the line
-    break after the last word, may be encoded in another way.
-    """
+    if not ends:
+        return None
     tried: dict[int, Prompt] = {}
 
     def excess_of(count: int) -> int:
-        end = ends[count - 1]
-        if end not in tried:
-            tried[end] = engine.prompt(text[:end])
-        return len(tried[end].tokens) - tokens
+        if count not in tried:
+            tried[count] = maker.prompt(text[: ends[count - 1]])
+        return len(tried[count].tokens) - tokens
 
+    # The count of the whole is not the sum of its parts: a word that was cut in two, or the line
+    # break after the last word, may be encoded in another way. So the excess corrects the cut.
     keep = min(keep, len(ends))
     for _ in range(_CORRECTIONS):
         keep = min(max(1, keep - excess_of(keep)), len(ends))
@@ -185,11 +177,11 @@ def _nearest(
     return max(near, key=lambda prompt: len(prompt.tokens), default=None)
 
 
-def _token_ends(engine: "Engine | Prompter", text: str, count: int) -> list[int]:
+def _token_ends(maker: "Engine | Prompter", text: str, count: int) -> list[int]:
     """Where in ``text`` its tokens end; at least the first ``count``, if there are as many."""
     characters = _CHARACTERS_PER_TOKEN * count
     while True:
-        ends = engine.tokenizer.token_ends(text[:characters])
+        ends = maker.tokenizer.token_ends(text[:characters])
         if len(ends) >= count or characters >= len(text):
             return ends
         characters *= 2

@@ -8,20 +8,11 @@ import time
 from collections.abc import Sequence
 from itertools import zip_longest
 
+from specx.bench import schema
 from specx.bench.data import cut_prompt
 from specx.bench.modes import WITNESSES, parse_mode
 from specx.bench.prepare import Setup
 from specx.bench.roofline import measure_floor
-from specx.bench.schema import (
-    BenchCell,
-    BenchDifference,
-    Floor,
-    Joules,
-    Phases,
-    Sample,
-    first_difference,
-    memory_bytes,
-)
 from specx.bench.transformers_baseline import Witnesses
 from specx.core.stats import GenerationStats
 from specx.engine import Engine, load
@@ -70,7 +61,7 @@ class Subject:
         """A prompt of ``tokens`` tokens over the beginning of ``text``; None: it is too short."""
         return cut_prompt(self._engine, text, tokens)
 
-    def run(self, cell: BenchCell, prompt: Prompt) -> Sample:
+    def run(self, cell: schema.BenchCell, prompt: Prompt) -> schema.Sample:
         """One run. Raises ``Interrupted`` after ``cancel``, ``ResourceError`` out of memory."""
         self._check()
         joules = [self._joules()]  # before the prompt, after it, at the end
@@ -80,17 +71,17 @@ class Subject:
         if before is None or between is None or after is None:
             return sample
         spent = (max(0.0, between - before), max(0.0, after - between))
-        energy = Joules(prefill=spent[0], decode=spent[1])
+        energy = schema.Joules(prefill=spent[0], decode=spent[1])
         return sample.model_copy(update={"energy": energy})
 
     def difference(
         self, prompt: Prompt, plain: Sequence[int], tokens: Sequence[int]
-    ) -> BenchDifference | None:
+    ) -> schema.BenchDifference | None:
         """Where ``tokens`` part from plain decoding's."""
         found = self._engine.difference(prompt, plain, tokens, sampling=self._plan.sampling)
-        return first_difference(found)
+        return schema.first_difference(found)
 
-    def floor(self, length: int, *, again: bool) -> Floor:
+    def floor(self, length: int, *, again: bool) -> schema.Floor:
         """The least time that this hardware allows at ``length`` tokens; see ``measure_floor``."""
         engine = self._engine
         return measure_floor(engine.preset, engine.target, engine.draft, length, again=again)
@@ -108,7 +99,9 @@ class Subject:
     def _joules(self) -> float | None:
         return None if self._setup.energy is None else self._setup.energy.read_joules()
 
-    def _run(self, cell: BenchCell, prompt: Prompt, joules: list[float | None]) -> Sample:
+    def _run(
+        self, cell: schema.BenchCell, prompt: Prompt, joules: list[float | None]
+    ) -> schema.Sample:
         variant, began = parse_mode(cell.mode), time.perf_counter()
         stream = self._stream = self._engine.stream(
             prompt,
@@ -132,7 +125,7 @@ class Subject:
         if result.tokens and result.warnings:
             # What gave way to something else must not be measured under its name.
             raise ResourceError(f"{cell.mode} cannot run", reason=result.warnings[0])
-        return Sample(
+        return schema.Sample(
             cell=cell,
             new_tokens=len(result.tokens),
             finish_reason=result.finish_reason,
@@ -144,12 +137,14 @@ class Subject:
             draft_forwards=sum(len(step.draft_levels_s) for step in stats.steps),
             histogram=stats.accepted_histogram,
             phases=_phases(stats, last - first),
-            memory=memory_bytes(stats.memory),
+            memory=schema.memory_bytes(stats.memory),
             tokens=list(result.tokens),
             mode_reason=result.mode_reason,
         )
 
-    def _witness(self, cell: BenchCell, prompt: Prompt, joules: list[float | None]) -> Sample:
+    def _witness(
+        self, cell: schema.BenchCell, prompt: Prompt, joules: list[float | None]
+    ) -> schema.Sample:
         engine, offline = self._engine, self._setup.options.offline
         if self._witnesses is None:
             self._witnesses = Witnesses(
@@ -165,13 +160,13 @@ class Subject:
         return self._witnesses.run(cell, prompt.tokens, plan.max_tokens, plan.ignore_eos, on_tokens)
 
 
-def _phases(stats: GenerationStats, decode_s: float) -> Phases:
+def _phases(stats: GenerationStats, decode_s: float) -> schema.Phases:
     """Where ``decode_s`` went; what no step accounts for is the host's."""
     spent = stats.phases_s
     draft_s, _ = spent.pop("draft"), spent.pop("host")
     by_level = zip_longest(*(step.draft_levels_s for step in stats.steps), fillvalue=0.0)
     levels = [sum(level) for level in by_level]
-    return Phases(
+    return schema.Phases(
         draft_levels=levels,
         draft_tree=max(0.0, draft_s - sum(levels)),
         host=max(0.0, decode_s - draft_s - sum(spent.values())),

@@ -8,20 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from specx._version import __version__
+from specx.bench import schema
 from specx.bench.data import BenchData, Text, cut_prompt, load_data
 from specx.bench.energy import GpuEnergy, open_energy
 from specx.bench.modes import WITNESSES, parse_mode, parse_modes
-from specx.bench.schema import (
-    Build,
-    DataFacts,
-    DraftFacts,
-    MachineFacts,
-    Plan,
-    PresetFacts,
-    SkippedText,
-    StandInFacts,
-    TargetFacts,
-)
 from specx.checkpoints import load as hub
 from specx.core.config import SamplingConfig
 from specx.engine import kernels_on
@@ -66,10 +56,10 @@ class Options:
 class Setup:
     """A plan and everything that running it needs."""
 
-    plan: Plan
+    plan: schema.Plan
     texts: tuple[str, ...]
-    environment: MachineFacts
-    build: Build
+    environment: schema.MachineFacts
+    build: schema.Build
     notes: tuple[str, ...]  # what was decided that was not asked for
     presets: Mapping[str, Preset]
     options: Options
@@ -101,11 +91,11 @@ def prepare(options: Options) -> Setup:
         notes.append(f"no energy: {meter}")
         meter = None
     facts = [_facts(preset, options, device) for preset in presets]
-    plan = Plan(
+    plan = schema.Plan(
         presets=tuple(facts),
         modes=modes,
         lengths=lengths,
-        data=DataFacts(
+        data=schema.DataFacts(
             name=data.name,
             documents=tuple(text.document for text in texts),
             skipped=(*data.skipped, *too_short),
@@ -120,8 +110,8 @@ def prepare(options: Options) -> Setup:
     return Setup(
         plan=plan,
         texts=tuple(text.text for text in texts),
-        environment=MachineFacts(**environment(device)),
-        build=Build(version=__version__, commit=source_commit()),
+        environment=schema.MachineFacts(**environment(device)),
+        build=schema.Build(version=__version__, commit=source_commit()),
         notes=tuple(notes),
         presets={preset.name: preset for preset in presets},
         options=options,
@@ -196,10 +186,10 @@ def _unpinned(presets: Sequence[Preset]) -> list[str]:
 
 def _long_enough(
     data: BenchData, prompters: Sequence[Prompter], longest: int, samples: int
-) -> tuple[list[Text], list[SkippedText]]:
+) -> tuple[list[Text], list[schema.SkippedText]]:
     """The first texts that reach the longest length for every preset: all lengths cut the same."""
     chosen: list[Text] = []
-    skipped: list[SkippedText] = []
+    skipped: list[schema.SkippedText] = []
     for text in data.documents:
         if len(chosen) == samples:
             break
@@ -207,7 +197,7 @@ def _long_enough(
             chosen.append(text)
         else:
             reason = f"shorter than {longest:,} tokens"
-            skipped.append(SkippedText(where=text.name, reason=reason))
+            skipped.append(schema.SkippedText(where=text.name, reason=reason))
     if not chosen:
         raise DocumentError(
             f"no document of {data.name} reaches {longest:,} tokens",
@@ -217,20 +207,20 @@ def _long_enough(
     return chosen, skipped
 
 
-def _facts(preset: Preset, options: Options, device: str) -> PresetFacts:
+def _facts(preset: Preset, options: Options, device: str) -> schema.PresetFacts:
     """``preset`` as the plan keeps it, with the dtype that it will run in."""
     target = preset.target
     dtype = hub.choose_dtype(options.dtype, target.dtype, device)
-    stand_in = StandInFacts(
+    stand_in = schema.StandInFacts(
         pair="pocket", trained_tokens=standin.TRAINED_TOKENS, about=standin.about(preset)
     )
-    return PresetFacts(
+    return schema.PresetFacts(
         name=preset.name,
         sha256=preset.fingerprint,
-        target=TargetFacts(
+        target=schema.TargetFacts(
             repo=target.repo, revision=target.revision, dtype=str(dtype).removeprefix("torch.")
         ),
-        draft=DraftFacts.model_validate(preset.draft),
+        draft=schema.DraftFacts.model_validate(preset.draft),
         kernels=kernels_on(device),
         stand_in=stand_in if options.stand_in else None,
     )

@@ -76,22 +76,21 @@ class Witnesses:
         ``ResourceError`` and, where transformers fails, ``ModelError``.
         """
         target, draft = self._target, self._assistant() if cell.mode == "hf-assisted" else None
-        models = [target] if draft is None else [target, draft]
         ends = [] if ignore_eos else self._end_tokens
         prompt = torch.tensor([list(prompt_tokens)], device=target.device)
         rows = len(prompt_tokens) + max_tokens
         no_memory = f"no memory for {rows:,} tokens of transformers"
         with _failing_as(no_memory, "transformers' generate failed"):
             cache = self._emptied(rows) if draft is None else None
-            for model in models:
-                # Afresh each time: it would fill in the checkpoint's sampling, and an assistant
-                # may keep there what it learnt in the last run.
+            # Afresh each time: it would fill in the checkpoint's sampling, and an assistant may
+            # keep there what it learnt in the last run.
+            for model in filter(None, (target, draft)):
                 model.generation_config = _settings()
             reset_peak(target.device)
             if target.device.type == "cuda":
                 torch.cuda.synchronize(target.device)
             clock = _Clock(on_tokens)
-            produced = target.generate(
+            target.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 generation_config=_settings(max_tokens, ends),
@@ -99,16 +98,28 @@ class Witnesses:
                 assistant_model=draft,
                 streamer=clock,
             )
-        tokens = produced[0, len(prompt_tokens) :].tolist()
-        rows = len(prompt_tokens) + len(tokens) - 1
-        ended = bool(tokens) and tokens[-1] in ends
+        return self._sample(cell, len(prompt_tokens), clock, ends, draft, cache)
+
+    def _sample(
+        self,
+        cell: BenchCell,
+        prompt_tokens: int,
+        clock: "_Clock",
+        ends: Sequence[int],
+        draft: PreTrainedModel | None,
+        cache: StaticCache | None,
+    ) -> Sample:
+        tokens, target = clock.tokens, self._target
+        rows = prompt_tokens + len(tokens) - 1
+        ended = tokens[-1] in ends
         if ended:
             tokens.pop()  # as specx gives them
         first, *kept = [count - 1 for count in clock.counts]
         prefill_s, total_s = clock.seconds[0], clock.seconds[-1]
+        models = [target] if draft is None else [target, draft]
         return Sample(
             cell=cell,
-            prompt_tokens=len(prompt_tokens),
+            prompt_tokens=prompt_tokens,
             new_tokens=len(tokens),
             finish_reason="eos" if ended else "length",
             prefill_target_s=prefill_s,
@@ -160,11 +171,11 @@ class _Clock:
     """A streamer that notes when tokens arrive. They come from the device, so it has finished."""
 
     def __init__(self, on_tokens: Callable[[], None]) -> None:
-        self._on_tokens = on_tokens
-        self._prompt_seen = False
-        self._began = time.perf_counter()
+        self._on_tokens, self._prompt_seen = on_tokens, False
+        self.tokens: list[int] = []
         self.counts: list[int] = []  # tokens of each forward
         self.seconds: list[float] = []  # up to each forward's tokens, callbacks excluded
+        self._began = time.perf_counter()
 
     def put(self, value: Tensor) -> None:
         """Called by ``generate``: with the prompt, then after each forward."""
@@ -172,6 +183,7 @@ class _Clock:
         if not self._prompt_seen:
             self._prompt_seen = True
             return
+        self.tokens += value.flatten().tolist()
         self.counts.append(value.numel())
         self.seconds.append(now - self._began)
         self._on_tokens()
