@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from specx.bench.engine_runner import Interrupted, Subject
+from specx.bench.engine_runner import Subject
 from specx.bench.journal import (
     DifferenceLine,
     FloorLine,
@@ -58,6 +58,10 @@ class Missed:
     reason: str
 
 
+class Interrupted(Exception):
+    """The bench ends here, without a sample of the cell; the text says why."""
+
+
 Event = Loading | Running | Measured | Missed
 
 
@@ -78,7 +82,6 @@ class Runner:
         self._plan, self._texts, self._load, self._journal = plan, texts, load, journal
         self._budget_s, self._clock, self._began = budget_s, clock, clock()
         self._before_s = journal.finished.elapsed_s
-        self._subject: Subject | None = None
         self._costs_s: dict[Place, float] = {}  # newest durations
         self._is_cancelled = False
         self.stopped = ""
@@ -95,8 +98,10 @@ class Runner:
     def cancel(self) -> None:
         """End after the step under way; safe from a signal handler."""
         self._is_cancelled = True
-        if self._subject is not None:
-            self._subject.cancel()
+
+    def _check(self) -> None:
+        if self._is_cancelled:
+            raise Interrupted("interrupted")
 
     def run(self) -> Iterator[Event]:
         """Every cell that the journal does not have yet. Raises ``SpecxError``."""
@@ -112,9 +117,8 @@ class Runner:
         if not any(groups) and all((name, length) in floors for length in self._plan.lengths):
             return
         yield Loading(name)
-        subject = self._subject = self._load(name)
-        if self._is_cancelled:
-            raise Interrupted("interrupted")
+        subject = self._load(name)
+        self._check()
         self._journal.keep(NotesLine(preset=name, notes=subject.notes))
         self._measure_floors(subject, again=False)
         for group in filter(None, groups):
@@ -122,7 +126,6 @@ class Runner:
         if self._spent_s > _LONG_RUN_S:
             # What slowed this machine at the start must not stay as its floor.
             self._measure_floors(subject, again=True)
-        self._subject = None
 
     def _measure_floors(self, subject: Subject, *, again: bool) -> None:
         for length in self._plan.lengths:
@@ -147,7 +150,7 @@ class Runner:
             for to_come in range(self._runs_of(cell), 0, -1):
                 yield Running(cell, to_come > 1, self._done, self._left_s())
                 began = self._clock()
-                sample = subject.run(cell, prompt)
+                sample = subject.run(cell, prompt, self._check)
                 self._costs_s[cell.place] = self._clock() - began
         except ResourceError as error:
             yield self._miss(cell, error.reason or error.message)

@@ -202,8 +202,8 @@ def _measure(
     request: BenchRequest, screen: Screen, setup: "Setup", budget_s: float | None
 ) -> tuple["Bench", int]:
     """Run what the journal does not have; the bench, and 128 + signal when stopped by one."""
-    from specx.bench.engine_runner import Interrupted, Subject
-    from specx.bench.runner import Runner
+    from specx.bench.engine_runner import Subject
+    from specx.bench.runner import Interrupted, Runner
     from specx.bench.summary import report
 
     def load(name: str) -> Subject:

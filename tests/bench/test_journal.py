@@ -36,7 +36,7 @@ from tests.bench.fakes import (
 
 def _sample(cell: BenchCell) -> Sample:
     subject = FakeSubject(facts(), Clock())
-    return subject.run(cell, Prompt((1,), 1))
+    return subject.run(cell, Prompt((1,), 1), lambda: None)
 
 
 def _filled(path: Path) -> Journal:
