@@ -99,13 +99,10 @@ bench.command("diff")(diff)
 def _bench(context: Context, request: BenchRequest) -> int:
     """Measure speed over prompt length: all modes on the same texts, in turns."""
     if context.invoked_subcommand is not None:
-        _refuse_before(context, context.invoked_subcommand)
-        return 0
+        return _refuse_before(context, context.invoked_subcommand)
     if request.micro:
-        raise UsageError(
-            "specx bench has no --micro any more",
-            hints=("in a checkout, python tools/profile_step.py times each piece of a step",),
-        )
+        hints = ("in a checkout, python tools/profile_step.py times each piece of a step",)
+        raise UsageError("specx bench has no --micro any more", hints=hints)
     from specx.bench.conditions import BENCH_METRICS, parse_condition
 
     screen = Screen(color=request.color, quiet=request.quiet, verbose=request.verbose)
@@ -136,13 +133,12 @@ def _bench(context: Context, request: BenchRequest) -> int:
     return stopped or code
 
 
-def _refuse_before(context: Context, command: str) -> None:
+def _refuse_before(context: Context, command: str) -> int:
     for source in sources_of(context).values():
         if source.startswith("--"):  # a variable may be meant for other commands
-            raise UsageError(
-                f"{source} means nothing before {command}",
-                hints=(f"specx bench {command} --help shows its own options",),
-            )
+            hints = (f"specx bench {command} --help shows its own options",)
+            raise UsageError(f"{source} means nothing before {command}", hints=hints)
+    return 0
 
 
 def _read(path: str, paper: bool) -> "Bench":
@@ -222,12 +218,10 @@ def _measure(
                 for event in runner.run():
                     shown.show(event)
         except SpecxError as error:
-            kept = len(journal.finished.samples)
-            if not kept:
-                raise
-            hint = f"{kept} finished runs are kept: --resume {journal.path}"
-            hints = [*error.hints[:2], hint]
-            raise type(error)(error.message, reason=error.reason, hints=hints) from error
+            if kept := len(journal.finished.samples):
+                hint = f"{kept} finished runs are kept: --resume {journal.path}"
+                error.hints = (*error.hints[:2], hint)
+            raise
         if runner.stopped:
             screen.note(f"stopped ({runner.stopped}); --resume {journal.path} goes on")
         found = report(

@@ -106,17 +106,13 @@ def compare(context: Context, request: CompareRequest) -> int:
 
 def _check(request: CompareRequest) -> None:
     files = request.files
-    benches = (
-        files if len(files) > 1 and all(each.lower().endswith(".json") for each in files) else []
-    )
-    if benches or request.saved or request.metric or request.fail_if:
-        words = [*(files if len(files) == 2 else ["before.json", "after.json"])]
-        words += ["--metric", request.metric] if request.metric else []
+    are_benches = len(files) > 1 and all(name.lower().endswith(".json") for name in files)
+    if are_benches or request.saved or request.metric or request.fail_if:
+        words = files if len(files) == 2 else ["before.json", "after.json"]
+        words = [*words, *(["--metric", request.metric] if request.metric else [])]
         words += [f"--fail-if '{condition}'" for condition in request.fail_if]
-        raise UsageError(
-            "saved benches are compared by specx bench diff",
-            hints=(f"specx bench diff {' '.join(words)}",),
-        )
+        hints = (f"specx bench diff {' '.join(words)}",)
+        raise UsageError("saved benches are compared by specx bench diff", hints=hints)
     if len(files) > 1:
         raise UsageError(
             f"compare takes one document, not {len(files)}",
@@ -205,9 +201,7 @@ def _write_texts(runs: "Sequence[LiveRun]", sink: Sink) -> None:
     """Once if all runs that have been compared with the first agree, else each under its name."""
     agree = all(run.equal for run in runs[1:])
     for run in runs[:1] if agree else runs:
-        sink.write("\n")
-        if not agree:
-            sink.write(f"==> {one_line(run.contestant.title)} <==\n")
+        sink.write("\n" if agree else f"\n==> {one_line(run.contestant.title)} <==\n")
         sink.write(run.result.text)
         sink.end_line()
 

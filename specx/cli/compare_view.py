@@ -37,7 +37,7 @@ class OneByOne:
 
     def __init__(self, titles: Sequence[str], make: Callable[[str], Progress]) -> None:
         self._titles, self._make = [one_line(title) for title in titles], make
-        self._progress: Progress | None = None
+        self._progress = Progress()  # shows nothing
 
     def show(self, event: Event) -> None:
         """A bar while reading, then a line."""
@@ -46,7 +46,7 @@ class OneByOne:
             self._progress = self._make(self._titles[event.index])
             if event.phase != "reading":
                 self._progress.busy(f"{event.phase}: {self._titles[event.index]}")
-        elif isinstance(event, Ended) or self._progress is None:
+        elif isinstance(event, Ended):
             self.close()
         elif isinstance(event.event, Prefill):
             self._progress.prefill(event.event)
@@ -55,9 +55,7 @@ class OneByOne:
 
     def close(self) -> None:
         """Wipe it."""
-        if self._progress is not None:
-            self._progress.close()
-            self._progress = None
+        self._progress.close()
 
 
 @dataclass(slots=True)
