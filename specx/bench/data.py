@@ -11,7 +11,7 @@ import os
 import re
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +39,9 @@ _TABLES = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".jsonl.zst", ".jsonl.
 _TEXTS = (".txt", ".md", ".markdown", ".text", ".gz")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 #: Parts of a file's name, the most wanted first: what a model was not trained on.
-_SPLITS = (r"test", r"validation|valid|val|dev")
+_SPLITS = tuple(
+    re.compile(rf"(?<![a-z])({split})(?![a-z])") for split in ("test", "validation|valid|val|dev")
+)
 # The evaluation files published with SpecExtend wrap every text in a request of their own; the
 # preset's takes its place.
 _FRAME_BEGIN = re.compile(r"\A.{0,300}?^### Text:[ \t]*\n", re.DOTALL | re.MULTILINE)
@@ -88,8 +90,7 @@ def load_data(
     if not specs:
         raise UsageError("no data was named", hints=["name a file, a data set, or: sample"])
     names = [each if _is_repo(each) else os.path.basename(each) or each for each in specs]
-    more = [f"{len(names) - 3} more"] if len(names) > 3 else []
-    name = "+".join([*names[:3], *more])
+    name = "+".join([*names[:3], *([f"{len(names) - 3} more"] if len(names) > 3 else [])])
     texts: dict[str, Text] = {}
     skipped: list[SkippedText] = []
     left_out = characters = 0
@@ -221,8 +222,8 @@ def _hub_file(repo: str, *, offline: bool) -> Path:
     """A file of JSON lines of data set ``OWNER/NAME``, a test split if there is one."""
     source = find(repo, None, offline=offline, kind="dataset")
     if source.files is not None:
-        return fetch_file(source, source.files[_choose(repo, list(source.files))])
-    paths = [path for path in source.directory.rglob("*") if path.is_file()]
+        return fetch_file(source, source.files[_choose(repo, source.files)])
+    paths = filter(Path.is_file, source.directory.rglob("*"))
     try:
         names = [path.relative_to(source.directory).as_posix() for path in paths]
         return source.directory / _choose(repo, names)
@@ -230,8 +231,9 @@ def _hub_file(repo: str, *, offline: bool) -> Path:
         raise not_cached(repo, "dataset") from error
 
 
-def _choose(repo: str, names: Sequence[str]) -> str:
-    usable = sorted(name for name in names if name.lower().endswith(_LINES))
+def _choose(repo: str, names: Iterable[str]) -> str:
+    names = sorted(names)
+    usable = [name for name in names if name.lower().endswith(_LINES)]
     if not usable:
         counts = Counter(os.path.splitext(name)[1][:20] for name in names)
         counts.pop("", None)
@@ -241,8 +243,7 @@ def _choose(repo: str, names: Sequence[str]) -> str:
             reason=f"it holds {kinds or 'no data'}",
             hints=["convert one to JSON lines, one object a line, and name that file"],
         )
-    patterns = [re.compile(rf"(?<![a-z])({split})(?![a-z])") for split in _SPLITS]
-    wanted = (name for each in patterns for name in usable if each.search(name.lower()))
+    wanted = (name for each in _SPLITS for name in usable if each.search(name.lower()))
     return next(wanted, usable[0])
 
 
@@ -313,10 +314,9 @@ def _parse(raw: bytes, field: str) -> tuple[str, str]:
     text, name = unframed(row[field]), row.get("name")
     if not text:
         raise ValueError("the text is empty")
-    if re.search("[\ud800-\udfff]", text):
-        raise ValueError("the text holds half a surrogate pair")
-    if "\0" in text:
-        raise ValueError("the text holds NUL characters")
+    if found := re.search("[\ud800-\udfff\0]", text):
+        kind = "NUL characters" if found[0] == "\0" else "half a surrogate pair"
+        raise ValueError(f"the text holds {kind}")
     has_name = isinstance(name, str) and len(name) <= 80 and name.isprintable()
     return str(name).strip() if has_name else "", text
 

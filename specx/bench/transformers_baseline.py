@@ -111,6 +111,7 @@ class Witnesses:
     ) -> Sample:
         tokens, target = clock.tokens, self._target
         rows = prompt_tokens + len(tokens) - 1
+        static_rows = 0 if cache is None else cache.get_max_length()
         ended = tokens[-1] in ends
         if ended:
             tokens.pop()  # as specx gives them
@@ -134,7 +135,7 @@ class Witnesses:
             histogram=[kept.count(number) for number in range(max(kept, default=-1) + 1)],
             memory=MemoryBytes(
                 weights=sum(part.nbytes for model in models for part in model.parameters()),
-                kv_target=row_bytes(target) * (rows if cache is None else cache.get_max_length()),
+                kv_target=row_bytes(target) * max(rows, static_rows),
                 kv_draft=0 if draft is None else rows * row_bytes(draft),
                 peak=peak_bytes(target.device),
             ),

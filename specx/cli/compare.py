@@ -1,7 +1,4 @@
-"""``specx compare``: one document through several modes or presets, one run after another.
-
-A view on stderr while it runs, then a table or a JSON object in the sink.
-"""
+"""``specx compare``: one document through several modes or presets, one run after another."""
 # ruff: noqa: RUF009 (what ``given`` returns is a field, not a value that requests would share)
 
 import sys
@@ -30,8 +27,7 @@ if TYPE_CHECKING:
     from specx.cli.compare_view import Columns, OneByOne
     from specx.documents.document import Document
 
-#: What a ``Task`` takes from the settings.
-_COMMON = ("max_tokens", "sampling", "device", "dtype", "offline")
+_COMMON = ("max_tokens", "sampling", "device", "dtype", "offline")  # of the settings
 
 
 @dataclass(frozen=True, slots=True)
