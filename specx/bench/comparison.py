@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from specx._version import __version__
-from specx.bench.modes import BASES, GROUPS, WITNESSES, Variant, did_you_mean, parse_mode
+from specx.bench.modes import BASES, GROUPS, WITNESSES, Variant, parse_mode
 from specx.bench.schema import BenchDifference, LiveComparison, LiveRow, MachineFacts, ratio_of
 from specx.core.config import SamplingConfig
 from specx.core.stats import Prefill
 from specx.errors import UsageError
 from specx.preset.preset import Preset, available_presets, load_preset
+from specx.preset.yaml import did_you_mean
 from specx.trace.records import Program
 from specx.trace.result import measured, source_facts
 from specx.trace.result import rates as rates

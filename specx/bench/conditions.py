@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specx.bench.lengths import parse_lengths
-from specx.bench.modes import did_you_mean, parse_mode
+from specx.bench.modes import parse_mode
 from specx.bench.schema import Bench, BenchRow, Interval, Spread, Summary
 from specx.errors import UsageError
+from specx.preset.yaml import did_you_mean
 
 #: A metric is an estimate with ``.low`` and ``.high``, a single number, or a change in percent,
 #: which has no ``@`` mode and length: every row of a comparison is checked.
