@@ -239,6 +239,16 @@ class Floor(JsonRecord):
         memory_s = self.step_bytes / self.bandwidth_bytes_s
         return "memory" if memory_s >= self.step_flop / self.rate_flop_s else "compute"
 
+    @property
+    def step_tok_s(self) -> float:
+        """What plain decoding can reach; 0 for a step without work."""
+        return 1 / self.step_s if self.step_s else 0.0
+
+    @property
+    def prefill_tok_s(self) -> float:
+        """Prompt tokens a second at most; 0 as above."""
+        return self.length / self.prefill_s if self.prefill_s else 0.0
+
 
 # What was to be measured
 
@@ -380,6 +390,12 @@ class Interval(JsonRecord):
     low: Amount | None
     high: Amount | None
     n: Count = Field(default=0, description="Documents; older files do not always say.")
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Least and greatest of value and bounds."""
+        known = [end for end in (self.value, self.low, self.high) if end is not None]
+        return min(known), max(known)
 
     def plus(self, constant: float) -> "Interval":
         """The same of ``constant`` more."""

@@ -4,7 +4,6 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +25,6 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".md", ".png", ".svg", ".html")
 _LOG_S = 30.0
-_GAP = 2  # blanks between the columns of a table
-_LONGEST_BAR = 60
-# Okabe and Ito's colours, which colour-blind people tell apart, in the order of a step.
-_PHASE_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#E69F00", "#D55E00", "#CC79A7")
-_PHASE_MARKS = "█▓▒░▚▞▄▀▌"
 
 
 def settle_libraries(screen: Screen) -> None:
@@ -179,41 +173,34 @@ def render(bench: "Bench", color: str, *, profile: bool, plot: bool) -> None:
     """Floor, tables, warnings, definitions and settings, as one report."""
     from rich.text import Text
 
-    from specx.bench.render.numbers import definitions, floor_lines, footer, stand_in_lines
-    from specx.bench.render.tables import main_table, memory_table, paper_table, profile_table
-    from specx.bench.render.terminal_plot import terminal_plot
+    from specx.bench.render import numbers, terminal_plot
+    from specx.bench.render.tables import report_tables
 
     console = out_console(color)
-    _print_lines(console, [f"{line}." for line in stand_in_lines(bench)], "bold")
-    _print_lines(console, floor_lines(bench))
-    _fitting(console, [main_table(bench, layout) for layout in ("full", "wide", "narrow")])
-    _fitting(console, [paper_table(bench)])
-    _fitting(console, [memory_table(bench)])
+    has_color = console.color_system is not None and not console.no_color
+    _print_lines(console, numbers.stand_in_lines(bench), "bold")
+    _print_lines(console, numbers.floor_lines(bench))
+    for layouts in report_tables(bench, profile=profile):
+        fitting = next((each for each in layouts if each.width() <= console.width), layouts[-1])
+        console.print()
+        console.print(_table(fitting, 2 if fitting.width() <= console.width else 1))
+    drawn = []
     if profile:
-        _fitting(console, [profile_table(bench), profile_table(bench, narrow=True)])
-        _bars(console, bench)
+        drawn.append(terminal_plot.step_bars(bench, console.width, color=has_color))
     if plot and bench.cells:
-        has_color = console.color_system is not None and not console.no_color
-        drawn = terminal_plot(bench, min(console.width, 100), 18, color=has_color)
+        width = min(console.width, 100)
+        drawn.append(terminal_plot.terminal_plot(bench, width, 18, color=has_color))
+    for picture in drawn:
         console.print()
-        console.print(Text.from_ansi(drawn))
+        console.print(Text.from_ansi(picture))
     console.print()
-    _print_lines(console, definitions(bench), "dim")
+    _print_lines(console, numbers.definitions(bench), "dim")
     console.print()
-    _print_lines(console, footer(bench))
+    _print_lines(console, numbers.footer(bench))
 
 
-def _fitting(console: "Console", models: list["TableModel"]) -> None:
-    """The first of the same table's layouts, widest first, for which there is room."""
-    model = next((each for each in models if each.width(_GAP) <= console.width), models[-1])
-    if model.rows:
-        gap = _GAP if model.width(_GAP) <= console.width else 1
-        console.print()
-        console.print(_table(model, gap))
-
-
-def _table(model: "TableModel", gap: int = _GAP) -> "Table":
-    """Cells are text, never markup."""
+def _table(model: "TableModel", gap: int = 2) -> "Table":
+    """``gap``: blanks between columns. Cells are text, never markup."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -234,33 +221,6 @@ def _table(model: "TableModel", gap: int = _GAP) -> "Table":
         styles = ["bold red" if (number, c) in model.alarms else "" for c in range(len(row))]
         grid.add_row(*(Text(cell, style=style) for cell, style in zip(row, styles, strict=True)))
     return grid
-
-
-def _bars(console: "Console", bench: "Bench") -> None:
-    """Where a step's time goes, one stacked bar a row; phases differ in colour and in pattern."""
-    from rich.text import Text
-
-    from specx.bench.render.tables import profile_bars
-    from specx.bench.render.terminal_plot import flowed
-
-    widest = max((len(label) for _, label, _ in profile_bars(bench, 1)), default=0)
-    bars = profile_bars(bench, max(10, min(_LONGEST_BAR, console.width - widest - 2)))
-    # the longest list of phases has all of them, in the order of a step
-    phases = max(([phase for phase, *_ in parts] for *_, parts in bars), key=len, default=[])
-    looks = dict(
-        zip(phases, zip(cycle(_PHASE_COLORS), cycle(_PHASE_MARKS), strict=False), strict=False)
-    )
-    console.print()
-    for _, label, parts in bars:
-        line = Text(f"{label:<{widest}}  ")
-        for phase, cells, _ in parts:
-            paint, mark = looks[phase]
-            line.append(mark * cells, style=paint)
-        console.print(line)
-    drawn = {phase for *_, parts in bars for phase, cells, _ in parts if cells}
-    items = [Text.assemble((looks[it][1], looks[it][0]), f" {it}") for it in phases if it in drawn]
-    for row in flowed(items, len, 2, console.width):
-        console.print(Text("  ").join(row))
 
 
 def _print_lines(console: "Console", lines: Sequence[str], style: str = "") -> None:

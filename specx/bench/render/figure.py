@@ -5,7 +5,7 @@ It leaves no state: pyplot is never used, and settings of matplotlib are put bac
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from specx.bench.render.chart import (
     Chart,
     Look,
     Panel,
-    Series,
     chart_of,
     length_label,
     require_matplotlib,
@@ -24,13 +23,13 @@ from specx.bench.render.chart import (
 from specx.bench.render.numbers import (
     count,
     hardware,
-    has_presets,
+    joined,
     moment,
     plain_text,
     preset_names,
     stand_in_label,
 )
-from specx.bench.schema import Bench
+from specx.bench.schema import Bench, Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 _WIDTH_IN, _PANEL_IN, _HEADER_IN, _CAPTION_IN = 11.0, 2.9, 0.62, 0.3
 _LEGEND_ROW_IN, _LEGEND_COLUMNS = 0.22, 6
 _REFERENCE: dict[str, Any] = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (6, 3))}
+_SIZES: dict[str, Any] = {"markersize": 5, "linewidth": 1.5, "elinewidth": 1.0, "capsize": 2}
+_BESIDE: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
 _MARKERS = "osD^vPX*<>ph"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.4)))
 
@@ -52,8 +53,7 @@ def figure_bytes(bench: Bench, kind: str) -> bytes:
     chart = chart_of(bench)
     with _drawing():
         legend = chart.looks if chart.has_lengths else []  # else every row says its mode
-        legend_rows = 1 + len(legend) // _LEGEND_COLUMNS
-        bottom_in = _CAPTION_IN + _LEGEND_ROW_IN * legend_rows
+        bottom_in = _CAPTION_IN + _LEGEND_ROW_IN * (1 + len(legend) // _LEGEND_COLUMNS)
         height_in = _HEADER_IN + _PANEL_IN * len(chart.rows) + bottom_in
         # Panels are laid out between two heights; texts and legend are placed by us.
         bottom, top = bottom_in / height_in, 1 - _HEADER_IN / height_in
@@ -63,10 +63,9 @@ def figure_bytes(bench: Bench, kind: str) -> bytes:
         figure = Figure(figsize=(_WIDTH_IN, height_in), layout=layout)
         grid = figure.subplots(len(chart.rows), len(METRICS), squeeze=False)
         for axes_row, (preset, panels) in zip(grid, chart.rows, strict=True):
-            several = f"{plain_text(preset, 30)}: " if has_presets(bench) else ""
             for axes, panel in zip(axes_row, panels, strict=True):
                 _draw_panel(axes, chart, panel)
-                axes.set_title(f"{several}{panel.title}", loc="left")
+                axes.set_title(joined((preset, panel.title), ": "), loc="left")
         _add_legend(figure, legend, chart.reference, height_in)
         _add_texts(figure, bench, chart.documents, height_in)
         return _saved(figure, kind)
@@ -78,10 +77,10 @@ def panel_svg(chart: Chart, panel: Panel) -> str:
 
     with _drawing():
         figure = Figure(figsize=(3.7, 2.8), layout="constrained")
-        figure.patch.set_visible(False)
         axes = figure.subplots()
-        axes.patch.set_visible(False)
         _draw_panel(axes, chart, panel)
+        for patch in (figure.patch, axes.patch):
+            patch.set_visible(False)
         text = _saved(figure, "svg").decode("utf-8")
     return text[text.index("<svg") :]
 
@@ -117,19 +116,11 @@ def _draw_over_length(axes: "Axes", panel: Panel) -> None:
     axes.set_xscale("log", base=2)
     axes.axhline(1.0, zorder=1.5, **_REFERENCE)
     many = len(panel.series)
-    for place, one in enumerate(panel.series):
+    for place, (look, marks) in enumerate(panel.series.items()):
         # a hair apart, so that intervals at the same length can be seen apart
         shift = 2 ** (0.05 * (place - (many - 1) / 2) * min(1.0, 5 / many))
-        axes.errorbar(
-            [length * shift for length in one.marks],
-            [mark.value for mark in one.marks.values()],
-            yerr=_reach(one),
-            markersize=5,
-            linewidth=1.5,
-            elinewidth=1.0,
-            capsize=2,
-            **_line(one.look),
-        )
+        x, y = [length * shift for length in marks], [mark.value for mark in marks.values()]
+        axes.errorbar(x, y, yerr=_reach(marks), **_SIZES, **_line(look))
     axes.set_xticks(panel.lengths, [length_label(length) for length in panel.lengths])
     axes.minorticks_off()
     axes.margins(x=0.06)
@@ -141,18 +132,12 @@ def _draw_over_length(axes: "Axes", panel: Panel) -> None:
 def _draw_by_mode(axes: "Axes", panel: Panel, looks: list[Look]) -> None:
     """A single length: a row a mode, the same rows in every panel, as there is no line to draw."""
     axes.axvline(1.0, zorder=1.5, **_REFERENCE)
-    for one in panel.series:
-        row, [mark] = looks.index(one.look), one.marks.values()
-        line = _line(one.look)
-        axes.errorbar([mark.value], [row], xerr=_reach(one), markersize=6, capsize=3, **line)
-        axes.annotate(
-            f"{mark.value:.2f}",
-            (mark.value if mark.high is None else mark.high, row),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
+    for look, marks in panel.series.items():
+        row, [mark] = looks.index(look), marks.values()
+        axes.errorbar(
+            [mark.value], [row], xerr=_reach(marks), markersize=6, capsize=3, **_line(look)
         )
+        axes.annotate(f"{mark.value:.2f}", (mark.ends[1], row), fontsize=8, **_BESIDE)
     axes.set_yticks(range(len(looks)), [look.name for look in looks])
     axes.set_ylim(max(len(looks), 1) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
@@ -163,19 +148,14 @@ def _draw_by_mode(axes: "Axes", panel: Panel, looks: list[Look]) -> None:
 
 
 def _line(look: Look) -> dict[str, Any]:
-    return {
-        "color": look.color,
-        "marker": _MARKERS[look.index % len(_MARKERS)],
-        "linestyle": _DASHES[look.repeat % len(_DASHES)],
-    }
+    dash = _DASHES[look.repeat % len(_DASHES)]
+    return {"color": look.color, "marker": look.of(_MARKERS), "linestyle": dash}
 
 
-def _reach(one: Series) -> list[list[float]]:
-    """Distances below and above the values; none where there is no interval."""
-    marks = one.marks.values()
-    below = [0.0 if mark.low is None else max(0.0, mark.value - mark.low) for mark in marks]
-    above = [0.0 if mark.high is None else max(0.0, mark.high - mark.value) for mark in marks]
-    return [below, above]
+def _reach(marks: Mapping[int, Interval]) -> list[list[float]]:
+    """Distances of the ends below and above the values."""
+    below = [mark.value - mark.ends[0] for mark in marks.values()]
+    return [below, [mark.ends[1] - mark.value for mark in marks.values()]]
 
 
 def _add_legend(figure: "Figure", looks: list[Look], reference: str, height_in: float) -> None:
@@ -194,15 +174,14 @@ def _add_legend(figure: "Figure", looks: list[Look], reference: str, height_in: 
 
 
 def _add_texts(figure: "Figure", bench: Bench, documents: int, height_in: float) -> None:
-    left = 0.14 / _WIDTH_IN
-    place = (stand_in_label(bench), plain_text(hardware(bench), 90), moment(bench.created))
-    title, subtitle = f"specx bench: {preset_names(bench)}", " · ".join(filter(None, place))
-    for depth_in, text, points, weight in (
-        (0.27, title, 12, "bold"),
-        (0.49, subtitle, 9, "normal"),
-    ):
-        figure.text(left, 1 - depth_in / height_in, text, fontsize=points, fontweight=weight)
+    where = joined((stand_in_label(bench), plain_text(hardware(bench), 90), moment(bench.created)))
     caption = f"speed-up = geometric mean over {count(documents, 'document')}"
     if documents > 1:
         caption += "; bars = 95 % paired bootstrap interval over documents"
-    figure.text(left, 0.1 / height_in, caption, fontsize=7.5)
+    for y_in, text, points, weight in (
+        (height_in - 0.27, f"specx bench: {preset_names(bench)}", 12.0, "bold"),
+        (height_in - 0.49, where, 9.0, "normal"),
+        (0.1, caption, 7.5, "normal"),
+    ):
+        place = 0.14 / _WIDTH_IN, y_in / height_in
+        figure.text(*place, text, fontsize=points, fontweight=weight)

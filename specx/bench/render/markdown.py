@@ -3,21 +3,8 @@
 import re
 from collections.abc import Iterable
 
-from specx.bench.render.numbers import (
-    definitions,
-    floor_lines,
-    plain_text,
-    settings,
-    stand_in_lines,
-    warning_lines,
-)
-from specx.bench.render.tables import (
-    TableModel,
-    main_table,
-    memory_table,
-    paper_table,
-    profile_table,
-)
+from specx.bench.render import numbers
+from specx.bench.render.tables import TableModel, report_tables
 from specx.bench.schema import Bench
 
 
@@ -26,28 +13,26 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", text)
 
 
+def bullets(lines: Iterable[str]) -> str:
+    """An item for each line."""
+    return "\n".join(f"- {escaped(line.strip())}" for line in lines)
+
+
 def to_markdown(bench: Bench, *, profile: bool) -> str:
     """The whole report as GitHub Markdown; ``profile`` adds the milliseconds of a step."""
-    tables = [main_table(bench), paper_table(bench), memory_table(bench)]
-    if profile:
-        tables.append(profile_table(bench))
-    names = ", ".join(escaped(plain_text(preset.name)) for preset in bench.plan.presets)
+    names = ", ".join(escaped(numbers.plain_text(preset.name)) for preset in bench.plan.presets)
     blocks = [f"# specx bench: {names}"]
-    blocks += [f"**{escaped(line)}.**" for line in stand_in_lines(bench)]
-    blocks.append(_bullets(floor_lines(bench)))
-    for table in tables:
-        if table.rows:
-            blocks += [f"## {escaped(table.title)}", table_markdown(table)]
-    warnings = warning_lines(bench)
-    if warnings:
-        blocks += ["## Warnings", _bullets(warnings)]
-    blocks += ["## Definitions", _bullets(definitions(bench))]
-    blocks += ["## Settings", _bullets(settings(bench))]
-    return "\n\n".join(block for block in blocks if block) + "\n"
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {escaped(line.strip())}" for line in lines)
+    blocks += [f"**{escaped(line)}**" for line in numbers.stand_in_lines(bench)]
+    blocks.append(bullets(numbers.floor_lines(bench)))
+    for table, *_ in report_tables(bench, profile=profile):
+        blocks += [f"## {escaped(table.title)}", table_markdown(table)]
+    sections = {
+        "Warnings": numbers.warning_lines(bench),
+        "Definitions": numbers.definitions(bench),
+        "Settings": numbers.settings(bench),
+    }
+    blocks += [f"## {title}\n\n{bullets(lines)}" for title, lines in sections.items() if lines]
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
 def table_markdown(table: TableModel) -> str:
