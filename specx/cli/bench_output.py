@@ -205,6 +205,8 @@ def _table(model: "TableModel", gap: int = 2) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
+    from specx.bench.render.tables import Alarm
+
     grid = Table(
         title=Text(model.title, style="bold") if model.title else None,
         title_justify="left",
@@ -218,8 +220,7 @@ def _table(model: "TableModel", gap: int = 2) -> "Table":
     for number, row in enumerate(model.rows):
         if number in model.group_breaks:
             grid.add_section()
-        styles = ["bold red" if (number, c) in model.alarms else "" for c in range(len(row))]
-        grid.add_row(*(Text(cell, style=style) for cell, style in zip(row, styles, strict=True)))
+        grid.add_row(*(Text(cell, "bold red" if isinstance(cell, Alarm) else "") for cell in row))
     return grid
 
 

@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH_IN, _PANEL_IN, _HEADER_IN, _CAPTION_IN = 11.0, 2.9, 0.62, 0.3
-_LEGEND_ROW_IN, _LEGEND_COLUMNS = 0.22, 6
 _REFERENCE: dict[str, Any] = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (6, 3))}
+_LEGEND: dict[str, Any] = {"loc": "outside lower left", "ncols": 6, "alignment": "left"}
 _SIZES: dict[str, Any] = {"markersize": 5, "linewidth": 1.5, "elinewidth": 1.0, "capsize": 2}
 _BESIDE: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
 _MARKERS = "osD^vPX*<>ph"
@@ -48,26 +47,28 @@ def figure_bytes(bench: Bench, kind: str) -> bytes:
     """A ``png`` or ``svg``: a row a preset, a panel a metric. Equal benches give equal bytes."""
     require_matplotlib()
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.lines import Line2D
 
     chart = chart_of(bench)
+    where = joined((stand_in_label(bench), plain_text(hardware(bench), 90), moment(bench.created)))
+    caption = f"speed-up = geometric mean over {count(chart.documents, 'document')}"
+    if chart.documents > 1:
+        caption += "; bars = 95 % paired bootstrap interval over documents"
     with _drawing():
-        legend = chart.looks if chart.has_lengths else []  # else every row says its mode
-        bottom_in = _CAPTION_IN + _LEGEND_ROW_IN * (1 + len(legend) // _LEGEND_COLUMNS)
-        height_in = _HEADER_IN + _PANEL_IN * len(chart.rows) + bottom_in
-        # Panels are laid out between two heights; texts and legend are placed by us.
-        bottom, top = bottom_in / height_in, 1 - _HEADER_IN / height_in
-        layout = ConstrainedLayoutEngine(
-            rect=(0.0, bottom, 1.0, top - bottom), w_pad=0.1, h_pad=0.06, wspace=0.02, hspace=0.02
-        )
-        figure = Figure(figsize=(_WIDTH_IN, height_in), layout=layout)
+        height_in = 1.4 + 2.9 * len(chart.rows)
+        figure = Figure(figsize=(11.0, height_in), layout="constrained")
         grid = figure.subplots(len(chart.rows), len(METRICS), squeeze=False)
         for axes_row, (preset, panels) in zip(grid, chart.rows, strict=True):
             for axes, panel in zip(axes_row, panels, strict=True):
                 _draw_panel(axes, chart, panel)
-                axes.set_title(joined((preset, panel.title), ": "), loc="left")
-        _add_legend(figure, legend, chart.reference, height_in)
-        _add_texts(figure, bench, chart.documents, height_in)
+                axes.set_title(joined((preset, panel.title), ": "))
+        title = f"specx bench: {preset_names(bench)}\n"  # with room for a second line
+        figure.suptitle(title, x=0.012, ha="left")
+        figure.text(0.012, 1 - 0.29 / height_in, where, va="top")
+        looks = chart.looks if chart.has_lengths else []  # else every row says its mode
+        lines = [*map(_line, looks), _REFERENCE]
+        names = [*(look.name for look in looks), chart.reference]
+        figure.legend([Line2D([], [], **line) for line in lines], names, title=caption, **_LEGEND)
         return _saved(figure, kind)
 
 
@@ -156,32 +157,3 @@ def _reach(marks: Mapping[int, Interval]) -> list[list[float]]:
     """Distances of the ends below and above the values."""
     below = [mark.value - mark.ends[0] for mark in marks.values()]
     return [below, [mark.ends[1] - mark.value for mark in marks.values()]]
-
-
-def _add_legend(figure: "Figure", looks: list[Look], reference: str, height_in: float) -> None:
-    from matplotlib.lines import Line2D
-
-    lines = [*map(_line, looks), _REFERENCE]
-    legend = figure.legend(
-        [Line2D([], [], **line) for line in lines],
-        [*(look.name for look in looks), reference],
-        loc="lower left",
-        bbox_to_anchor=(0.003, (_CAPTION_IN - 0.08) / height_in),
-        ncols=min(_LEGEND_COLUMNS, len(lines)),
-        frameon=False,
-    )
-    legend.set_in_layout(False)
-
-
-def _add_texts(figure: "Figure", bench: Bench, documents: int, height_in: float) -> None:
-    where = joined((stand_in_label(bench), plain_text(hardware(bench), 90), moment(bench.created)))
-    caption = f"speed-up = geometric mean over {count(documents, 'document')}"
-    if documents > 1:
-        caption += "; bars = 95 % paired bootstrap interval over documents"
-    for y_in, text, points, weight in (
-        (height_in - 0.27, f"specx bench: {preset_names(bench)}", 12.0, "bold"),
-        (height_in - 0.49, where, 9.0, "normal"),
-        (0.1, caption, 7.5, "normal"),
-    ):
-        place = 0.14 / _WIDTH_IN, y_in / height_in
-        figure.text(*place, text, fontsize=points, fontweight=weight)

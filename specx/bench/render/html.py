@@ -35,6 +35,7 @@ def to_html(bench: Bench) -> str:
     )
     layout = {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(autoescape=True, finalize=clean, undefined=StrictUndefined, **layout)
+    environment.tests["alarm"] = lambda cell: isinstance(cell, tables.Alarm)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}  # nor sorted
     chart = charts.chart_of(bench)
     try:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from specx.bench.render import numbers
-from specx.bench.render.tables import TableModel, report_tables
+from specx.bench.render.tables import Alarm, TableModel, report_tables
 from specx.bench.schema import Bench
 
 
@@ -39,10 +39,7 @@ def table_markdown(table: TableModel) -> str:
     """The table without its title, lined up in the source too, since many read it as it is."""
     titles = [re.sub(r"(?<=/)\n|\n(?=/)", "", title).replace("\n", " ") for title in table.header]
     rows = [[escaped(title.strip()) for title in titles]]
-    rows += [
-        [_cell(cell, (r, c) in table.alarms) for c, cell in enumerate(row)]
-        for r, row in enumerate(table.rows)
-    ]
+    rows += [[_cell(cell) for cell in row] for row in table.rows]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     columns = [(width, align == "right") for width, align in zip(widths, table.align, strict=True)]
     rows.insert(1, ["-" * (width - is_right) + ":" * is_right for width, is_right in columns])
@@ -56,8 +53,8 @@ def table_markdown(table: TableModel) -> str:
     return "\n".join(lines)
 
 
-def _cell(cell: str, is_alarm: bool) -> str:
+def _cell(cell: str) -> str:
     # an interval in brackets is ours and no link; anything with a letter may be a name
     is_number = re.fullmatch(r"[\d.,x/ –-]+(\[[\d., ]+\])?", cell)
     text = cell if is_number else escaped(cell.replace("\n", " "))
-    return f"**{text}**" if is_alarm else text
+    return f"**{text}**" if isinstance(cell, Alarm) else text

@@ -47,12 +47,15 @@ _OWN_LEVELS = 2  # of the draft's tree; deeper ones share a column
 _SHOWN_PHASES = {"draft_tree": "tree"} | {name: name for name in PHASES[2:]}
 
 
+class Alarm(str):
+    """A cell that shows a fault and must catch the eye."""
+
+
 @dataclass(frozen=True, slots=True)
 class TableModel:
     """Strings to be laid out. A header may hold line breaks, and so may a cell if narrow.
 
-    ``group_breaks``: rows that begin another preset or length. ``alarms``: cells (row, column)
-    that show a fault and must catch the eye.
+    ``group_breaks``: rows that begin another preset or length.
     """
 
     title: str
@@ -60,7 +63,6 @@ class TableModel:
     rows: list[tuple[str, ...]]
     align: tuple[Literal["left", "right"], ...]
     group_breaks: frozenset[int] = frozenset()
-    alarms: frozenset[tuple[int, int]] = frozenset()
 
     def width(self) -> int:
         """Cells of a terminal that the widest row takes."""
@@ -107,21 +109,16 @@ def tabulated(
     title: str,
     columns: Sequence[ColumnOf[T]],
     items: Sequence[T],
-    *,
     group: Callable[[T], object] = lambda item: None,
-    is_alarm: Callable[[T], bool] = lambda item: False,
 ) -> TableModel:
-    """A row for each item. ``group``: what the rows of a group share. ``is_alarm``: whether the
-    last cell shows a fault."""
+    """A row for each item. ``group``: what the rows of a group share."""
     groups = [group(item) for item in items]
-    last = len(columns) - 1
     return TableModel(
         title=title,
         header=tuple(header.removeprefix("<") for header, _ in columns),
         rows=[tuple(text(item) for _, text in columns) for item in items],
         align=tuple("left" if header.startswith("<") else "right" for header, _ in columns),
         group_breaks=frozenset(r for r in range(1, len(items)) if groups[r] != groups[r - 1]),
-        alarms=frozenset((r, last) for r, item in enumerate(items) if is_alarm(item)),
     )
 
 
@@ -146,8 +143,8 @@ def main_table(bench: Bench, layout: Layout = "full") -> TableModel:
     baseline = baseline_name(bench)
     is_narrow = layout == "narrow"
     yields: list[ColumnOf[BenchRow]] = [
-        ("tok/\nstep", lambda row: _two_digits(row.summary.tokens_per_step)),
-        ("acc/\nstep", lambda row: _two_digits(row.summary.accepted_per_step)),
+        ("tok/\nstep", lambda row: _value(row.summary.tokens_per_step)),
+        ("acc/\nstep", lambda row: _value(row.summary.accepted_per_step)),
     ]
     floors: list[ColumnOf[BenchRow]] = [
         ("decode\n/floor", lambda row: _over_floor(row, "decode")),
@@ -173,26 +170,24 @@ def main_table(bench: Bench, layout: Layout = "full") -> TableModel:
         ("\nequal", _equality),
     ]
     title = _titled(bench, "Speed") + (f", compared with {baseline}" if baseline else "")
-    return tabulated(
-        title, columns, bench.cells, group=_group, is_alarm=lambda row: row.summary.is_unequal
-    )
+    return tabulated(title, columns, bench.cells, _group)
 
 
 def memory_table(bench: Bench) -> TableModel:
     """Memory by owner, and energy where it was measured."""
     columns: list[ColumnOf[BenchRow]] = [
         *_place(bench),
-        ("weights", lambda row: _bytes(row.summary.memory.weights)),
-        ("target KV", lambda row: _bytes(row.summary.memory.kv_target)),
-        ("draft KV", lambda row: _bytes(row.summary.memory.kv_draft)),
-        ("peak", lambda row: _bytes(row.summary.memory.peak)),
+        ("weights", lambda row: known(row.summary.memory.weights or None, size)),
+        ("target KV", lambda row: known(row.summary.memory.kv_target or None, size)),
+        ("draft KV", lambda row: known(row.summary.memory.kv_draft or None, size)),
+        ("peak", lambda row: known(row.summary.memory.peak or None, size)),
         ("J/token", lambda row: known(row.summary.energy_j_per_token, "{:.2f}".format)),
     ]
     title = "Memory and energy"
     if all(row.summary.energy_j_per_token is None for row in bench.cells):
         title = "Memory"
         columns.pop()
-    return tabulated(_titled(bench, title), columns, bench.cells, group=_group)
+    return tabulated(_titled(bench, title), columns, bench.cells, _group)
 
 
 def paper_table(bench: Bench) -> TableModel:
@@ -207,18 +202,18 @@ def paper_table(bench: Bench) -> TableModel:
 
     columns: list[ColumnOf[PublishedRow]] = [
         *_place(bench),
-        ("tok/step\nhere", lambda row: _two_digits(here(row).tokens_per_step)),
+        ("tok/step\nhere", lambda row: _value(here(row).tokens_per_step)),
         ("tok/step\npaper", lambda row: f"{row.tokens_per_step:.2f}{doubt(row)}"),
         ("overall\ntok/s here", lambda row: _median(here(row).end_to_end_tok_s)),
         ("overall\ntok/s paper", lambda row: f"{number(row.tok_s)}{doubt(row)}"),
-        ("overall\nspeed-up", lambda row: _times(here(row).end_to_end_speedup)),
+        ("overall\nspeed-up", lambda row: _value(here(row).end_to_end_speedup, times)),
         (
             "speed-up\npaper",
             lambda row: f"{times(row.speedup_vs_ar)}{doubt(row)}" if row.speedup_vs_ar else NOTHING,
         ),
     ]
     rows = [row for row in bench.paper if (row.preset, row.mode, row.length) in ours]
-    return tabulated("Beside the paper", columns, rows, group=_group)
+    return tabulated("Beside the paper", columns, rows, _group)
 
 
 def profile_table(bench: Bench, *, narrow: bool = False) -> TableModel:
@@ -236,7 +231,7 @@ def profile_table(bench: Bench, *, narrow: bool = False) -> TableModel:
         ("ms\n/token", _ms_per_token),
     ]
     title = _titled(bench, "Milliseconds of a verify step")
-    return tabulated(title, columns, rows, group=lambda profile: _group(profile[0]))
+    return tabulated(title, columns, rows, lambda profile: _group(profile[0]))
 
 
 def profiles(bench: Bench, own_levels: int = _OWN_LEVELS) -> list[_Profile]:
@@ -350,19 +345,11 @@ def _group(row: BenchRow | PublishedRow) -> tuple[str, int | None]:
 
 
 def _median(found: Spread | None) -> str:
-    return known(found, lambda spread: number(spread.median))
+    return known(found and found.median, number)
 
 
-def _times(found: Interval | None) -> str:
-    return known(found, lambda ratio: times(ratio.value))
-
-
-def _two_digits(found: Interval | None) -> str:
-    return known(found, lambda rate: f"{rate.value:.2f}")
-
-
-def _bytes(value: int) -> str:
-    return known(value or None, size)
+def _value(found: Interval | None, form: Callable[[float], str] = "{:.2f}".format) -> str:
+    return known(found and found.value, form)
 
 
 def _speedup(baseline: str | None, space: str, row: BenchRow) -> str:
@@ -370,7 +357,7 @@ def _speedup(baseline: str | None, space: str, row: BenchRow) -> str:
     if found is None:
         return "1" if row.mode == baseline else NOTHING
     bounds = "" if found.low is None else "{}[{:.2f}, {:.2f}]".format(space, *found.ends)
-    return f"{_times(found)}{bounds}"
+    return f"{_value(found, times)}{bounds}"
 
 
 def _over_floor(row: BenchRow, half: str) -> str:
@@ -386,5 +373,5 @@ def _stacked(columns: Sequence[ColumnOf[BenchRow]], row: BenchRow) -> str:
 
 
 def _equality(row: BenchRow) -> str:
-    mark = " !" if row.summary.is_unequal else ""
-    return known(row.summary.equal, lambda found: f"{found.equal}/{found.checked}{mark}")
+    text = known(row.summary.equal, lambda found: f"{found.equal}/{found.checked}")
+    return Alarm(f"{text} !") if row.summary.is_unequal else text
