@@ -1,16 +1,14 @@
 """Where a bench goes: its progress on stderr, its tables on a terminal, its exports."""
 
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specx.cli.console import Screen, out_console
-from specx.cli.errors import cannot_write
-from specx.cli.format import fold, seconds
-from specx.cli.output_file import check_replaceable, mode_for
+from specx.cli.format import fold, seconds, table
+from specx.cli.output_file import FileSink, check_replaceable
 from specx.cli.result_json import dumps
 from specx.errors import UsageError
 
@@ -21,9 +19,10 @@ if TYPE_CHECKING:
     from specx.bench.render.report import Report
     from specx.bench.render.tables import TableModel
     from specx.bench.runner import Event
-    from specx.bench.schema import Bench, BenchCell, Sample
+    from specx.bench.schema import Bench, BenchCell
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".md", ".png", ".svg", ".html")
+_DRAWN = (".png", ".svg")
 _LOG_S = 30.0
 
 
@@ -65,8 +64,11 @@ class BenchProgress:
                 left = "" if event.left_s is None else f" · {seconds(event.left_s)} left"
                 warmup = " · warm-up" if event.is_warmup else ""
                 self._say(f"{_name(event.cell)}{warmup}{left}", event.done)
-            case Measured():
-                self._screen.detail(_finished(event.sample, event.done, event.total))
+            case Measured(sample=run):
+                line = f"{event.done} of {event.total} · {_name(run.cell)}"
+                for name, rate in (("prefill", run.prefill_tok_s), ("decode", run.decode_tok_s)):
+                    line += "" if rate is None else f" · {name} {rate:,.1f} tok/s"
+                self._screen.detail(line)
             case Missed():
                 self._screen.warn(f"not measured: {_name(event.cell)}: {event.reason}")
 
@@ -86,14 +88,7 @@ class BenchProgress:
 
 def _name(cell: "BenchCell") -> str:
     rep = f" · repetition {cell.rep + 1}" if cell.rep else ""
-    document = f"document {cell.document + 1}"
-    return f"{cell.preset} {cell.mode} · {cell.length:,} tokens · {document}{rep}"
-
-
-def _finished(sample: "Sample", done: int, total: int) -> str:
-    rates = (("prefill", sample.prefill_tok_s), ("decode", sample.decode_tok_s))
-    shown = [f"{name} {rate:,.1f} tok/s" for name, rate in rates if rate is not None]
-    return " · ".join([f"{done} of {total}", _name(sample.cell), *shown])
+    return f"{cell.preset} {cell.mode} · {cell.length:,} tokens · document {cell.document + 1}{rep}"
 
 
 # Files
@@ -103,54 +98,35 @@ def check_exports(paths: list[Path], *, force: bool, inputs: list[str]) -> None:
     """``--export``: the suffix says the format. Raises ``UsageError`` for a place that cannot be
     used; ``inputs`` are files that are read, and so never replaced."""
     for path in paths:
-        _check(path, force=force, inputs=inputs)
-    if any(path.suffix.lower() in (".png", ".svg") for path in paths):
-        from specx.bench.render.chart import require_matplotlib
+        suffix, reason, hints = path.suffix.lower(), "", []
+        if suffix not in SUFFIXES:
+            reason, hints = "the suffix says the format", [" ".join(SUFFIXES)]
+        elif path.is_dir():
+            reason = "it is a directory"
+        elif not path.parent.is_dir():
+            reason = f"there is no directory {path.parent}"
+        elif path.exists():
+            check_replaceable(Path(os.path.realpath(path)), str(path), force=force, inputs=inputs)
+        if not reason and not os.access(path.parent, os.W_OK):
+            reason = "the directory is not writable"
+        if reason:
+            raise UsageError(f"cannot export to {path}", reason=reason, hints=hints)
+        if suffix in _DRAWN:
+            from specx.bench.render.chart import require_matplotlib
 
-        require_matplotlib()
+            require_matplotlib()
 
 
 def export(bench: "Bench", path: Path, *, profile: bool) -> None:
     """Write one file, which is there as a whole or not at all. Raises ``SpecxError``."""
     from specx.bench.render.figure import figure_bytes
 
-    kind = path.suffix.lower()[1:]
-    if kind in ("png", "svg"):
-        _write_whole(path, figure_bytes(bench, kind))
-    else:
-        _write_whole(path, as_text(bench, kind, profile=profile).encode())
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` in one step, or leave it as it was."""
-    temporary = ""
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=".specx-", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, mode_for(path))
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise cannot_write(str(path), error) from error
-
-
-def _check(path: Path, *, force: bool, inputs: list[str]) -> None:
-    reason, hints = "", []
-    if path.suffix.lower() not in SUFFIXES:
-        reason, hints = "the suffix says the format", [" ".join(SUFFIXES)]
-    elif path.is_dir():
-        reason = "it is a directory"
-    elif not path.parent.is_dir():
-        reason = f"there is no directory {path.parent}"
-    else:
-        if path.exists():
-            check_replaceable(Path(os.path.realpath(path)), str(path), force=force, inputs=inputs)
-        if os.access(path.parent, os.W_OK):
-            return
-        reason = "the directory is not writable"
-    raise UsageError(f"cannot export to {path}", reason=reason, hints=hints)
+    suffix = path.suffix.lower()
+    with FileSink(path) as sink:
+        if suffix in _DRAWN:
+            sink.write_bytes(figure_bytes(bench, suffix[1:]))
+        else:
+            sink.write(as_text(bench, suffix[1:], profile=profile))
 
 
 def as_text(bench: "Bench", kind: str, *, profile: bool) -> str:
@@ -200,23 +176,16 @@ def render(bench: "Bench", color: str, *, profile: bool, plot: bool) -> None:
 
 
 def _table(model: "TableModel", gap: int = 2) -> "Table":
-    """``gap``: blanks between columns. Cells are text, never markup."""
-    from rich import box
-    from rich.table import Table
+    """``gap``: blanks between columns; the box puts one of its own there."""
     from rich.text import Text
 
     from specx.bench.render.tables import Alarm
 
-    grid = Table(
-        title=Text(model.title, style="bold") if model.title else None,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,  # puts a blank of its own between columns
-        padding=(0, gap - 1, 0, 0),
-        show_edge=False,
-        pad_edge=False,
-    )
-    for title, align in zip(model.header, model.align, strict=True):
-        grid.add_column(Text(title), justify=align, overflow="fold", vertical="top")
+    grid = table(model.header, (), padding=(0, gap - 1, 0, 0))
+    if model.title:
+        grid.title, grid.title_justify = Text(model.title, style="bold"), "left"
+    for column, align in zip(grid.columns, model.align, strict=True):
+        column.justify = align
     for number, row in enumerate(model.rows):
         if number in model.group_breaks:
             grid.add_section()
