@@ -24,6 +24,9 @@ _PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 _USUAL_MODES = ("specx", "spec", "auto", "standard", "lookup", "hf")
 _USUAL = {"plain": GREY, **dict(zip(_USUAL_MODES, _PALETTE, strict=True))}
 
+#: The nearest of a terminal's 256 colours that can be read on black and on white.
+INKS = {BLUE: 33, ORANGE: 172, GREEN: 36, RED: 166, PURPLE: 175, SKY: 74, GREY: 244}
+INKS |= {"#2F93CC": 32, "#8C6D31": 94, "#8A8F96": 245}
 #: Of a step.
 PHASE_COLORS = {
     "draft 1": SKY,

@@ -10,32 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specx.bench.render.chart import (
-    GREY,
-    METRICS,
-    Chart,
-    Look,
-    Panel,
-    chart_of,
-    length_label,
-    require_matplotlib,
-)
-from specx.bench.render.numbers import (
-    count,
-    hardware,
-    joined,
-    moment,
-    plain_text,
-    preset_names,
-    stand_in_label,
-)
+from specx.bench.render import chart as charts
+from specx.bench.render import numbers
 from specx.bench.schema import Bench, Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_REFERENCE: dict[str, Any] = {"color": GREY, "linewidth": 1.2, "linestyle": (0, (6, 3))}
+_REFERENCE: dict[str, Any] = {"color": charts.GREY, "linewidth": 1.2, "linestyle": (0, (6, 3))}
 _LEGEND: dict[str, Any] = {"loc": "outside lower left", "ncols": 6, "alignment": "left"}
 _SIZES: dict[str, Any] = {"markersize": 5, "linewidth": 1.5, "elinewidth": 1.0, "capsize": 2}
 _BESIDE: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
@@ -45,26 +28,26 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.4)))
 
 def figure_bytes(bench: Bench, kind: str) -> bytes:
     """A ``png`` or ``svg``: a row a preset, a panel a metric. Equal benches give equal bytes."""
-    require_matplotlib()
+    charts.require_matplotlib()
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    chart = chart_of(bench)
-    where = joined((stand_in_label(bench), plain_text(hardware(bench), 90), moment(bench.created)))
-    caption = f"speed-up = geometric mean over {count(chart.documents, 'document')}"
+    chart = charts.chart_of(bench)
+    facts = numbers.stand_in_label(bench), numbers.hardware(bench), numbers.moment(bench.created)
+    caption = f"speed-up = geometric mean over {numbers.count(chart.documents, 'document')}"
     if chart.documents > 1:
         caption += "; bars = 95 % paired bootstrap interval over documents"
     with _drawing():
         height_in = 1.4 + 2.9 * len(chart.rows)
         figure = Figure(figsize=(11.0, height_in), layout="constrained")
-        grid = figure.subplots(len(chart.rows), len(METRICS), squeeze=False)
+        grid = figure.subplots(len(chart.rows), len(charts.METRICS), squeeze=False)
         for axes_row, (preset, panels) in zip(grid, chart.rows, strict=True):
             for axes, panel in zip(axes_row, panels, strict=True):
                 _draw_panel(axes, chart, panel)
-                axes.set_title(joined((preset, panel.title), ": "))
-        title = f"specx bench: {preset_names(bench)}\n"  # with room for a second line
+                axes.set_title(numbers.joined((preset, panel.title), ": "))
+        title = f"specx bench: {numbers.preset_names(bench)}\n"  # with room for a second line
         figure.suptitle(title, x=0.012, ha="left")
-        figure.text(0.012, 1 - 0.29 / height_in, where, va="top")
+        figure.text(0.012, 1 - 0.29 / height_in, numbers.joined(facts), va="top")
         looks = chart.looks if chart.has_lengths else []  # else every row says its mode
         lines = [*map(_line, looks), _REFERENCE]
         names = [*(look.name for look in looks), chart.reference]
@@ -72,7 +55,7 @@ def figure_bytes(bench: Bench, kind: str) -> bytes:
         return _saved(figure, kind)
 
 
-def panel_svg(chart: Chart, panel: Panel) -> str:
+def panel_svg(chart: charts.Chart, panel: charts.Panel) -> str:
     """One panel alone as an ``<svg>`` element for a page: no background, no title, no legend."""
     from matplotlib.figure import Figure
 
@@ -106,14 +89,14 @@ def _saved(figure: "Figure", kind: str) -> bytes:
     return out.getvalue()
 
 
-def _draw_panel(axes: "Axes", chart: Chart, panel: Panel) -> None:
+def _draw_panel(axes: "Axes", chart: charts.Chart, panel: charts.Panel) -> None:
     if len(panel.lengths) > 1:
         _draw_over_length(axes, panel)
     else:
         _draw_by_mode(axes, panel, chart.looks)
 
 
-def _draw_over_length(axes: "Axes", panel: Panel) -> None:
+def _draw_over_length(axes: "Axes", panel: charts.Panel) -> None:
     axes.set_xscale("log", base=2)
     axes.axhline(1.0, zorder=1.5, **_REFERENCE)
     many = len(panel.series)
@@ -122,7 +105,7 @@ def _draw_over_length(axes: "Axes", panel: Panel) -> None:
         shift = 2 ** (0.05 * (place - (many - 1) / 2) * min(1.0, 5 / many))
         x, y = [length * shift for length in marks], [mark.value for mark in marks.values()]
         axes.errorbar(x, y, yerr=_reach(marks), **_SIZES, **_line(look))
-    axes.set_xticks(panel.lengths, [length_label(length) for length in panel.lengths])
+    axes.set_xticks(panel.lengths, [charts.length_label(length) for length in panel.lengths])
     axes.minorticks_off()
     axes.margins(x=0.06)
     axes.grid(visible=False, axis="x")
@@ -130,7 +113,7 @@ def _draw_over_length(axes: "Axes", panel: Panel) -> None:
     axes.set_ylim(panel.low, panel.high)
 
 
-def _draw_by_mode(axes: "Axes", panel: Panel, looks: list[Look]) -> None:
+def _draw_by_mode(axes: "Axes", panel: charts.Panel, looks: list[charts.Look]) -> None:
     """A single length: a row a mode, the same rows in every panel, as there is no line to draw."""
     axes.axvline(1.0, zorder=1.5, **_REFERENCE)
     for look, marks in panel.series.items():
@@ -148,7 +131,7 @@ def _draw_by_mode(axes: "Axes", panel: Panel, looks: list[Look]) -> None:
     axes.set_xlim(panel.low, panel.high + room)
 
 
-def _line(look: Look) -> dict[str, Any]:
+def _line(look: charts.Look) -> dict[str, Any]:
     dash = _DASHES[look.repeat % len(_DASHES)]
     return {"color": look.color, "marker": look.of(_MARKERS), "linestyle": dash}
 

@@ -33,8 +33,8 @@ def to_html(bench: Bench) -> str:
         (files("specx.bench.render") / name).read_text(encoding="utf-8").strip()
         for name in ("page.js", "page.css", "page.html")
     )
-    layout = {"trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(autoescape=True, finalize=clean, undefined=StrictUndefined, **layout)
+    environment = Environment(autoescape=True, finalize=clean, undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = True
     environment.tests["alarm"] = lambda cell: isinstance(cell, tables.Alarm)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}  # nor sorted
     chart = charts.chart_of(bench)

@@ -18,8 +18,6 @@ from specx.errors import size as rounded_size
 T = TypeVar("T")
 #: Shown where nothing was measured.
 NOTHING = "–"
-_NAME_CELLS = 40
-
 # With more lengths, a line for each would push the tables off the first screen.
 _FEW_LENGTHS = 4
 _MOST_DIFFERENCES = 5
@@ -37,7 +35,7 @@ def plain_text(value: object, limit: int = 160) -> str:
 
 def short(name: str) -> str:
     """A preset's or a mode's name that is no wider than a table's column may be."""
-    return plain_text(name, _NAME_CELLS)
+    return plain_text(name, 40)
 
 
 def known(value: T | None, form: Callable[[T], str]) -> str:
@@ -86,7 +84,7 @@ def moment(created: str) -> str:
     try:
         return f"{datetime.fromisoformat(created).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     except (ValueError, OverflowError):
-        return plain_text(created, 40)
+        return short(created)
 
 
 def joined(parts: Iterable[object], separator: str = _SEPARATOR) -> str:
@@ -113,7 +111,7 @@ def hardware(bench: Bench) -> str:
     """``NVIDIA H100`` or ``AMD EPYC, 2 threads``."""
     env = bench.env
     cpu = f"{plain_text(env.cpu or env.device)}, {count(env.threads, 'thread')}"
-    return plain_text(env.gpu) if env.gpu else cpu
+    return plain_text(env.gpu or cpu, 200)
 
 
 def program(build: Build) -> str:
@@ -146,8 +144,8 @@ def headline(bench: Bench) -> tuple[str, str]:
 
 def stand_in_lines(bench: Bench) -> list[str]:
     """What must precede every number that was measured on stand-in weights."""
-    facts = [preset.stand_in for preset in bench.plan.presets]
-    texts = [plain_text(each.about, 400) for each in facts if each]
+    presets = bench.plan.presets
+    texts = [plain_text(each.stand_in.about, 400) for each in presets if each.stand_in]
     return [f"{text[:1].upper()}{text[1:]}." for text in texts]
 
 

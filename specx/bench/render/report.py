@@ -4,20 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from specx.bench.comparison import LiveRun, Task, end_to_end_speedup, rates, speedup
+from specx.bench.render import numbers
 from specx.bench.render.markdown import bullets, escaped, table_markdown
-from specx.bench.render.numbers import (
-    NOTHING,
-    count,
-    joined,
-    known,
-    moment,
-    number,
-    plain_text,
-    program,
-    short,
-    size,
-    times,
-)
+from specx.bench.render.numbers import NOTHING, joined, known, number, plain_text, short, size
 from specx.bench.render.tables import ColumnOf, TableModel, tabulated
 from specx.bench.schema import Change, Origin, SavedComparison, Unmatched
 
@@ -98,7 +87,9 @@ def _origin(bench: Origin) -> str:
     machine = plain_text(bench.env.gpu or bench.env.cpu, 60)
     weights = "stand-in weights" if bench.stand_in else ""
     path = plain_text(bench.path)
-    return joined((path, program(bench.specx), machine, moment(bench.created), weights))
+    return joined(
+        (path, numbers.program(bench.specx), machine, numbers.moment(bench.created), weights)
+    )
 
 
 def _differing(found: SavedComparison, name: str) -> str:
@@ -113,7 +104,7 @@ def _differing(found: SavedComparison, name: str) -> str:
 
 
 def _alone(row: Unmatched) -> str:
-    documents = count(len(row.documents), "document")
+    documents = numbers.count(len(row.documents), "document")
     return row_label(row) + ("" if row.whole_row else f" ({documents})")
 
 
@@ -143,9 +134,12 @@ def live_report(runs: Sequence[LiveRun], name: str, task: Task) -> Report:
         ("overall tok/s", lambda run: known(rates(run.result.stats).end_to_end_tok_s, number)),
         ("tok/step", lambda run: _per_step(run, run.result.stats.tokens_per_step)),
         ("accepted/step", lambda run: _per_step(run, run.result.stats.accepted_per_step)),
-        ("peak memory", lambda run: known(run.result.stats.memory.peak_bytes or None, size)),
-        ("decode speed-up", lambda run: known(speedup(run, first), times)),
-        ("overall speed-up", lambda run: known(end_to_end_speedup(run, first), times)),
+        (
+            "peak memory",
+            lambda run: known(run.result.stats.memory.peak_bytes or None, size),
+        ),
+        ("decode speed-up", lambda run: known(speedup(run, first), numbers.times)),
+        ("overall speed-up", lambda run: known(end_to_end_speedup(run, first), numbers.times)),
         ("<text", lambda run: _verdict(run, first)),
     ]
     sampling = task.sampling

@@ -6,20 +6,8 @@ from functools import partial
 from operator import attrgetter, itemgetter
 from typing import Any, Literal, TypeVar
 
-from specx.bench.render.numbers import (
-    NOTHING,
-    baseline_name,
-    document_name,
-    has_presets,
-    known,
-    milliseconds,
-    number,
-    plain_text,
-    short,
-    size,
-    stand_in_label,
-    times,
-)
+from specx.bench.render import numbers
+from specx.bench.render.numbers import NOTHING, known, milliseconds, number, short, size, times
 from specx.bench.schema import (
     PHASES,
     Bench,
@@ -140,7 +128,7 @@ def main_table(bench: Bench, layout: Layout = "full") -> TableModel:
     The usual modes take at most 100 columns of a terminal as "wide" and 80 as "narrow", names of
     ablations included.
     """
-    baseline = baseline_name(bench)
+    baseline = numbers.baseline_name(bench)
     is_narrow = layout == "narrow"
     yields: list[ColumnOf[BenchRow]] = [
         ("tok/\nstep", lambda row: _value(row.summary.tokens_per_step)),
@@ -197,20 +185,18 @@ def paper_table(bench: Bench) -> TableModel:
     def here(row: PublishedRow) -> Summary:
         return ours[Place(row.preset, row.mode, row.length or 0)]
 
-    def doubt(row: PublishedRow) -> str:
-        return " ?" if row.suspect else ""
+    def theirs(row: PublishedRow, value: float | None, form: Callable[[float], str]) -> str:
+        doubt = " ?" if row.suspect else ""
+        return known(value, lambda known_value: f"{form(known_value)}{doubt}")
 
     columns: list[ColumnOf[PublishedRow]] = [
         *_place(bench),
         ("tok/step\nhere", lambda row: _value(here(row).tokens_per_step)),
-        ("tok/step\npaper", lambda row: f"{row.tokens_per_step:.2f}{doubt(row)}"),
+        ("tok/step\npaper", lambda row: theirs(row, row.tokens_per_step, "{:.2f}".format)),
         ("overall\ntok/s here", lambda row: _median(here(row).end_to_end_tok_s)),
-        ("overall\ntok/s paper", lambda row: f"{number(row.tok_s)}{doubt(row)}"),
+        ("overall\ntok/s paper", lambda row: theirs(row, row.tok_s, number)),
         ("overall\nspeed-up", lambda row: _value(here(row).end_to_end_speedup, times)),
-        (
-            "speed-up\npaper",
-            lambda row: f"{times(row.speedup_vs_ar)}{doubt(row)}" if row.speedup_vs_ar else NOTHING,
-        ),
+        ("speed-up\npaper", lambda row: theirs(row, row.speedup_vs_ar or None, times)),
     ]
     rows = [row for row in bench.paper if (row.preset, row.mode, row.length) in ours]
     return tabulated("Beside the paper", columns, rows, _group)
@@ -223,13 +209,12 @@ def profile_table(bench: Bench, *, narrow: bool = False) -> TableModel:
     """
     rows = profiles(bench, 0 if narrow else _OWN_LEVELS)
     columns: list[ColumnOf[_Profile]] = _place(bench, of=itemgetter(0), is_narrow=narrow)
-    for phase in phases_of(rows):
+    # all phases in the order of a step: those of the row with most levels of the draft
+    for phase in max((list(phases) for _, phases in rows), key=len, default=[]):
         header = "re-\ntrieve" if narrow and phase == "retrieve" else phase.replace(" ", "\n")
         columns.append((header, partial(_phase, phase)))
-    columns += [
-        ("total", lambda profile: milliseconds(sum(profile[1].values()))),
-        ("ms\n/token", _ms_per_token),
-    ]
+    columns.append(("total", lambda profile: milliseconds(sum(profile[1].values()))))
+    columns.append(("ms\n/token", _ms_per_token))
     title = _titled(bench, "Milliseconds of a verify step")
     return tabulated(title, columns, rows, lambda profile: _group(profile[0]))
 
@@ -248,19 +233,15 @@ def profiles(bench: Bench, own_levels: int = _OWN_LEVELS) -> list[_Profile]:
     return found
 
 
-def phases_of(found: Sequence[_Profile]) -> list[str]:
-    """All phases in the order of a step: those of the row with most levels of the draft."""
-    return max((list(phases) for _, phases in found), key=len, default=[])
-
-
 def _phase(name: str, profile: _Profile) -> str:
     return known(profile[1].get(name) or None, milliseconds)
 
 
 def _ms_per_token(profile: _Profile) -> str:
     row, phases = profile
-    tokens = row.summary.tokens_per_step
-    return known(tokens, lambda rate: milliseconds(sum(phases.values()) / rate.value))
+    return _value(
+        row.summary.tokens_per_step, lambda rate: milliseconds(sum(phases.values()) / rate)
+    )
 
 
 # Only on a page
@@ -284,7 +265,7 @@ def sample_table(bench: Bench) -> TableModel:
     """Every run."""
     columns: list[ColumnOf[Sample]] = [
         *_place(bench, of=attrgetter("cell")),
-        ("<document", lambda run: document_name(bench, run.cell.document)),
+        ("<document", lambda run: numbers.document_name(bench, run.cell.document)),
         ("rep.", lambda run: str(run.cell.rep)),
         ("prompt\ntokens", lambda run: f"{run.prompt_tokens:,}"),
         ("new\ntokens", lambda run: f"{run.new_tokens:,}"),
@@ -304,7 +285,7 @@ def sample_table(bench: Bench) -> TableModel:
 def document_table(bench: Bench) -> TableModel:
     """The texts."""
     columns: list[ColumnOf[BenchDocument]] = [
-        ("<name", lambda document: plain_text(document.name)),
+        ("<name", lambda document: numbers.plain_text(document.name)),
         ("characters", lambda document: f"{document.characters:,}"),
         ("<sha256", lambda document: document.sha256),
     ]
@@ -331,12 +312,12 @@ def _place(
         ("prompt", lambda item: f"{of(item).length:,}"),
         ("<mode", mode),
     ]
-    return columns if has_presets(bench) else columns[1:]
+    return columns if numbers.has_presets(bench) else columns[1:]
 
 
 def _titled(bench: Bench, title: str) -> str:
     """``title``, and whose weights were measured where they are not the checkpoints'."""
-    label = stand_in_label(bench)
+    label = numbers.stand_in_label(bench)
     return f"{title} with {label}" if label else title
 
 
@@ -345,11 +326,11 @@ def _group(row: BenchRow | PublishedRow) -> tuple[str, int | None]:
 
 
 def _median(found: Spread | None) -> str:
-    return known(found and found.median, number)
+    return known(found.median if found else None, number)
 
 
 def _value(found: Interval | None, form: Callable[[float], str] = "{:.2f}".format) -> str:
-    return known(found and found.value, form)
+    return known(found.value if found else None, form)
 
 
 def _speedup(baseline: str | None, space: str, row: BenchRow) -> str:

@@ -9,14 +9,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from specx.bench.render.chart import (
-    BLUE,
-    GREEN,
     GREY,
-    ORANGE,
+    INKS,
     PHASE_COLORS,
-    PURPLE,
-    RED,
-    SKY,
     Chart,
     Look,
     Panel,
@@ -31,9 +26,6 @@ from specx.bench.schema import Bench
 _SIDE_BY_SIDE_FROM = 100
 _LONGEST_BAR = 60
 _GLYPHS = "ox+*#@%&=$~^"
-# The nearest of a terminal's 256 colours that can be read on black and on white.
-_INKS = {BLUE: 33, ORANGE: 172, GREEN: 36, RED: 166, PURPLE: 175, SKY: 74, GREY: 244}
-_INKS |= {"#2F93CC": 32, "#8C6D31": 94, "#8A8F96": 245}
 _PHASE_MARKS = dict(zip(PHASE_COLORS, "█▓▒░▚▞▄▀▌", strict=True))
 
 
@@ -69,7 +61,7 @@ def _curves(panel: Panel, title: str, width: int, height: int, color: bool) -> l
     import plotext
 
     def signal(lengths: Iterable[int], y: list[float], glyph: str, color: str) -> Any:
-        ink = plotext.pixel(foreground=_INKS[color])
+        ink = plotext.pixel(foreground=INKS[color])
         x = [math.log2(length) for length in lengths]
         return plotext.figure.signal(x, y, marker=plotext.marker(glyph, ink))
 
@@ -152,4 +144,4 @@ def _name(look: Look) -> str:
 
 
 def _inked(text: str, color: str, is_on: bool) -> str:
-    return f"\x1b[38;5;{_INKS[color]}m{text}\x1b[0m" if is_on and text else text
+    return f"\x1b[38;5;{INKS[color]}m{text}\x1b[0m" if is_on and text else text
