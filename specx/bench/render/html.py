@@ -20,33 +20,21 @@ from specx.errors import UsageError
 
 def to_html(bench: Bench) -> str:
     """The page."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    def clean(value: Any) -> Any:
-        """A value of the template without control characters; a header's line breaks stay."""
-        if isinstance(value, Markup):
-            return value
-        return "\n".join(numbers.plain_text(line, 600) for line in str(value).split("\n"))
-
-    js, css, page = (
-        (files("specx.bench.render") / name).read_text(encoding="utf-8").strip()
-        for name in ("page.js", "page.css", "page.html")
-    )
-    environment = Environment(autoescape=True, finalize=clean, undefined=StrictUndefined)
-    environment.trim_blocks = environment.lstrip_blocks = True
-    environment.tests["alarm"] = lambda cell: isinstance(cell, tables.Alarm)
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}  # nor sorted
+    folder = files("specx.bench.render")
+    js, css = ((folder / f"page.{kind}").read_text("utf-8").strip() for kind in ("js", "css"))
     chart = charts.chart_of(bench)
     try:
         charts.require_matplotlib()
         draw = partial(_svg, chart)
     except UsageError:
         draw = None  # bars then
-    return environment.from_string(page).render(
-        bench=bench,
-        numbers=numbers,
+    return numbers.filled(
+        "page.html",
+        bench,
         tables=tables,
+        is_alarm=lambda cell: isinstance(cell, tables.Alarm),
         chart=chart,
         draw=draw,
         colors=charts.PHASE_COLORS,

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import TypeVar
+from importlib.resources import files
+from typing import Any, TypeVar
 
 from specx.bench.modes import WITNESSES
 from specx.bench.schema import Bench, BenchRow, Build, DraftFacts, Floor, PresetFacts, TargetFacts
@@ -204,77 +205,39 @@ def _amount(value: float, unit: str) -> str:
 
 def definitions(bench: Bench) -> list[str]:
     """What every column means, one line each; only of what this bench shows."""
-    lines = [
-        "prefill = prompt tokens / prefill time of target and draft; "
-        "decode = (new tokens - 1) / decode time; "
-        "overall (end to end) = new tokens / total time",
-        "rates are medians over runs; loading and warm-up are excluded",
-        "speed-up = geometric mean over documents of the decode rate over that of "
-        f"{baseline_name(bench) or 'a baseline'} on the same document; in brackets its 95 % "
-        "interval, by a paired bootstrap over documents (none for a single document)",
-        "acc/step = draft tokens kept a step, bonus token excluded; "
-        "tok/step = that + 1 (plain = 1)",
-        "floor = the least time that this machine's measured bandwidth and matmul rate allow; "
-        "decode/floor and prefill/floor = how many times that long it took",
-        f"equal = runs with exactly the tokens of plain decoding, of the runs compared; "
-        f"{NOTHING} = not compared",
-        "peak = high mark of the allocator (GPU) or of the process (CPU)",
-    ]
-    if any(row.summary.energy_j_per_token is not None for row in bench.cells):
-        lines.append("J/token = energy of the whole GPU while decoding / (new tokens - 1)")
-    if any(row.summary.profile_ms for row in bench.cells):
-        lines.append(
-            "profile = milliseconds of a verify step, mean over all steps; draft n = the draft's "
-            "forward at tree level n; tree = choosing guesses; ms/token = total / (tok/step)"
-        )
-    lines += [f"{mode} = {WITNESSES[mode]}" for mode in WITNESSES if mode in bench.plan.modes]
-    return lines + [plain_text(line, 600) for line in _paper_definitions(bench)]
-
-
-def _paper_definitions(bench: Bench) -> Iterable[str]:
-    """Whose the published numbers are, how they were counted, and which of them are doubtful."""
-    rows, plan = bench.paper, bench.plan
-    if not rows:
-        return
-    for origin in dict.fromkeys((row.source, row.device, row.data) for row in rows):
-        yield f"paper = {', '.join(map(plain_text, origin))}"
-    yield (
-        "paper's tok/s = new tokens / total time, the prefill included: compare it with overall, "
-        "not with decode; its speed-up is that rate over its own plain decoding on its device"
-    )
-    if not all(row.same_data for row in rows):
-        yield f"the texts here are others: {plan.data.name}"
-    baseline = baseline_name(bench) or NOTHING
-    yield f"overall speed-up is over {baseline}; {plan.max_tokens:,} new tokens"
-    for row in rows:
-        if row.length is None:  # and so no row in the table
-            rates = f"{row.tokens_per_step:.2f} tok/step, {number(row.tok_s)} tok/s"
-            yield f"paper, {row.data} without a prompt length, {row.mode}: {rates}"
-    for reason in dict.fromkeys(row.reason for row in rows if row.suspect):
-        yield f"? = suspect: {reason}"
+    lines = filled("definitions.txt", bench, witnesses=WITNESSES).splitlines()
+    return [line for line in dict.fromkeys(lines) if line]
 
 
 def settings(bench: Bench) -> list[str]:
     """Hardware, versions, models, data, date: what the numbers hold for."""
-    env, plan = bench.env, bench.plan
-    driver = f", driver {env.driver}" if env.driver else ""
-    versions = (
-        program(bench.specx),
-        f"CUDA {env.cuda}{driver}" if env.cuda else "",
-        f"torch {env.torch}",
-        f"transformers {env.transformers}" if env.transformers else "",
-        f"Python {env.python}",
-        env.os,
+    sampling = bench.plan.sampling
+    values = {each.name: (getattr(sampling, each.name), each.default) for each in fields(sampling)}
+    values.pop("seed")
+    unusual = ", ".join(f"{key} {is_}" for key, (is_, usual) in values.items() if is_ != usual)
+    lines = filled("settings.txt", bench, unusual=unusual).splitlines()
+    return [plain_text(line, 400) for line in lines if line]
+
+
+def filled(name: str, bench: Bench, **values: Any) -> str:
+    """A template of this folder about ``bench``; it may call all functions of this module.
+
+    Every value in it is cleaned, and in HTML escaped; what is markup already stays as it is.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=name.endswith(".html"),
+        finalize=lambda value: value if isinstance(value, Markup) else plain_text(value, 600),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    lines = [
-        joined((hardware(bench), plan.device, plan.dtype)),
-        joined(versions),
-        *map(preset_line, plan.presets),
-        _data_line(bench),
-        joined((moment(bench.created), f"took {duration(bench.elapsed_s)}")),
-        *left_out(bench),
-    ]
-    return [plain_text(line, 400) for line in lines]
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}  # nor sorted
+    template = (files("specx.bench.render") / name).read_text(encoding="utf-8").strip()
+    facts = {"bench": bench, "plan": bench.plan, "env": bench.env}
+    return environment.from_string(template, globals()).render(**facts, **values)
 
 
 def preset_line(preset: PresetFacts) -> str:
@@ -291,24 +254,6 @@ def preset_line(preset: PresetFacts) -> str:
 
 def _model(model: TargetFacts | DraftFacts) -> str:
     return joined((model.repo, (model.revision or "")[:12]), "@")
-
-
-def _data_line(bench: Bench) -> str:
-    plan, sampling = bench.plan, bench.plan.sampling
-    documents = sorted({row.summary.documents for row in bench.cells}) or [0]
-    values = {each.name: (getattr(sampling, each.name), each.default) for each in fields(sampling)}
-    values.pop("seed")
-    unusual = ", ".join(f"{key} {is_}" for key, (is_, usual) in values.items() if is_ != usual)
-    parts = (
-        f"data {plan.data.name}: {count(len(plan.data.documents), 'document')}",
-        f"n = {' to '.join(map(str, dict.fromkeys((documents[0], documents[-1]))))} a row",
-        count(plan.reps, "repetition"),
-        f"{plan.warmup} warm-up",
-        f"up to {count(plan.max_tokens, 'new token')}"
-        f"{', end of text ignored' if plan.ignore_eos else ''}",
-        f"{unusual if sampling.temperature else 'greedy'}, seed {sampling.seed}",
-    )
-    return joined(parts)
 
 
 def left_out(bench: Bench) -> list[str]:
