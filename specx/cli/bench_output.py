@@ -160,15 +160,13 @@ def render(bench: "Bench", color: str, *, profile: bool, plot: bool) -> None:
         fitting = next((each for each in layouts if each.width() <= console.width), layouts[-1])
         console.print()
         console.print(_table(fitting, 2 if fitting.width() <= console.width else 1))
-    drawn = []
     if profile:
-        drawn.append(terminal_plot.step_bars(bench, console.width, color=has_color))
+        drawn = terminal_plot.step_bars(bench, console.width, color=has_color)
+        console.print("", Text.from_ansi(drawn), sep="\n")
     if plot and bench.cells:
         width = min(console.width, 100)
-        drawn.append(terminal_plot.terminal_plot(bench, width, 18, color=has_color))
-    for picture in drawn:
-        console.print()
-        console.print(Text.from_ansi(picture))
+        drawn = terminal_plot.terminal_plot(bench, width, 18, color=has_color)
+        console.print("", Text.from_ansi(drawn), sep="\n")
     console.print()
     _print_lines(console, numbers.definitions(bench), "dim")
     console.print()
@@ -193,25 +191,24 @@ def _table(model: "TableModel", gap: int = 2) -> "Table":
     return grid
 
 
-def _print_lines(console: "Console", lines: Sequence[str], style: str = "") -> None:
+def _print_lines(
+    console: "Console", lines: Sequence[str], style: str = "", *, folds: bool = False
+) -> None:
     """Each as it is: nothing in a line is markup."""
     from rich.text import Text
 
     for line in lines:
-        console.print(Text(line, style=style))
+        for row in fold(line, console.width) if folds else [line]:
+            console.print(Text(row, style=style))
 
 
 def draw_report(report: "Report", color: str) -> None:
     """On this process's stdout, a terminal, in as many tables as its width asks for."""
     console = out_console(color)
-
-    def print_folded(lines: Sequence[str], style: str) -> None:
-        _print_lines(console, [row for line in lines for row in fold(line, console.width)], style)
-
-    print_folded(report.title, "bold")
+    _print_lines(console, report.title, "bold", folds=True)
     for part in report.table.parts(console.width, report.keys):
         console.print()
         console.print(_table(part))
     console.print()
-    print_folded(report.findings, "bold")
-    print_folded(report.notes, "dim")
+    _print_lines(console, report.findings, "bold", folds=True)
+    _print_lines(console, report.notes, "dim", folds=True)

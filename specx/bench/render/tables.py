@@ -207,14 +207,16 @@ def profile_table(bench: Bench, *, narrow: bool = False) -> TableModel:
 
     ``narrow`` joins the levels of the draft, for 80 columns.
     """
-    rows = profiles(bench, 0 if narrow else _OWN_LEVELS)
+    rows: list[_Profile] = []
+    for row, phases in profiles(bench, 0 if narrow else _OWN_LEVELS):
+        step_ms, tokens = sum(phases.values()), row.summary.tokens_per_step
+        per_token = step_ms / tokens.value if tokens else 0.0
+        rows.append((row, phases | {"total": step_ms, "ms /token": per_token}))
     columns: list[ColumnOf[_Profile]] = _place(bench, of=itemgetter(0), is_narrow=narrow)
-    # all phases in the order of a step: those of the row with most levels of the draft
+    # all in the order of a step: those of the row with most levels of the draft
     for phase in max((list(phases) for _, phases in rows), key=len, default=[]):
         header = "re-\ntrieve" if narrow and phase == "retrieve" else phase.replace(" ", "\n")
         columns.append((header, partial(_phase, phase)))
-    columns.append(("total", lambda profile: milliseconds(sum(profile[1].values()))))
-    columns.append(("ms\n/token", _ms_per_token))
     title = _titled(bench, "Milliseconds of a verify step")
     return tabulated(title, columns, rows, lambda profile: _group(profile[0]))
 
@@ -235,13 +237,6 @@ def profiles(bench: Bench, own_levels: int = _OWN_LEVELS) -> list[_Profile]:
 
 def _phase(name: str, profile: _Profile) -> str:
     return known(profile[1].get(name) or None, milliseconds)
-
-
-def _ms_per_token(profile: _Profile) -> str:
-    row, phases = profile
-    return _value(
-        row.summary.tokens_per_step, lambda rate: milliseconds(sum(phases.values()) / rate)
-    )
 
 
 # Only on a page
