@@ -40,17 +40,13 @@ def table_markdown(table: TableModel) -> str:
     titles = [re.sub(r"(?<=/)\n|\n(?=/)", "", title).replace("\n", " ") for title in table.header]
     rows = [[escaped(title.strip()) for title in titles]]
     rows += [[_cell(cell) for cell in row] for row in table.rows]
+    # "<6" or ">6": how a cell of each column is padded, and with a dash before it the rule below
+    sides = [">" if align == "right" else "<" for align in table.align]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    columns = [(width, align == "right") for width, align in zip(widths, table.align, strict=True)]
-    rows.insert(1, ["-" * (width - is_right) + ":" * is_right for width, is_right in columns])
-    lines = []
-    for line in rows:
-        cells = [
-            cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, (width, is_right) in zip(line, columns, strict=True)
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    forms = [f"{side}{width}" for side, width in zip(sides, widths, strict=True)]
+    rows.insert(1, [format(":" if form[0] == ">" else "", f"-{form}") for form in forms])
+    lines = [" | ".join(map(format, row, forms)) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def _cell(cell: str) -> str:
