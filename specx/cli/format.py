@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from specx.core.stats import GenerationStats, Prefill
+
 _SEPARATOR = " · "
 
 
