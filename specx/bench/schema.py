@@ -66,13 +66,17 @@ class BenchCell(BenchPlace):
 class Phases(Record):
     """Where verify steps spent their time: seconds of a run, or mean milliseconds of a step."""
 
-    draft_levels: list[Amount] = Field([], description="The draft's forwards, one a tree level.")
-    draft_tree: Amount = Field(0.0, description="Choosing guesses and building the tree.")
-    verify: Amount = Field(0.0, description="The target's forward.")
-    accept: Amount = Field(0.0, description="Sampling and walking the tree.")
-    commit: Amount = Field(0.0, description="Compacting the target's cache.")
-    retrieve: Amount = Field(0.0, description="Scoring chunks and refilling the draft's cache.")
-    host: Amount = Field(0.0, description="The rest: stop rule, bookkeeping, text.")
+    draft_levels: list[Amount] = Field(
+        default=[], description="The draft's forwards, one a tree level."
+    )
+    draft_tree: Amount = Field(default=0.0, description="Choosing guesses and building the tree.")
+    verify: Amount = Field(default=0.0, description="The target's forward.")
+    accept: Amount = Field(default=0.0, description="Sampling and walking the tree.")
+    commit: Amount = Field(default=0.0, description="Compacting the target's cache.")
+    retrieve: Amount = Field(
+        default=0.0, description="Scoring chunks and refilling the draft's cache."
+    )
+    host: Amount = Field(default=0.0, description="The rest: stop rule, bookkeeping, text.")
 
 
 class Joules(Record):
@@ -91,24 +95,32 @@ class Sample(Record):
     finish_reason: FinishReason
     prefill_target_s: Amount
     prefill_draft_s: Amount
-    tune_s: Amount = Field(0.0, description="Timing verify widths to size the tree.")
+    tune_s: Amount = Field(default=0.0, description="Timing verify widths to size the tree.")
     ttft_s: Amount = Field(description="From the request to the first token.")
     decode_s: Amount = Field(description="From the first token to the last.")
     total_s: Amount = Field(description="ttft_s + decode_s.")
-    first_tokens: Count = Field(1, description="Tokens that came with the prefill.")
+    first_tokens: Count = Field(default=1, description="Tokens that came with the prefill.")
     steps: Count | None = Field(description="Forwards of the target after the prefill.")
     drafted: Count | None
     accepted: Count | None = Field(description="Draft tokens kept, bonus tokens excluded.")
-    draft_forwards: Count | None = Field(None, description="Tree levels drafted, in all steps.")
-    histogram: list[Count] = Field([], description="[a]: steps that accepted a draft tokens.")
-    copied: Count | None = Field(None, description="Accepted, and also guessed by copying.")
-    phases: Phases | None = Field(None, description="null: a witness, whose steps are not ours.")
+    draft_forwards: Count | None = Field(
+        default=None, description="Tree levels drafted, in all steps."
+    )
+    histogram: list[Count] = Field(
+        default=[], description="[a]: steps that accepted a draft tokens."
+    )
+    copied: Count | None = Field(default=None, description="Accepted, and also guessed by copying.")
+    phases: Phases | None = Field(
+        default=None, description="null: a witness, whose steps are not ours."
+    )
     memory: MemoryBytes
     energy: Joules | None = None
     tokens: list[TokenId]
-    equal: bool | None = Field(None, description="Same tokens as plain; null: not compared.")
+    equal: bool | None = Field(
+        default=None, description="Same tokens as plain; null: not compared."
+    )
     first_difference: BenchDifference | None = None
-    mode_reason: str = Field("", description="Why auto left drafting.")
+    mode_reason: str = Field(default="", description="Why auto left drafting.")
 
     @property
     def prefill_tok_s(self) -> float | None:
@@ -166,6 +178,16 @@ class Floor(Record):
     def bound(self) -> Literal["memory", "compute"]:
         memory_s = self.step_bytes / self.bandwidth_bytes_s
         return "memory" if memory_s >= self.step_flop / self.rate_flop_s else "compute"
+
+    @property
+    def step_tok_s(self) -> float:
+        """What plain decoding can reach; 0 for a step without work."""
+        return 1 / self.step_s if self.step_s else 0.0
+
+    @property
+    def prefill_tok_s(self) -> float:
+        """Prompt tokens a second at most; 0 as above."""
+        return self.length / self.prefill_s if self.prefill_s else 0.0
 
 
 class StandInFacts(Record):
@@ -278,7 +300,13 @@ class Interval(Record):
     value: Amount
     low: Amount | None
     high: Amount | None
-    n: Count = Field(0, description="Documents; older files do not always say.")
+    n: Count = Field(default=0, description="Documents; older files do not always say.")
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Least and greatest of value and bounds."""
+        known = [end for end in (self.value, self.low, self.high) if end is not None]
+        return min(known), max(known)
 
 
 class OverFloor(Record):
