@@ -3,12 +3,11 @@
 ``null`` counts as not said. All functions raise ``ModelError``; who knows the file names it.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from specx.errors import ModelError
-
-SHOWN = 40  # characters of what stands there instead
 
 
 def whole(fields: Mapping[str, Any], name: str, most: int, otherwise: int | None = None) -> int:
@@ -46,5 +45,15 @@ def check_activation(fields: Mapping[str, Any], what: str) -> None:
 
 
 def wrong(name: str, value: object, reason: str) -> ModelError:
-    """The error for a ``value`` that cannot stand in the field ``name``."""
-    return ModelError(f"{name} is {str(value)[:SHOWN]}", reason=reason)
+    """The error for a ``value`` that cannot be in the field ``name``."""
+    return ModelError(f"{name} is {str(value)[:40]}", reason=reason)
+
+
+@contextlib.contextmanager
+def naming(place: object) -> Iterator[None]:
+    """Begin the message of a ``ModelError`` from this block with ``place``."""
+    try:
+        yield
+    except ModelError as error:
+        message = f"{place}: {error.message}"
+        raise ModelError(message, reason=error.reason, hints=error.hints) from error

@@ -1,19 +1,18 @@
 """The rotation that a config.json describes, in the spellings of transformers 4 and 5.
 
-In: the raw JSON object. Out: a ``Rope``, or a ``ModelError`` that says what cannot be used. It
-does not know tensors: ``core.rope`` makes the frequencies.
+In: the raw JSON object. Out: a ``Rope``, or a ``ModelError`` that says what cannot be used.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from specx.checkpoints.fields import number
+from specx.checkpoints.fields import naming, number, wrong
 from specx.core.architecture import Rope, RopeKind
 from specx.errors import ModelError
 
-KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
 DEFAULT_BASE = 10000.0
+_KINDS: tuple[RopeKind, ...] = get_args(RopeKind)
 _LARGEST = 1e15
 _LONGEST = 1 << 26
 
@@ -24,21 +23,10 @@ def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     found = config.get(name) or {}
     if not isinstance(found, Mapping):
-        raise ModelError(f"{name} is {str(found)[:40]}, no object")
+        raise wrong(name, found, "it must be an object")
     if any(isinstance(each, Mapping) for each in found.values()):
-        reason = f"it is {str(found)[:60]}, not one layer's"
-        raise ModelError(f"{name} cannot be used", reason=reason)
+        raise wrong(name, found, "specx needs that of all layers, not one layer's")
     return found
-
-
-def rope_kind(parameters: Mapping[str, Any], otherwise: Mapping[str, str]) -> RopeKind:
-    """The kind of rotation. ``otherwise``: why another one is not run, or ``default`` for one that
-    is run as that. Raises ``ModelError``."""
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    why_not = otherwise.get(str(kind), f"specx knows {', '.join(KINDS)}")
-    if kind in KINDS or why_not == "default":
-        return kind if kind in KINDS else "default"
-    raise ModelError(f"rope type {str(kind)[:40]} is not supported", reason=why_not)
 
 
 def rope_base(*places: Mapping[str, Any]) -> float | None:
@@ -50,61 +38,65 @@ def rope_base(*places: Mapping[str, Any]) -> float | None:
 
 
 def read_rope(
-    kind: RopeKind, base: float, parameters: Mapping[str, Any], positions: object
+    parameters: Mapping[str, Any],
+    base: float | None,
+    positions: object,
+    otherwise: Mapping[str, str],
 ) -> Rope:
-    """The rotation with the numbers of ``parameters``; ``positions`` are the model's, which stand
-    in for those of its training where these are not given.
+    """The rotation with the numbers of ``parameters``; ``positions`` are the model's, used where
+    those of its training are not given. ``otherwise``: why another kind is not run, or ``default``
+    for one that is run as that.
 
-    Raises ``ModelError`` for a number that is missing or is none.
+    Raises ``ModelError`` for a kind that is not run and a number that is missing or is none.
     """
-    if kind == "default":
+    base = DEFAULT_BASE if base is None else base
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    why_not = otherwise.get(str(kind), f"specx knows {', '.join(_KINDS)}")
+    if kind not in _KINDS and why_not != "default":
+        raise ModelError(f"rope type {str(kind)[:40]} is not supported", reason=why_not)
+    if parameters.get("partial_rotary_factor") not in (None, 1.0):
+        raise ModelError(
+            "partially rotated heads are not supported",
+            reason="a draft's keys are rotated again, over the whole head",
+        )
+    if kind not in _KINDS or kind == "default":
         return Rope(base=base)
+    with naming("its rotation is damaged"):
+        return _stretched(kind, base, parameters, positions)
+
+
+def _stretched(kind: RopeKind, base: float, said: Mapping[str, Any], positions: object) -> Rope:
+    def get(name: str, otherwise: object = None) -> float:
+        return number(said, name, 0, _LARGEST, otherwise)
+
     if kind == "linear":
-        return Rope(kind, base, _number(parameters, "factor"))
-    original = int(_number(parameters, "original_max_position_embeddings", positions))
+        return Rope(kind, base, get("factor"))
+    original = int(get("original_max_position_embeddings", positions))
     if not 1 <= original <= _LONGEST:
-        raise _damaged("original_max_position_embeddings", original)
+        raise wrong("original_max_position_embeddings", original, f"it is not within {_LONGEST}")
     if kind == "llama3":
-        low, high = (_number(parameters, f"{name}_freq_factor") for name in ("low", "high"))
+        low, high = get("low_freq_factor"), get("high_freq_factor")
         if low >= high:
-            raise _damaged("low_freq_factor", low)
-        return Rope(kind, base, _number(parameters, "factor"), original, low, high)
-    if "factor" in parameters and parameters["factor"] is None:  # the two lengths say it
-        factor = _number({"max_position_embeddings": positions}, "max_position_embeddings")
-        factor /= original
+            raise wrong("low_freq_factor", low, f"high_freq_factor is {high:g}")
+        return Rope(kind, base, get("factor"), original, low, high)
+    if "factor" in said and said["factor"] is None:  # the two lengths say it
+        factor = number({"positions": positions}, "positions", 0, _LARGEST) / original
     else:
-        factor = _number(parameters, "factor")
+        factor = get("factor")
+
+    def growth(scale: float) -> float:  # of cosines and sines, by YaRN
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    usual = growth(1.0)
+    if said.get("mscale") and said.get("mscale_all_dim"):
+        usual = growth(get("mscale")) / growth(get("mscale_all_dim"))
     return Rope(
         kind,
         base,
         factor,
         original,
-        beta_fast=_number(parameters, "beta_fast", 32),
-        beta_slow=_number(parameters, "beta_slow", 1),
-        rounds_range=parameters.get("truncate", True) is not False,
-        table_factor=_table_factor(parameters, factor),
+        beta_fast=get("beta_fast", 32),
+        beta_slow=get("beta_slow", 1),
+        rounds_range=said.get("truncate", True) is not False,
+        table_factor=get("attention_factor", usual),
     )
-
-
-def _table_factor(parameters: Mapping[str, Any], factor: float) -> float:
-    """Of cosines and sines, by YaRN: it grows with the logarithm of ``factor``."""
-
-    def growth(scale: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
-
-    usual = growth(1.0)
-    if parameters.get("mscale") and parameters.get("mscale_all_dim"):
-        scale, all_dim = (_number(parameters, name) for name in ("mscale", "mscale_all_dim"))
-        usual = growth(scale) / growth(all_dim)
-    return _number(parameters, "attention_factor", usual)
-
-
-def _number(parameters: Mapping[str, Any], name: str, otherwise: object = None) -> float:
-    try:
-        return number(parameters, name, 0, _LARGEST, otherwise)
-    except ModelError as error:
-        raise ModelError("its rotation is damaged", reason=error.message) from error
-
-
-def _damaged(name: str, value: object) -> ModelError:
-    return ModelError("its rotation is damaged", reason=f"{name} is {str(value)[:40]}")
