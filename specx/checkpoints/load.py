@@ -1,8 +1,7 @@
 """From a preset to a loaded pair: find the files, check them, then read the weights.
 
-In goes a preset; out comes a ``ModelPair``. Everything that can be refused is refused before any
-weight is downloaded or read: architectures, damaged files, tokenizers that disagree. This module
-does not know decoding, documents or the screen.
+Everything that can be refused is refused before any weight is downloaded or read: architectures,
+damaged files, tokenizers that disagree.
 """
 
 from collections.abc import Sequence
@@ -71,16 +70,14 @@ def load_pair(preset: Preset, *, device: str, dtype: str, offline: bool) -> Mode
     files, sources = located(preset, offline=offline)
     fetch_weights(files, sources)
     notes = tuple(filter(None, map(pickle_notice, sources)))
-    for note in notes:
-        tell(Notice(note))
     draft: LoadedModel | LoadedHead | None = None
     if files.head_config is not None and files.draft_dir is not None:
         known = len(files.tokenizer)
         draft = load_head(files.draft_dir, preset.draft, files.target_config, known)
-        for note in draft.notes:
-            tell(Notice(note))
         notes += draft.notes
-    elif files.draft_dir is not None and files.draft_config is not None:
+    for note in notes:
+        tell(Notice(note))
+    if files.draft_dir is not None and files.draft_config is not None:
         draft = _load_model(files.draft_dir, files.draft_config, draft_dtype, device)
     target = _load_model(files.target_dir, files.target_config, target_dtype, device)
     return ModelPair(target, draft, files.tokenizer, notes)
@@ -148,14 +145,11 @@ def choose_device(device: str) -> str:
     kind, colon, number = name.partition(":")
     if name == "cpu" or (name == "mps" and torch.backends.mps.is_available()):
         return name
-    if kind == "mps":
-        raise UsageError("there is no mps device here", hints=["use --device cpu"])
-    if kind != "cuda" or (colon and not number.isdecimal()):
-        raise UsageError(
-            f"{device!r} is not a device", hints=["write auto, cpu, cuda, cuda:0 or mps"]
-        )
+    if kind not in ("cuda", "mps") or (colon and not number.isdecimal()):
+        hint = "write auto, cpu, cuda, cuda:0 or mps"
+        raise UsageError(f"{device!r} is not a device", hints=[hint])
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(number or 0) >= count:
+    if kind == "mps" or int(number or 0) >= count:
         raise UsageError(
             f"there is no device {name}",
             reason=f"torch sees {count} CUDA devices",

@@ -1,20 +1,18 @@
-"""Where a repository lies: beside the code, in a directory, in the cache, on the Hub.
+"""Where a repository is: beside the code, in a directory, in the cache, on the Hub.
 
 In goes a repository's name; out comes a ``Source``, or a ``SpecxError`` with one wording for each
-way in which the Hub, the network or the disk says no. The cache's layout is that of the Hub's
-client. This module fetches no file and does not know which files are wanted.
+way in which the Hub, the network or the disk says no. The cache is that of the Hub's client.
 """
 
 import contextlib
 import errno
-import functools
 import os
 import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from specx.checkpoints.config import summary
 from specx.errors import ModelUnavailableError, ResourceError, SpecxError
@@ -33,18 +31,12 @@ _WORTH_BYTES = 64 << 20  # after so many new bytes, failures before them are for
 _BUNDLED = ("pocket/target", "pocket/draft", "pocket/eagle", "pocket/eagle3")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_SITE = "https://huggingface.co"
 _LOG_IN = "hf auth login"
-SAMPLE = "or take the texts that come with specx: --data sample"
-#: What else there is for a user without access or without a network.
-_OPEN = {
-    "model": "or take a pair that needs no access: -m qwen3-8b, or -m pocket, which is already "
-    "here",
-    "dataset": SAMPLE,
-}
-_LOCAL = {
-    "model": "the pair that comes with specx needs no network: -m pocket",
-    "dataset": "the texts that come with specx need no network: --data sample",
+#: What else there is for a user without access, without a network or without room.
+INSTEAD: dict[Kind, str] = {
+    "model": "or take another pair: -m qwen3-8b (free for all), -m smollm2-1.7b (small), "
+    "-m pocket (already here)",
+    "dataset": "or take the texts that come with specx: --data sample",
 }
 _BUSY = (408, 429)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -53,8 +45,7 @@ _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 _NOT_OUR_JSON = (ValueError, TypeError, LookupError, AttributeError)
 
 
-@dataclass(frozen=True, slots=True)
-class HubFile:
+class HubFile(NamedTuple):
     """A file as the Hub lists it. ``oid``: SHA-256 (large files), git's SHA-1, or "" (unknown)."""
 
     name: str
@@ -85,7 +76,7 @@ def is_on_hub(repo: str) -> bool:
 
 
 def find(repo: str, revision: str | None, *, offline: bool, kind: Kind = "model") -> Source:
-    """Where ``repo`` lies; the Hub is asked unless it is a model that is here, or ``offline``.
+    """Where ``repo`` is; the Hub is asked unless it is a model that is here, or ``offline``.
 
     Where the Hub is not reached, an earlier download in the cache serves. Raises
     ``ModelUnavailableError``, and ``ResourceError`` when the disk is full.
@@ -101,13 +92,12 @@ def find(repo: str, revision: str | None, *, offline: bool, kind: Kind = "model"
     refused: tuple[type[Exception], ...] = (*failures(), ModelUnavailableError)
     try:
         cached = _cached(repo, revision, kind)
-        if offline:
-            if cached is None:
-                raise not_cached(repo, kind)
+        if offline and cached is None:
+            raise not_cached(repo, kind)
+        if offline and cached is not None:
             return cached
-        ask = functools.partial(_listed, repo, revision, kind)
         # What is cached is as good as an answer that has to be waited for.
-        source = ask() if cached else patiently(ask)
+        source = patiently(lambda: _listed(repo, revision, kind), 1 if cached else ATTEMPTS)
         _remember(source, revision)
         return source
     except refused as error:
@@ -172,9 +162,8 @@ def _cached(repo: str, revision: str | None, kind: Kind) -> Source | None:
 
     validate_repo_id(repo)
     folder, commit = _folder(repo, kind), revision or "main"
-    if ref := _ref(folder, commit):
-        with contextlib.suppress(OSError):
-            commit = ref.read_text("utf-8", errors="replace").strip()
+    with contextlib.suppress(OSError):
+        commit = _ref(folder, commit).read_text("utf-8", errors="replace").strip()
     directory = folder / "snapshots" / commit
     wanted = directory / "config.json" if kind == "model" else directory
     if not _COMMIT.fullmatch(commit) or not wanted.exists():
@@ -188,26 +177,27 @@ def _folder(repo: str, kind: Kind) -> Path:
     return Path(constants.HF_HUB_CACHE, f"{kind}s--{repo.replace('/', '--')}")
 
 
-def _ref(folder: Path, name: str) -> Path | None:
-    """The file that says which commit branch or tag ``name`` is; None for a name that leads out."""
+def _ref(folder: Path, name: str) -> Path:
+    """The file that says which commit ``name`` is; raises ``OSError`` where that leads out."""
     path = Path(name)
-    return None if path.is_absolute() or ".." in path.parts else folder / "refs" / path
+    if path.is_absolute() or ".." in path.parts:
+        raise FileNotFoundError(name)
+    return folder / "refs" / path
 
 
 def _remember(source: Source, revision: str | None) -> None:
     """Note which commit a branch or tag is, as the Hub's client does, for runs without the Hub."""
-    ref = _ref(source.folder, revision or "main")
-    if ref is None or revision == source.commit:
-        return
-    with contextlib.suppress(OSError):
-        if ref.read_text("utf-8", errors="replace") == source.commit:
-            return
-    ref.parent.mkdir(parents=True, exist_ok=True)
-    ref.write_text(source.commit, encoding="utf-8")
+    if revision != source.commit:
+        ref = _ref(source.folder, revision or "main")
+        if not ref.is_file() or ref.read_text("utf-8", errors="replace") != source.commit:
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            ref.write_text(source.commit, encoding="utf-8")
 
 
-def patiently(action: Callable[[], T], kept_bytes: Callable[[], int] = lambda: 0) -> T:
-    """The result of ``action``, tried again after what may pass, up to three times in a row.
+def patiently(
+    action: Callable[[], T], attempts: int = ATTEMPTS, kept_bytes: Callable[[], int] = lambda: 0
+) -> T:
+    """The result of ``action``, tried again after what may pass, up to ``attempts`` times in a row.
 
     ``kept_bytes``: how much of the work is done; much more of it, and the count begins again.
     """
@@ -218,7 +208,7 @@ def patiently(action: Callable[[], T], kept_bytes: Callable[[], int] = lambda: 0
             return action()
         except failures() as error:
             failed = 1 if kept_bytes() - before_bytes >= _WORTH_BYTES else failed + 1
-            if failed == ATTEMPTS or not is_passing(error):
+            if failed >= attempts or not is_passing(error):
                 raise
         time.sleep(PAUSES_S[failed - 1])
 
@@ -256,30 +246,31 @@ def refusal(error: Exception, repo: str, kind: Kind, revision: str | None) -> Sp
     from huggingface_hub import constants, errors
 
     is_data, what = kind == "dataset", _named(repo, kind)
-    page = f"{_SITE}/{'datasets/' if is_data else ''}{repo}"
-    reason = ""
-    hints: tuple[str, ...] = ()
+    page = f"https://huggingface.co/{'datasets/' if is_data else ''}{repo}"
+    failed = f"{what} cannot be fetched"
     match error:
         case errors.GatedRepoError():
-            message, reason = f"{what} is gated", "its owner wants you to accept terms first"
-            hints = (f"accept them on {page}, then run: {_LOG_IN}", _OPEN[kind])
+            reason = "its owner wants you to accept terms first"
+            hint = f"accept them on {page}, then run: {_LOG_IN}"
+            return _refused(f"{what} is gated", reason, hint, INSTEAD[kind])
         case errors.RevisionNotFoundError():
-            message = f"{what} has no revision {revision or 'main'}"
-            hints = (f"revisions are listed on {page}/commits/main",)
+            hint = f"revisions are listed on {page}/commits/main"
+            return _refused(f"{what} has no revision {revision or 'main'}", "", hint)
         case errors.RepositoryNotFoundError():
             message = f"{repo} is not on the Hub"
             if is_data:
                 message = f"there is neither a file {repo} nor a data set of that name on the Hub"
-            hints = (f"check the spelling: {page}", f"if it is private, run: {_LOG_IN}")
+            hint = f"check the spelling: {page}"
+            return _refused(message, "", hint, f"if it is private, run: {_LOG_IN}")
         case errors.HFValidationError():
             kinds = ("a directory nor a Hub repository's name", "a file nor a data set's name")
-            message = f"{repo} is neither {kinds[is_data]}"
+            return _refused(f"{repo} is neither {kinds[is_data]}", "")
         case errors.HfHubHTTPError(response=answer):
-            message = f"{what} cannot be fetched"
             reason = f"the Hub answers {answer.status_code} {answer.reason_phrase}".rstrip()
             is_login = answer.status_code in (401, 403)
-            first = f"log in again: {_LOG_IN}" if is_login else "try again later"
-            hints = (first, "what was fetched before runs without the Hub: --offline")
+            hint = f"log in again: {_LOG_IN}" if is_login else "try again later"
+            more = "what was fetched before runs without the Hub: --offline"
+            return _refused(failed, reason, hint, more)
         case errors.EntryNotFoundError() | errors.OfflineModeIsEnabled():
             return not_cached(repo, kind)
         case _ if _is_network(error):
@@ -288,34 +279,33 @@ def refusal(error: Exception, repo: str, kind: Kind, revision: str | None) -> Sp
             hints = ("point HF_HOME to a larger disk",)
             return ResourceError(f"the disk is full while fetching {what}", hints=hints)
         case OSError(errno=code, strerror=str(said)) if code in _READ_ONLY:
-            message, reason = f"{what} cannot be stored in {constants.HF_HUB_CACHE}", said.lower()
-            hints = ("point HF_HOME to a directory that you may write to",)
-        case _:
-            message, reason = f"{what} cannot be fetched", summary(error)
-    return ModelUnavailableError(message, reason=reason, hints=hints)
+            message = f"{what} cannot be stored in {constants.HF_HUB_CACHE}"
+            hint = "point HF_HOME to a directory that you may write to"
+            return _refused(message, said.lower(), hint)
+    return _refused(failed, summary(error))
 
 
 def not_cached(repo: str, kind: Kind, reason: str = "") -> ModelUnavailableError:
     """Nothing on this disk, and no way to get it."""
-    return ModelUnavailableError(
-        f"{_named(repo, kind)} is not in the local cache, and the Hub was not reached",
-        reason=reason,
-        hints=["run once with a network and without --offline to fetch it", _LOCAL[kind]],
-    )
+    message = f"{_named(repo, kind)} is not in the local cache, and the Hub was not reached"
+    hint = "run once with a network and without --offline to fetch it"
+    return _refused(message, reason, hint, INSTEAD[kind])
 
 
 def no_hub(what: str, reason: str) -> ModelUnavailableError:
     """Something answers, and it is no Hub: a network's login page, a proxy, a wrong address."""
     from huggingface_hub import constants
 
-    return ModelUnavailableError(
+    return _refused(
         f"{what} cannot be fetched",
-        reason=f"{constants.ENDPOINT} does not answer as the Hub does: {reason}",
-        hints=[
-            "open a page in a browser: the network may want a login first",
-            "check HF_ENDPOINT and the proxy settings, if they are set",
-        ],
+        f"{constants.ENDPOINT} does not answer as the Hub does: {reason}",
+        "open a page in a browser: the network may want a login first",
+        "check HF_ENDPOINT and the proxy settings, if they are set",
     )
+
+
+def _refused(message: str, reason: str, *hints: str) -> ModelUnavailableError:
+    return ModelUnavailableError(message, reason=reason, hints=hints)
 
 
 def _named(repo: str, kind: Kind) -> str:
