@@ -196,9 +196,10 @@ def _chosen_layers(
             return as_is, ""
         is_counted_here = max(as_is) + 1 >= layers
         chosen = as_is if is_counted_here else tuple(i + 1 for i in as_is)
+        as_listed, taken = (", ".join(map(str, each)) for each in (as_is, chosen))
         return chosen, (
-            f"the head lists the layers {listed(as_is)}: taken as the inputs of layers "
-            f"{listed(chosen)}; --set draft.head.feature_layers overrides it"
+            f"the head lists the layers {as_listed}: taken as the inputs of layers {taken}; "
+            "--set draft.head.feature_layers overrides it"
         )
     if layers < _FEWEST_LAYERS:
         raise PairError(
@@ -246,11 +247,6 @@ def position_limit(longest: int, scaling: object) -> int:
     if kind == "yarn" and isinstance(original, int):
         return max(longest, int(original * factor))
     return longest  # llama3's is included already
-
-
-def listed(layers: tuple[int, ...]) -> str:
-    """Their numbers for a message."""
-    return ", ".join(map(str, layers))
 
 
 def _layer_list(value: object) -> tuple[int, ...]:

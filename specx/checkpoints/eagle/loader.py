@@ -15,7 +15,6 @@ from specx.checkpoints.eagle.config import (
     check_kind,
     feature_layers,
     layer_config,
-    listed,
     read_head,
     rotation,
 )
@@ -107,96 +106,70 @@ class _Reader:
     def _shape(self, generation: Generation) -> HeadShapeSpec:
         """Of the tensors. The config's head_dim is not asked: some heads were trained with
         hidden_size / heads."""
-        heads = self.facts.heads
+        heads, wide, said = self.facts.heads, self.target.shape.hidden, self.facts.target_hidden
         rows, _ = self._size(f"{LAYER}self_attn.q_proj")
         keys, _ = self._size(f"{LAYER}self_attn.k_proj")
+        hidden, inputs = self._size("fc")
         width = rows // heads
         if rows % heads or width % 2:
             raise ModelError(f"num_attention_heads is {heads}, and q_proj has {rows} rows")
         if keys % width or heads % (keys // width):
             name = f"{LAYER}self_attn.k_proj.weight"
             raise ModelError(f"{name} has {keys} rows for {heads} heads of {width}")
+        if said not in (None, wide):
+            raise self._foreign(f"it reads states of width {said}, and the target's have {wide}")
+        is_first = generation == 1
+        if (hidden, inputs) != (wide, 2 * wide) if is_first else inputs % wide:
+            asked = f"{wide}x{2 * wide}" if is_first else f"a multiple of {wide} columns"
+            raise self._foreign(f"fc.weight is {hidden}x{inputs}, and the target asks for {asked}")
         return HeadShapeSpec.model_construct(  # a file may go beyond what presets can say
-            hidden=self._size("fc")[0],
+            hidden=hidden,
             mlp=self._size(f"{LAYER}mlp.gate_proj")[0],
             heads=heads,
             kv_heads=keys // width,
             head_dim=width,
             vocabulary=self._own_rows or self.target.shape.vocabulary,
-            features=self._features(generation),
+            features=1 if is_first else inputs // wide,
             bias="fc.bias" in self.tensors,
         )
-
-    def _features(self, generation: Generation) -> int:
-        """How many of the target's states the head reads at a position."""
-        wide, declared = self.target.shape.hidden, self.facts.target_hidden
-        hidden, inputs = self._size("fc")
-        if declared is not None and declared != wide:
-            reason = f"it reads states of width {declared}, and the target's have {wide}"
-        elif generation == 1 and (hidden, inputs) != (wide, 2 * wide):
-            reason = f"fc.weight is {hidden}x{inputs}, and the target asks for {wide}x{2 * wide}"
-        elif generation == 3 and inputs % wide:
-            reason = f"fc.weight reads {inputs} numbers, no multiple of the target's {wide}"
-        else:
-            return 1 if generation == 1 else inputs // wide
-        raise self._foreign(reason)
 
     def _check_vocabulary(self, shape: HeadShapeSpec, known_tokens: int) -> None:
         """The head's own embedding must know every token; without one the target's must fit. A
         head without an output matrix uses the target's, of all its words."""
-        tensors, target, own = self.tensors, self.target.shape, self._own_rows
+        tensors, own, rows = self.tensors, self._own_rows, self.target.shape.vocabulary
         embedding, table = tensors.get("embed_tokens.weight"), tensors.get("d2t")
-        fits = shape.hidden == target.hidden
+        fits = shape.hidden == self.target.shape.hidden
         if embedding is None and not fits:
-            reason = f"the target's has width {target.hidden}, not {shape.hidden}"
+            reason = f"the target's has width {self.target.shape.hidden}, not {shape.hidden}"
             raise ModelError("embed_tokens.weight is missing", reason=reason)
-        if embedding is not None and len(embedding) < min(known_tokens, target.vocabulary):
+        if embedding is not None and len(embedding) < min(known_tokens, rows):
             reason = f"embed_tokens.weight has {len(embedding)} rows for {known_tokens} tokens"
             raise self._foreign(reason)
-        if not own:
-            rows = target.vocabulary
+        if own > rows:
+            reason = f"lm_head.weight has {own} rows, and the target's vocabulary {rows}"
+            raise self._foreign(reason)
+        if own and table is not None:
+            check_table(table, tensors.get("t2d"), own, rows)
+        elif own not in (0, rows):
+            reason = f"lm_head.weight has {own} of the target's {rows} rows"
+            raise ModelError("d2t is missing", reason=reason)
+        elif not own:
             is_smaller = table is not None and (table.shape != (rows,) or bool(table.any()))
             said = self.raw.get("draft_vocab_size") if self.spec.kind == "eagle3" else None
             if not fits or is_smaller or said not in (None, rows):
                 raise ModelError("lm_head.weight is missing")
-        elif own > target.vocabulary:
-            reason = f"lm_head.weight has {own} rows, and the target's vocabulary"
-            raise self._foreign(f"{reason} {target.vocabulary}")
-        elif table is not None:
-            check_table(table, tensors.get("t2d"), own, target.vocabulary)
-        elif own != target.vocabulary:
-            reason = f"lm_head.weight has {own} of the target's {target.vocabulary} rows"
-            raise ModelError("d2t is missing", reason=reason)
 
     def _note_differences(self, shape: HeadShapeSpec) -> None:
-        """The tensors decide; what the config says otherwise is noted. A preset's shape is only
-        what stand-in weights are made of."""
-        layer, draft = layer_config(self.raw), self.spec.head_shape
-        found = {
-            "hidden_size": shape.hidden,
-            "intermediate_size": shape.mlp,
-            "num_key_value_heads": shape.kv_heads,
-            "head_dim": shape.head_dim,
-        }
-        said: dict[str, Any] = {name: layer.get(name) for name in found}
-        if self._own_rows:
-            found["draft_vocab_size"] = shape.vocabulary
-            said["draft_vocab_size"] = self.raw.get("draft_vocab_size")
-        wrong = [
-            f"{name} {repr(said[name])[:40]}, not {found[name]}"
-            for name in found
-            if said[name] not in (None, found[name])
-        ]
-        if wrong:
-            repo = self.spec.repo
-            self._note(f"the config.json of {repo} says {', '.join(wrong)}: weights decide")
-        sizes = shape.model_dump()
-        if draft is not None and (names := draft.differences(sizes)):
-            wrong = [f"{name} {getattr(draft, name)}, the file has {sizes[name]}" for name in names]
-            self._note(
-                f"the preset's draft.head_shape says {', '.join(wrong)}: "
-                "stand-in measurements of this preset are off"
-            )
+        """The tensors decide; what the config says otherwise is noted."""
+        said = {name: getattr(self.facts, name) for name in ("hidden", "mlp", "kv_heads")}
+        layer = layer_config(self.raw)
+        if layer.get("head_dim") is not None:
+            said["head_dim"] = self.facts.head_dim
+        if self._own_rows and self.raw.get("draft_vocab_size") is not None:
+            said["vocabulary"] = self.facts.draft_vocabulary
+        if wrong := shape.differences(said):
+            listed = ", ".join(f"{name} {said[name]}, not {getattr(shape, name)}" for name in wrong)
+            self._note(f"the config.json of {self.spec.repo} says {listed}: weights decide")
 
     def _residual_is_normed(self) -> bool:
         head = self.spec.head
@@ -212,14 +185,12 @@ class _Reader:
 
     def _feature_layers(self, count: int) -> tuple[int, ...]:
         """Which layers' inputs the head reads; as many as ``fc`` takes."""
-        layers = self.target.shape.layers
         override = self.spec.head.feature_layers if self.spec.head else None
-        chosen, note = feature_layers(self.raw, layers, override)
+        chosen, note = feature_layers(self.raw, self.target.shape.layers, override)
         if len(chosen) != count:
             raise PairError(
-                f"{self.spec.repo} does not fit a target of {layers} layers",
-                reason=f"fc.weight reads {count} of its states, and the layers are "
-                f"{listed(chosen)}",
+                f"{self.spec.repo} does not fit the layers that it reads",
+                reason=f"fc.weight reads {count}, and they are {', '.join(map(str, chosen))}",
                 hints=["name them: --set draft.head.feature_layers=[2, 16, 29]"],
             )
         self._note(note)
