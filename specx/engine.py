@@ -4,6 +4,7 @@ In: a preset and prompts. Out: events and results. It knows files only through `
 screen.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -213,7 +214,8 @@ class Engine:
         sampling: SamplingConfig,
     ) -> float | None:
         """How much better the target scores the first token of ``pair`` after ``before`` than the
-        second (None: the end of the text); None where it does not know one of them."""
+        second (None: the end of the text); None where it does not know one of them, or a filter
+        has removed one."""
         end = min(self._end_tokens, default=None)
         expected, got = (end if token is None else token for token in pair)
         known = range(self.target.shape.vocabulary)
@@ -232,7 +234,8 @@ class Engine:
         seen = torch.zeros_like(logits, dtype=torch.bool)
         seen[0, tokens] = True
         scores = Sampler(sampling).scores(logits, position, seen)[0]
-        return float(scores[expected] - scores[got])
+        margin = float(scores[expected] - scores[got])
+        return margin if math.isfinite(margin) else None
 
     def _check(self, prompt: Prompt, mode: str, max_tokens: int) -> None:
         if mode not in MODES:

@@ -2,13 +2,15 @@
 the kernel cache. Only ``environment`` needs torch, which is loaded by then.
 """
 
+import contextlib
 import functools
 import os
 import platform
 import subprocess
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 from typing_extensions import TypedDict
 
@@ -49,19 +51,37 @@ def environment(device: str) -> Environment:
     }
 
 
-def keep_compiled(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Let Triton keep what it compiles where the next run finds it.
+def user_folder(
+    kind: Literal["cache", "config", "state"], environ: Mapping[str, str] = os.environ
+) -> Path | None:
+    """Where specx keeps its own files of a kind; ``SPECX_CACHE_DIR`` and the like move it.
 
-    Below ``SPECX_CACHE_DIR``, else in the user's cache folder. A variable that the user has set
-    wins, and where nothing can be written Triton's default remains. Makes no folder.
+    None where there is no home: HOME is unset for an unknown user, relative, or anything else.
     """
     import platformdirs
 
-    given = environ.get("SPECX_CACHE_DIR")
-    root = (Path(given) if given else platformdirs.user_cache_path("specx")).absolute()
-    existing = next(each for each in (root, *root.parents) if each.exists())
-    if existing.is_dir() and os.access(existing, os.W_OK):
-        environ["TRITON_CACHE_DIR"] = environ.get("TRITON_CACHE_DIR") or str(root / "triton")
+    if given := environ.get(f"SPECX_{kind.upper()}_DIR"):
+        return Path(given)
+    try:
+        return Path(getattr(platformdirs, f"user_{kind}_path")("specx"))
+    except RuntimeError:
+        return None
+
+
+def keep_compiled(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Let Triton keep what it compiles where the next run finds it.
+
+    In the user's cache folder. A variable that the user has set wins, and where nothing can be
+    written Triton's default remains. Makes no folder.
+    """
+    folder = user_folder("cache", environ)
+    if folder is None:
+        return
+    with contextlib.suppress(OSError):  # a relative folder, and a working directory that is gone
+        root = folder.absolute()
+        existing = next(each for each in (root, *root.parents) if os.path.exists(each))
+        if os.path.isdir(existing) and os.access(existing, os.W_OK):
+            environ["TRITON_CACHE_DIR"] = environ.get("TRITON_CACHE_DIR") or str(root / "triton")
 
 
 def driver_version() -> str | None:

@@ -306,6 +306,16 @@ class TestStopStrings:
         tokens = TOKENIZER.encode("a😀b")
         assert "".join(streamed(tokens, ("😀",))) == "a"
 
+    @pytest.mark.parametrize("size", [1, 3])
+    def test_a_stop_that_names_a_special_token(self, size: int) -> None:
+        """Regression: special tokens have no text, so such a stop never matched."""
+        whole = [*TOKENIZER.encode("one"), TOKENIZER.eos_id or 0, *TOKENIZER.encode("two")]
+        stream = TextStream(TOKENIZER, (EOS,))
+        steps = (whole[at : at + size] for at in range(0, len(whole), size))
+        assert "".join(map(stream.push, steps)) + stream.finish() == "one"
+        assert stream.is_stopped
+        assert stream.consumed == whole.index(TOKENIZER.eos_id) + 1
+
     def test_an_empty_stop_is_none(self) -> None:
         stream = TextStream(TOKENIZER, ("",))
         assert stream.push(TOKENIZER.encode("abc")) == "abc"

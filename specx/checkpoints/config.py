@@ -66,6 +66,9 @@ _QUANTISED = ("quantization_config", "compression_config", "quantization")
 _QWEN_WINDOW = 4096  # where the config does not say
 _HEADS, _KV_HEADS = "num_attention_heads", "num_key_value_heads"
 
+#: Beside whole weights, or instead of them: a low-rank change of another model (LoRA).
+ADAPTER = "adapter_config.json"
+
 #: What transformers, tokenizers and json raise for a damaged file; each is a builtin.
 DAMAGE = (
     OSError,
@@ -104,6 +107,11 @@ def read_config(directory: Path) -> ModelConfig:
     Raises ``ModelError`` for a missing or damaged file and for what ``model_config`` refuses.
     """
     path, generation = directory / "config.json", directory / "generation_config.json"
+    if not path.is_file() and (directory / ADAPTER).is_file():
+        base = read_json(directory / ADAPTER).get("base_model_name_or_path")
+        hint = "merge it with peft's merge_and_unload(), and give the directory of the result"
+        reason = f"it changes the weights of {str(base)[:80]}" if base else ""
+        raise ModelError(f"{directory} is a LoRA adapter, no model", reason=reason, hints=[hint])
     raw = read_json(path)
     with naming(path):
         config = model_config(raw)

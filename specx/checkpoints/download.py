@@ -6,9 +6,9 @@ transfer has brought and compares no digest. No file is shown before its digest 
 """
 
 import contextlib
-import fnmatch
 import hashlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specx.checkpoints.config import summary
+from specx.checkpoints.config import ADAPTER, summary
 from specx.checkpoints.repository import (
     ATTEMPTS,
     INSTEAD,
@@ -32,15 +32,9 @@ from specx.checkpoints.repository import (
 from specx.checkpoints.weights import choose_entry, is_pickled, is_plain_name, shards
 from specx.errors import ModelError, ModelUnavailableError, ResourceError, size
 
-_METADATA = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template*",
+_METADATA = re.compile(
+    r"(generation_|adapter_)?config\.json|(special_tokens_map|added_tokens|vocab)\.json|merges\.txt"
+    r"|(tokenizer|chat_template).*"
 )
 _SPARE_BYTES = 64 << 20  # what a file system needs for itself, and locks, links and logs
 _STOPPED = (
@@ -190,20 +184,23 @@ def free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
-def pickle_notice(source: Source) -> str:
-    """What to say where ``source`` has pickles for weights; "" where it has safetensors."""
-    names = source.files or {path.name for path in source.directory.iterdir()}
-    entry = choose_entry(names)
-    if entry is None or not is_pickled(entry):
-        return ""
-    return f"{source.repo} has no safetensors: pickles are read, code in them is not run"
+def file_notes(source: Source) -> list[str]:
+    """What to say of a model's files: pickles for weights, and LoRA files beside whole weights,
+    which other programs may mix in."""
+    names = set(source.files or {path.name for path in source.directory.iterdir()})
+    notes = []
+    if is_pickled(choose_entry(names) or ""):
+        notes = [f"{source.repo} has no safetensors: pickles are read, code in them is not run"]
+    if ADAPTER in names:
+        notes += [f"{source.repo} has a LoRA adapter beside its weights: they are run without it"]
+    return notes
 
 
 def _metadata(source: Source) -> list[WantedFile]:
     return [
         WantedFile(source, file)
         for file in (source.files or {}).values()
-        if is_plain_name(file.name) and any(fnmatch.fnmatch(file.name, p) for p in _METADATA)
+        if is_plain_name(file.name) and _METADATA.fullmatch(file.name)
     ]
 
 

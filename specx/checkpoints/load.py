@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from specx.checkpoints.check_pair import PairFiles, examine
 from specx.checkpoints.config import ModelConfig, summary
-from specx.checkpoints.download import Notice, fetch, fetch_metadata, pickle_notice, plan, tell
+from specx.checkpoints.download import Notice, fetch, fetch_metadata, file_notes, plan, tell
 from specx.checkpoints.eagle.loader import LoadedHead, load_head
 from specx.checkpoints.repository import Source, find, is_on_hub
 from specx.checkpoints.tokenizer import Tokenizer
@@ -34,6 +34,11 @@ class LoadedModel:
 
     config: ModelConfig
     tensors: "dict[str, torch.Tensor]" = field(repr=False)
+
+    @property
+    def is_untied(self) -> bool:
+        """Whether the file has an output matrix of its own, against the word of its config."""
+        return self.config.is_tied and "lm_head.weight" in self.tensors
 
     def separate(self) -> "dict[str, torch.Tensor]":
         """Views of the tensors under the names of files, without a leading ``model.``."""
@@ -69,18 +74,21 @@ def load_pair(preset: Preset, *, device: str, dtype: str, offline: bool) -> Mode
     )
     files, sources = located(preset, offline=offline)
     fetch_weights(files, sources)
-    notes = tuple(filter(None, map(pickle_notice, sources)))
+    notes = [note for source in sources for note in file_notes(source)]
     draft: LoadedModel | LoadedHead | None = None
     if files.head_config is not None and files.draft_dir is not None:
         known = len(files.tokenizer)
         draft = load_head(files.draft_dir, preset.draft, files.target_config, known)
         notes += draft.notes
-    for note in notes:
-        tell(Notice(note))
-    if files.draft_dir is not None and files.draft_config is not None:
+    elif files.draft_dir is not None and files.draft_config is not None:
         draft = _load_model(files.draft_dir, files.draft_config, draft_dtype, device)
     target = _load_model(files.target_dir, files.target_config, target_dtype, device)
-    return ModelPair(target, draft, files.tokenizer, notes)
+    for model, spec in ((target, preset.target), (draft, preset.draft)):
+        if isinstance(model, LoadedModel) and model.is_untied:
+            notes.append(f"{spec.repo} says that it is tied, but has an lm_head of its own: used")
+    for note in notes:
+        tell(Notice(note))
+    return ModelPair(target, draft, files.tokenizer, tuple(notes))
 
 
 def fetch_weights(files: PairFiles, sources: Sequence[Source]) -> None:

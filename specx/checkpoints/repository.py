@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -38,6 +39,7 @@ INSTEAD: dict[Kind, str] = {
     "-m pocket (already here)",
     "dataset": "or take the texts that come with specx: --data sample",
 }
+_OF_CONNECTIONS = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _BUSY = (408, 429)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -126,9 +128,33 @@ def _local(repo: str) -> Source | None:
     return None
 
 
+def _check_client(what: str) -> None:
+    """Raise ``ModelUnavailableError`` where the environment lets no connection be prepared."""
+    from huggingface_hub import errors, get_token
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    http = import_module(errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
+    names = [name for name in os.environ if name.upper() in _OF_CONNECTIONS and os.environ[name]]
+    hints = [f"check {', '.join(names)}"] if names else []
+    reason = ""
+    try:
+        get_session()
+        if not (get_token() or "").isascii():
+            reason = "the access token has characters that no token has"
+            hints = [f"check HF_TOKEN, or log in again: {_LOG_IN}"]
+    except ImportError:  # of what only some proxies need
+        reason = "a SOCKS proxy is set, and the package socksio is not installed"
+        hints = ["pip install socksio", *hints]
+    except (OSError, ValueError, http.InvalidURL) as error:  # a wrong proxy or certificate file
+        reason = f"no connection can be prepared: {summary(error)}"
+    if reason:
+        raise ModelUnavailableError(f"{what} cannot be fetched", reason=reason, hints=hints)
+
+
 def _listed(repo: str, revision: str | None, kind: Kind) -> Source:
     from huggingface_hub import HfApi
 
+    _check_client(_named(repo, kind))
     hub = HfApi()
     about = hub.dataset_info if kind == "dataset" else hub.model_info
     try:

@@ -1,7 +1,6 @@
 """``specx bench``: speed over prompt length, measured so that it can be believed and rerun."""
 
 import datetime
-import os
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,6 +39,7 @@ from specx.cli.output_file import Sink
 from specx.cli.result_json import dumps
 from specx.cli.settings import chosen_presets, parse_assignments
 from specx.cli.signals import Interrupts, Stopped
+from specx.environment import user_folder
 from specx.errors import SpecxError, UsageError
 
 if TYPE_CHECKING:
@@ -311,12 +311,13 @@ def _load(setup: "Setup", interrupts: Interrupts, name: str) -> "Subject":
 
 
 def _journal(request: BenchRequest, setup: "Setup") -> "Journal":
-    import platformdirs
-
     from specx.bench.journal import Journal, newest
 
-    state = os.environ.get("SPECX_STATE_DIR") or platformdirs.user_state_path("specx")
-    directory = Path(state) / "bench"
+    state = user_folder("state")
+    if state is None:
+        hint = "name a folder: SPECX_STATE_DIR=/tmp/specx"
+        raise UsageError("there is no place for the journal", reason="no home", hints=[hint])
+    directory = state / "bench"
     if request.resume is not None:
         path = newest(directory) if request.resume == "last" else Path(request.resume)
         if path is None:

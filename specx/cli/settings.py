@@ -8,7 +8,7 @@ from typing import Any
 
 from specx.cli.options import RunRequest, Sources
 from specx.core.config import Mode, SamplingConfig
-from specx.errors import UsageError
+from specx.errors import UsageError, is_text
 from specx.preset.preset import Preset, load_preset
 
 # Keys of a preset that are listed as options, or that decide nothing.
@@ -67,6 +67,8 @@ def resolve(
         raise UsageError(f"--max-tokens must be ≥ 1, not {max_tokens}")
     if "" in request.stop:
         raise UsageError("--stop must not be empty", reason="every text contains the empty text")
+    if not all(map(is_text, request.stop)):
+        raise UsageError("--stop is not UTF-8", reason="so no text of a model can contain it")
     return Settings(
         preset=preset,
         mode=request.mode or preset.mode,

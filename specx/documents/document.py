@@ -45,6 +45,7 @@ _FORMATS = (
     (b"PK\x03\x04", _EPUB, "an EPUB book", "pandoc -t plain {name}"),
     (b"PK\x03\x04", b"", "a ZIP archive", "unzip -p {name}"),
 )
+_UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -148,16 +149,25 @@ def _refuse_formats(raw: bytes, what: str, name: str) -> None:
 
 
 def _refuse_binary(raw: bytes, what: str) -> None:
+    if raw.startswith(_UTF32_MARKS):  # before UTF-16, whose mark the one of them begins with
+        raise DocumentError(f"{what} is UTF-32 text, not UTF-8", hints=["add --encoding utf-32"])
     if raw.startswith(_UTF16_MARKS):
         raise DocumentError(f"{what} is UTF-16 text, not UTF-8", hints=["add --encoding utf-16"])
     if b"\0" in raw:
-        start = raw[:1000]
-        is_wide = start[1::2].count(0) > len(start) // 4  # every other byte, as in UTF-16
+        wide = _wide(raw[:1000])
         raise DocumentError(
             f"{what} is binary data, not text",
             reason=f"there is a NUL byte at offset {raw.index(0):,}",
-            hints=["if it is UTF-16 text, add --encoding utf-16-le"] if is_wide else [],
+            hints=[f"if it is {wide.upper()} text, add --encoding {wide}"] if wide else [],
         )
+
+
+def _wide(start: bytes) -> str:
+    """The encoding of two or four bytes a sign that the places of zeros suggest; "" for none."""
+    zeros = [start[at::4].count(0) > len(start) // 6 for at in range(4)]
+    shapes = {(0, 1, 1, 1): "utf-32-le", (1, 1, 1, 0): "utf-32-be"}
+    shapes |= {(0, 1, 0, 1): "utf-16-le", (1, 0, 1, 0): "utf-16-be"}
+    return shapes.get(tuple(map(int, zeros)), "")  # type: ignore[arg-type]
 
 
 def _undecodable(raw: bytes, what: str, error: UnicodeDecodeError, codec: str) -> DocumentError:

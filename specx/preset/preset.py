@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import platformdirs
 import yaml
 from pydantic import Field, model_validator
 
 from specx.core.config import Mode, RetrievalConfig, SamplingConfig, TreeConfig
+from specx.environment import user_folder
 from specx.errors import UsageError
 from specx.preset.sections import (
     WITH_WEIGHTS,
@@ -174,10 +174,12 @@ def available_presets() -> list[PresetEntry]:
     return [_described(entry) for _, entry in sorted(_entries().items())]
 
 
-def user_preset_dir() -> Path:
-    """The folder of the user's presets; ``SPECX_CONFIG_DIR`` moves it."""
-    override = os.environ.get("SPECX_CONFIG_DIR")
-    return (Path(override) if override else platformdirs.user_config_path("specx")) / "presets"
+def user_preset_files() -> list[Path]:
+    """The user's presets; none where the folder is missing or may not be entered."""
+    folder = user_folder("config")
+    if folder is None or not os.path.isdir(folder / "presets"):
+        return []
+    return sorted((folder / "presets").glob("*.yaml"))
 
 
 def preset_keys() -> tuple[str, ...]:
@@ -215,7 +217,7 @@ def _entries() -> dict[str, PresetEntry]:
     if not shipped.is_dir():
         shipped = package.parent / "presets"
     found: dict[str, PresetEntry] = {}
-    for path in sorted(user_preset_dir().glob("*.yaml")):
+    for path in user_preset_files():
         found[path.stem] = PresetEntry(path.stem, path, "user")
     for path in sorted(shipped.glob("*.yaml")):
         found.setdefault(path.stem, PresetEntry(path.stem, path, "shipped"))

@@ -22,7 +22,6 @@ from specx.preset.preset import (
     load_preset,
     preset_json_schema,
     preset_keys,
-    user_preset_dir,
 )
 
 MINIMAL = {
@@ -183,7 +182,6 @@ class TestLookup:
 
     def test_the_users_preset_comes_before_the_shipped_one(self, user_dir: Path) -> None:
         write(user_dir, "pocket")
-        assert user_preset_dir() == user_dir
         assert load_preset("pocket").target.repo == "owner/big"
         assert find_preset("pocket").origin == "user"
         assert [entry.origin for entry in available_presets() if entry.name == "pocket"] == ["user"]

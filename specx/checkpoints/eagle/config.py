@@ -196,10 +196,9 @@ def _chosen_layers(
             return as_is, ""
         is_counted_here = max(as_is) + 1 >= layers
         chosen = as_is if is_counted_here else tuple(i + 1 for i in as_is)
-        as_listed, taken = (", ".join(map(str, each)) for each in (as_is, chosen))
         return chosen, (
-            f"the head lists the layers {as_listed}: taken as the inputs of layers {taken}; "
-            "--set draft.head.feature_layers overrides it"
+            f"the head lists the layers {_listed(as_is)}: taken as the inputs of layers "
+            f"{_listed(chosen)}; --set draft.head.feature_layers overrides it"
         )
     if layers < _FEWEST_LAYERS:
         raise PairError(
@@ -207,7 +206,10 @@ def _chosen_layers(
             reason=f"the usual three need a target of at least {_FEWEST_LAYERS}",
             hints=["name them in the preset: draft.head.feature_layers"],
         )
-    return formula, ""
+    return formula, (
+        f"the head names no layers: taken are the inputs of layers {_listed(formula)}, as in the "
+        "paper's code; --set draft.head.feature_layers overrides it"
+    )
 
 
 def rotation(layer: Mapping[str, Any], spec: DraftSpec) -> tuple[Rope, str]:
@@ -243,7 +245,7 @@ def position_limit(longest: int, scaling: object) -> int:
         return longest
     if kind in ("linear", "dynamic"):
         return int(longest * factor)
-    original = scaling.get("original_max_position_embeddings")
+    original = scaling.get("original_max_position_embeddings") or longest
     if kind == "yarn" and isinstance(original, int):
         return max(longest, int(original * factor))
     return longest  # llama3's is included already
@@ -254,3 +256,7 @@ def _layer_list(value: object) -> tuple[int, ...]:
     if not isinstance(value, list) or not is_list:
         raise ModelError(_DAMAGED, reason=f"its layers are {str(value)[:60]}")
     return tuple(value)
+
+
+def _listed(layers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, layers))

@@ -46,9 +46,14 @@ def test_what_a_head_is_follows_from_its_tensors(tmp_path: Path, name: str) -> N
     assert config.rope == Rope(base=base)
 
 
+def surprises(head: LoadedHead) -> list[str]:
+    """Its notes but for the one that most published heads cause: they name no layers."""
+    return [note for note in head.notes if "the head names no layers" not in note]
+
+
 @pytest.mark.parametrize("name", SILENT)
 def test_nothing_is_said_about_a_head_that_says_all(tmp_path: Path, name: str) -> None:
-    assert loaded(tmp_path, name)[1].notes == ()
+    assert surprises(loaded(tmp_path, name)[1]) == []
 
 
 def test_ids_of_own_words(tmp_path: Path) -> None:
@@ -71,7 +76,7 @@ def test_the_first_words_of_the_target(tmp_path: Path) -> None:
 
 class TestNotes:
     def one(self, files: HeadFiles, **spec: object) -> str:
-        (note,) = files.write().load(**spec).notes
+        (note,) = surprises(files.write().load(**spec))
         return note
 
     def test_a_nested_list_of_layers(self, tmp_path: Path) -> None:
@@ -86,7 +91,7 @@ class TestNotes:
         assert "does not say norm_before_residual: taken as false" in self.one(files)
         said = files.load(head={"norm_before_residual": True})
         assert said.config.residual_is_normed
-        assert said.notes == ()
+        assert surprises(said) == []
         official = write_head(tmp_path / "official", "official")
         assert not official.load().config.residual_is_normed
 
