@@ -108,14 +108,9 @@ class DownloadPlan:
         return sum(file.size_bytes for file in self.files)
 
     @property
-    def kept_bytes(self) -> int:
-        """What of them was in the cache, begun files included."""
-        return sum(file.kept_bytes for file in self.files)
-
-    @property
     def missing_bytes(self) -> int:
-        """What has to travel."""
-        return self.total_bytes - self.kept_bytes
+        """What had to travel when it was planned."""
+        return sum(file.size_bytes - file.kept_bytes for file in self.files)
 
 
 @contextlib.contextmanager
@@ -229,11 +224,11 @@ def _check_cached(source: Source) -> None:
     names = {path.name for path in source.directory.iterdir()}
     entry = choose_entry(names)
     wanted = shards(source.directory / entry) if entry and entry.endswith(".json") else {}
-    lacking = [f"{name} is" for name in wanted if name not in names]
-    if lacking or not entry:
+    lacking = sorted(wanted.keys() - names) if entry else ["its weights"]
+    if lacking:
         raise ModelUnavailableError(
             f"{source.repo} is only partly in the local cache, and the Hub was not reached",
-            reason=f"{lacking[0] if lacking else 'its weights are'} missing",
+            reason=f"what is missing: {lacking[0]}",
             hints=["run once with a network and without --offline: what is there is kept"],
         )
 
@@ -246,31 +241,27 @@ def _bring(wanted: Sequence[WantedFile], *, is_silent: bool = False) -> None:
     if total_bytes > done_bytes:
         _check_room(total_bytes - done_bytes, missing[0].source)
     for each in missing:
-        before_bytes = done_bytes - each.here_bytes
+        done_bytes -= each.here_bytes
 
-        def report(here_bytes: int, each: WantedFile = each, before: int = before_bytes) -> None:
+        def report(here_bytes: int, each: WantedFile = each, before: int = done_bytes) -> None:
             if not is_silent:
                 tell(Download(each.source.repo, each.name, before + here_bytes, total_bytes))
 
         _fetch_one(each, report)
         report(each.size_bytes)
-        done_bytes = before_bytes + each.size_bytes
+        done_bytes += each.size_bytes
 
 
 def _check_room(needed_bytes: int, source: Source) -> None:
     need_bytes, have_bytes = needed_bytes + _SPARE_BYTES, free_bytes(source.folder)
-    if need_bytes <= have_bytes:
-        return
-    need, have = (f"{n / 2**30:,.1f} GiB" for n in (need_bytes, have_bytes))
-    raise ResourceError(
-        f"there is no room for the download in {source.folder.parent}",
-        reason=f"need {need}, have {have}",
-        hints=[
-            f"free {size(-(-(need_bytes - have_bytes) // 2**20) * 2**20)}",
-            "point HF_HOME to a larger disk",
-            INSTEAD[source.kind],
-        ],
-    )
+    if need_bytes > have_bytes:
+        need, have = (f"{n / 2**30:,.1f} GiB" for n in (need_bytes, have_bytes))
+        short = size(-(-(need_bytes - have_bytes) // 2**20) * 2**20)
+        raise ResourceError(
+            f"there is no room for the download in {source.folder.parent}",
+            reason=f"need {need}, have {have}",
+            hints=[f"free {short}", "point HF_HOME to a larger disk", INSTEAD[source.kind]],
+        )
 
 
 def _fetch_one(wanted: WantedFile, on_size: Callable[[int], None]) -> None:
@@ -297,12 +288,10 @@ def _fetch_blob(wanted: WantedFile, on_size: Callable[[int], None]) -> None:
 
     folder, blob = wanted.source.folder, wanted.blob
     lock = folder.parent / ".locks" / folder.name / f"{blob.name}.lock"
-    if blob.is_file():
-        return
     for each in (lock, blob):
         each.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
-        if blob.is_file():  # another process was faster
+        if blob.is_file():  # perhaps another process was faster
             return
         on_size(wanted.here_bytes)
         try:

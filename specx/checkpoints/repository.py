@@ -85,8 +85,7 @@ def find(repo: str, revision: str | None, *, offline: bool, kind: Kind = "model"
     """
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the Hub's client is imported
-    local = _local(repo) if kind == "model" else None
-    if local is not None:
+    if kind == "model" and (local := _local(repo)):
         return local
     from huggingface_hub import errors
 
@@ -94,17 +93,13 @@ def find(repo: str, revision: str | None, *, offline: bool, kind: Kind = "model"
     refused: tuple[type[Exception], ...] = (*failures(), ModelUnavailableError)
     try:
         cached = _cached(repo, revision, kind)
-        if offline and cached is None:
-            raise not_cached(repo, kind)
-        if offline and cached is not None:
-            return cached
+        if offline:
+            raise not_cached(repo, kind)  # unless it is: the handler answers with that
         # What is cached is as good as an answer that has to be waited for.
-        source = patiently(lambda: _listed(repo, revision, kind), 1 if cached else ATTEMPTS)
-        _remember(source, revision)
-        return source
+        return patiently(lambda: _listed(repo, revision, kind), 1 if cached else ATTEMPTS)
     except refused as error:
         # Another commit in the place of a revision that is gone would be another model.
-        if cached is not None and not isinstance(error, errors.RevisionNotFoundError):
+        if cached and not isinstance(error, errors.RevisionNotFoundError):
             return cached
         if isinstance(error, ModelUnavailableError):
             raise
@@ -136,38 +131,40 @@ def _check_client(what: str) -> None:
     http = import_module(errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
     names = [name for name in os.environ if name.upper() in _OF_CONNECTIONS and os.environ[name]]
     hints = [f"check {', '.join(names)}"] if names else []
-    reason = ""
     try:
         get_session()
-        if not (get_token() or "").isascii():
-            reason = "the access token has characters that no token has"
-            hints = [f"check HF_TOKEN, or log in again: {_LOG_IN}"]
+        if (get_token() or "").isascii():
+            return
+        reason = "the access token has characters that no token has"
+        hints = [f"check HF_TOKEN, or log in again: {_LOG_IN}"]
     except ImportError:  # of what only some proxies need
         reason = "a SOCKS proxy is set, and the package socksio is not installed"
         hints = ["pip install socksio", *hints]
     except (OSError, ValueError, http.InvalidURL) as error:  # a wrong proxy or certificate file
         reason = f"no connection can be prepared: {summary(error)}"
-    if reason:
-        raise ModelUnavailableError(f"{what} cannot be fetched", reason=reason, hints=hints)
+    raise _refused(f"{what} cannot be fetched", reason, *hints)
 
 
 def _listed(repo: str, revision: str | None, kind: Kind) -> Source:
     from huggingface_hub import HfApi
 
-    _check_client(_named(repo, kind))
-    hub = HfApi()
+    what, hub, folder = _named(repo, kind), HfApi(), _folder(repo, kind)
+    _check_client(what)
     about = hub.dataset_info if kind == "dataset" else hub.model_info
     try:
         info = about(repo, revision=revision or "main", files_metadata=True)
-        commit = info.sha or ""
-        listed = map(_file, info.siblings or ())
-        files = {file.name: file for file in listed if _is_inside(file.name)}
+        commit, siblings = info.sha or "", info.siblings or ()
+        files = {file.name: file for file in map(_file, siblings) if _is_inside(file.name)}
     except _NOT_OUR_JSON as error:
-        raise no_hub(_named(repo, kind), "it sends no JSON of the Hub's kind") from error
+        raise no_hub(what, "it sends no JSON of the Hub's kind") from error
     if not _COMMIT.fullmatch(commit) or info.siblings is None:
-        raise no_hub(_named(repo, kind), "it lists no files")
-    directory = _folder(repo, kind) / "snapshots" / commit
-    return Source(repo, directory, "hub", commit, files, kind)
+        raise no_hub(what, "it lists no files")
+    if revision != commit:  # noted as the Hub's client does, for runs without the Hub
+        ref = _ref(folder, revision)
+        if not ref.is_file() or ref.read_text("utf-8", errors="replace") != commit:
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            ref.write_text(commit, encoding="utf-8")
+    return Source(repo, folder / "snapshots" / commit, "hub", commit, files, kind)
 
 
 def _file(sibling: "RepoSibling") -> HubFile:
@@ -187,9 +184,9 @@ def _cached(repo: str, revision: str | None, kind: Kind) -> Source | None:
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     validate_repo_id(repo)
-    folder, commit = _folder(repo, kind), revision or "main"
+    folder, commit = _folder(repo, kind), revision or ""
     with contextlib.suppress(OSError):
-        commit = _ref(folder, commit).read_text("utf-8", errors="replace").strip()
+        commit = _ref(folder, revision).read_text("utf-8", errors="replace").strip()
     directory = folder / "snapshots" / commit
     wanted = directory / "config.json" if kind == "model" else directory
     if not _COMMIT.fullmatch(commit) or not wanted.exists():
@@ -203,21 +200,12 @@ def _folder(repo: str, kind: Kind) -> Path:
     return Path(constants.HF_HUB_CACHE, f"{kind}s--{repo.replace('/', '--')}")
 
 
-def _ref(folder: Path, name: str) -> Path:
-    """The file that says which commit ``name`` is; raises ``OSError`` where that leads out."""
-    path = Path(name)
+def _ref(folder: Path, revision: str | None) -> Path:
+    """The file that says which commit it is; raises ``OSError`` for a name that leads out."""
+    path = Path(revision or "main")
     if path.is_absolute() or ".." in path.parts:
-        raise FileNotFoundError(name)
+        raise FileNotFoundError(path)
     return folder / "refs" / path
-
-
-def _remember(source: Source, revision: str | None) -> None:
-    """Note which commit a branch or tag is, as the Hub's client does, for runs without the Hub."""
-    if revision != source.commit:
-        ref = _ref(source.folder, revision or "main")
-        if not ref.is_file() or ref.read_text("utf-8", errors="replace") != source.commit:
-            ref.parent.mkdir(parents=True, exist_ok=True)
-            ref.write_text(source.commit, encoding="utf-8")
 
 
 def patiently(
@@ -243,11 +231,8 @@ def failures() -> tuple[type[Exception], ...]:
     """What the Hub's client raises on purpose; its HTTP library is a detail of its version."""
     from huggingface_hub import errors
 
-    return (
-        errors.HFValidationError,
-        errors.EntryNotFoundError,
-        *errors.HfHubHTTPError.__bases__,  # the HTTP client's base class, whichever, and OSError
-    )  # type: ignore[return-value]
+    bases = errors.HfHubHTTPError.__bases__  # the HTTP client's base class, whichever, and OSError
+    return (errors.HFValidationError, errors.EntryNotFoundError, *bases)  # type: ignore[return-value]
 
 
 def is_passing(error: BaseException) -> bool:

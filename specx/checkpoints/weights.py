@@ -86,13 +86,11 @@ def load_weights(
 
     from specx.core.joined import join
 
-    found = read_tensors(directory)
     tensors = {
         name.removeprefix("model."): tensor
-        for name, tensor in found.items()
+        for _, name, tensor in _read(directory)
         if not name.endswith(_NOT_READ)
     }
-    del found  # so that each part can be freed once it has its place
     if config.is_tied:
         own, table = tensors.get("lm_head.weight"), tensors.get("embed_tokens.weight")
         if own is not None and (table is None or torch.equal(own, table)):
@@ -251,7 +249,7 @@ def _unpickle(path: Path, *, is_mapped: bool) -> "dict[str, torch.Tensor]":
                 hints=["take a repository that has model.safetensors"],
             ) from error
         # PyTorch appends a stack trace of its own and advice to turn the protection off.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = summary(error).partition(". ")[0]
         raise ModelError(f"{path} is damaged", reason=reason) from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} is not supported", reason="it does not map names to tensors")

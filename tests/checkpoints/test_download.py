@@ -174,7 +174,7 @@ class TestPlan:
         assert WEIGHTS not in server.names
         assert before.source.commit == COMMIT
         assert before.missing_bytes == size
-        assert before.kept_bytes == before.total_bytes - size > 0
+        assert before.total_bytes > size
         download.fetch([before])
         assert download.plan(source).missing_bytes == 0
 
