@@ -11,7 +11,7 @@ from typing import Any
 
 from specx.checkpoints.config import ModelConfig, read_config, read_json
 from specx.checkpoints.eagle.config import check_kind, feature_layers, position_limit, read_head
-from specx.checkpoints.rope import rope_parameters
+from specx.checkpoints.fields import rope_parameters
 from specx.checkpoints.tokenizer import Tokenizer, has_tokenizer, is_same_tokenizer, read_tokenizer
 from specx.errors import ModelError, PairError, SpecxError
 from specx.preset.preset import Preset
@@ -75,7 +75,10 @@ def examine(
         draft_dir, draft_config = _model("draft", draft.repo, draft, locate)
         rows = config.shape.vocabulary, draft_config.shape.vocabulary
         about_to("same tokens", "{} and {} rows".format(*rows))
-        own = _own_tokenizer(draft_dir, directory, tokenizer)
+        own: Tokenizer | None = tokenizer
+        if not is_same_tokenizer(directory, draft_dir):
+            # Without one it shares the target's, as pocket/draft does.
+            own = read_tokenizer(draft_dir) if has_tokenizer(draft_dir) else None
         check_pair(tokenizer, own, config, draft_config)
         positions = _positions(draft_config)
         files = PairFiles(directory, config, tokenizer, draft_dir, draft_config)
@@ -99,13 +102,6 @@ def _model(
             hints=[f"correct {role}.shape in the preset, or leave it out"],
         )
     return directory, config
-
-
-def _own_tokenizer(directory: Path, target_dir: Path, target: Tokenizer) -> Tokenizer | None:
-    """The draft's; None: it shares the target's, as pocket/draft does."""
-    if is_same_tokenizer(target_dir, directory):
-        return target
-    return read_tokenizer(directory) if has_tokenizer(directory) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from specx.checkpoints.fields import check_activation, naming, number, whole, wrong
-from specx.checkpoints.rope import read_rope, rope_base, rope_parameters
+from specx.checkpoints import fields
 from specx.core.architecture import DecoderConfig, Rope, Shape
 from specx.errors import ModelError
 
@@ -51,20 +50,13 @@ _ROPE_WHY_NOT = {
     "dynamic": "its rotation changes with the length, so cached keys stop fitting",
     "longrope": "it switches rotations at a length, so cached keys stop fitting",
 }
-#: Field → the most that is believed: a tampered file must not exhaust the machine.
-_SIZES = {
-    "vocab_size": 1 << 22,
-    "hidden_size": 1 << 17,
-    "intermediate_size": 1 << 19,
-    "num_hidden_layers": 1 << 10,
-    "num_attention_heads": 1 << 10,
-    "num_key_value_heads": 1 << 10,
-    "head_dim": 1 << 10,
-    "max_position_embeddings": 1 << 26,
-}
+_HEADS, _KV_HEADS = "num_attention_heads", "num_key_value_heads"
+_POSITIONS = "max_position_embeddings"
+#: The most that is believed: a tampered file must not exhaust the machine.
+_SIZES = dict.fromkeys(("hidden_size", "vocab_size", "intermediate_size", _POSITIONS), 1 << 26)
+_SIZES |= dict.fromkeys(("num_hidden_layers", _HEADS, _KV_HEADS, "head_dim"), 1 << 10)
 _QUANTISED = ("quantization_config", "compression_config", "quantization")
 _QWEN_WINDOW = 4096  # where the config does not say
-_HEADS, _KV_HEADS = "num_attention_heads", "num_key_value_heads"
 
 #: Beside whole weights, or instead of them: a low-rank change of another model (LoRA).
 ADAPTER = "adapter_config.json"
@@ -113,13 +105,13 @@ def read_config(directory: Path) -> ModelConfig:
         reason = f"it changes the weights of {str(base)[:80]}" if base else ""
         raise ModelError(f"{directory} is a LoRA adapter, no model", reason=reason, hints=[hint])
     raw = read_json(path)
-    with naming(path):
+    with fields.naming(path):
         config = model_config(raw)
     if not generation.is_file():
         return config
     # As in transformers the file counts alone: without ids in it, nothing ends the text.
     ends = read_json(generation).get("eos_token_id")
-    with naming(f"{generation} is damaged"):
+    with fields.naming(f"{generation} is damaged"):
         return replace(config, end_tokens=_end_tokens(ends))
 
 
@@ -132,12 +124,14 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
     name = str(raw.get("model_type"))[:80]
     family = _checked_family(raw, name)
     shape, positions = _sizes(raw, name, family)
-    check_activation(raw, f"{name} models")
+    fields.check_activation(raw, f"{name} models")
     # 0 is none at all; stand-in weights can ask for that.
     has_epsilon = raw.get("rms_norm_eps") != 0
     facts = DecoderConfig(
         shape,
-        epsilon=number({"rms_norm_eps": 1e-6, **raw}, "rms_norm_eps", 0, 1) if has_epsilon else 0.0,
+        epsilon=fields.number({"rms_norm_eps": 1e-6, **raw}, "rms_norm_eps", 0, 1)
+        if has_epsilon
+        else 0.0,
         rope=_rope(raw, positions),
         score_scale=shape.head_dim**-0.5,
     )
@@ -164,7 +158,7 @@ def _checked_family(raw: Mapping[str, Any], name: str) -> _Family:
         raise ModelError(f"models of type {name} are not supported", reason=reason)
     classes = raw.get("architectures") or []
     if not isinstance(classes, list):
-        raise wrong("architectures", classes, "it must be a list")
+        raise fields.wrong("architectures", classes, "it must be a list")
     for other in (str(each)[:80] for each in classes):
         if other.lower() != family.architecture.lower():
             reason = f"{family.architecture} is needed"
@@ -194,13 +188,15 @@ def _biased(raw: Mapping[str, Any], family: _Family) -> Iterator[str]:
 def _sizes(raw: Mapping[str, Any], name: str, family: _Family) -> tuple[Shape, int]:
     """All sizes, none of them guessed, and the positions that the model was built for."""
     is_llama = name == "llama"
-    hidden, heads = (whole(raw, each, _SIZES[each]) for each in ("hidden_size", _HEADS))
+    hidden, heads = (fields.whole(raw, each, _SIZES[each]) for each in ("hidden_size", _HEADS))
     otherwise = {"head_dim": family.head_dim or hidden // heads}
     if is_llama:
-        otherwise["max_position_embeddings"] = 2048  # files of its first year leave it out
+        otherwise[_POSITIONS] = 2048  # files of its first year leave it out
     if is_llama or _KV_HEADS in raw:
         otherwise[_KV_HEADS] = heads
-    found = {size: whole(raw, size, most, otherwise.get(size)) for size, most in _SIZES.items()}
+    found = {
+        size: fields.whole(raw, size, most, otherwise.get(size)) for size, most in _SIZES.items()
+    }
     width, groups = found["head_dim"], found[_KV_HEADS]
     has_width = raw.get("head_dim") is not None or family.head_dim is not None
     problem = reason = ""
@@ -226,13 +222,15 @@ def _sizes(raw: Mapping[str, Any], name: str, family: _Family) -> tuple[Shape, i
         hidden=hidden,
         mlp=found["intermediate_size"],
     )
-    return shape, found["max_position_embeddings"]
+    return shape, found[_POSITIONS]
 
 
 def _rope(raw: Mapping[str, Any], positions: int) -> Rope:
-    found = rope_parameters(raw)
+    found = fields.rope_parameters(raw)
     part = {"partial_rotary_factor": raw.get("partial_rotary_factor")}
-    return read_rope(part | dict(found), rope_base(found, raw), positions, _ROPE_WHY_NOT)
+    return fields.read_rope(
+        part | dict(found), fields.rope_base(found, raw), positions, _ROPE_WHY_NOT
+    )
 
 
 def _end_tokens(ends: object) -> frozenset[int]:

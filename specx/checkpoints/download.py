@@ -29,7 +29,7 @@ from specx.checkpoints.repository import (
     patiently,
     refusal,
 )
-from specx.checkpoints.weights import choose_entry, is_pickled, is_plain_name, shards
+from specx.checkpoints.weights import choose_entry, is_plain_name, shards
 from specx.errors import ModelError, ModelUnavailableError, ResourceError, size
 
 _METADATA = re.compile(
@@ -184,7 +184,7 @@ def file_notes(source: Source) -> list[str]:
     which other programs may mix in."""
     names = set(source.files or {path.name for path in source.directory.iterdir()})
     notes = []
-    if is_pickled(choose_entry(names) or ""):
+    if (choose_entry(names) or "").startswith("pytorch"):
         notes = [f"{source.repo} has no safetensors: pickles are read, code in them is not run"]
     if ADAPTER in names:
         notes += [f"{source.repo} has a LoRA adapter beside its weights: they are run without it"]

@@ -41,11 +41,6 @@ def choose_entry(names: Collection[str]) -> str | None:
     return next((name for name in ENTRIES if name in names), None)
 
 
-def is_pickled(entry: str) -> bool:
-    """Whether ``entry``, from ``choose_entry``, stands for pickles."""
-    return entry.startswith("pytorch_model.bin")
-
-
 def is_plain_name(name: str) -> bool:
     """Whether ``name`` is a file in its directory, and can be nothing else on any system."""
     return Path(name).name == name and "\\" not in name and name not in ("", ".", "..")
@@ -249,7 +244,7 @@ def _unpickle(path: Path, *, is_mapped: bool) -> "dict[str, torch.Tensor]":
                 hints=["take a repository that has model.safetensors"],
             ) from error
         # PyTorch appends a stack trace of its own and advice to turn the protection off.
-        reason = summary(error).partition(". ")[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(f"{path} is damaged", reason=reason) from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} is not supported", reason="it does not map names to tensors")

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from specx.checkpoints.fields import check_activation, flag, naming, number, whole
-from specx.checkpoints.rope import DEFAULT_BASE, read_rope, rope_base, rope_parameters
+from specx.checkpoints import fields
 from specx.core.architecture import Rope
 from specx.errors import ModelError, PairError
 from specx.preset.sections import DraftSpec
@@ -25,11 +24,12 @@ _USUAL = {"rms_norm_eps": 1e-6}  # of every published config that leaves it out
 _FEWEST_LAYERS = 7  # below, the three default layers coincide or change their order
 _POSITIONS = 2048  # of nearly every head's training
 #: Owners whose configs name a base that the training did not use.
-_TRAINED_WITH_BASE = {"AngelSlim": DEFAULT_BASE, "TanBaby": DEFAULT_BASE}
+_TRAINED_WITH_BASE = {"AngelSlim": fields.DEFAULT_BASE, "TanBaby": fields.DEFAULT_BASE}
 _DAMAGED = "the head's config.json is damaged"
 _GLIDE = "a GliDe drafter, which attends to the target's cache"
-#: What may be in model_type, speculators_model_type or architectures → what that is.
-_OTHERS = {
+#: What may be in model_type, speculators_model_type, architectures or names of tensors → what has
+#: it.
+OTHERS = {
     "peagle": "a P-EAGLE head",
     "dflash": "a DFlash drafter",
     "dspark": "a DSpark drafter",
@@ -39,6 +39,7 @@ _OTHERS = {
     "mlpspeculator": "an MLP speculator",
     "glide": _GLIDE,
     "longspec": _GLIDE,
+    "cross_attn": _GLIDE,
     "mtp": "a multi-token prediction module",
 }
 #: Fields that only EAGLE-3's configs have.
@@ -78,13 +79,13 @@ def read_head(config: Mapping[str, Any], scaling: Mapping[str, Any] | None = Non
     """
     kind, layer = head_kind(config), layer_config(config)
 
-    def size(name: str, otherwise: int | None = None, fields: Mapping[str, Any] = layer) -> int:
-        return whole(fields, name, _LARGEST, otherwise)
+    def size(name: str, otherwise: int | None = None, place: Mapping[str, Any] = layer) -> int:
+        return fields.whole(place, name, _LARGEST, otherwise)
 
-    with naming(_DAMAGED):
+    with fields.naming(_DAMAGED):
         for name in _FLAGS:
-            flag(config, name)
-        check_activation(layer, "heads")
+            fields.flag(config, name)
+        fields.check_activation(layer, "heads")
         hidden, heads, vocabulary = map(size, ("hidden_size", "num_attention_heads", "vocab_size"))
         own = config.get("draft_vocab_size") or config.get("truncated_vocab_size") or vocabulary
         has_target = config.get("target_hidden_size") is not None
@@ -92,15 +93,15 @@ def read_head(config: Mapping[str, Any], scaling: Mapping[str, Any] | None = Non
         return HeadFacts(
             kind=kind,
             hidden=hidden,
-            target_hidden=size("target_hidden_size", fields=config) if has_target else None,
+            target_hidden=size("target_hidden_size", place=config) if has_target else None,
             mlp=size("intermediate_size"),
             heads=heads,
             kv_heads=size("num_key_value_heads", heads),
             head_dim=size("head_dim", max(1, hidden // heads)),
             vocabulary=vocabulary,
-            draft_vocabulary=size("draft_vocab_size", fields={"draft_vocab_size": own}),
+            draft_vocabulary=size("draft_vocab_size", place={"draft_vocab_size": own}),
             positions=position_limit(longest, scaling or rope_scaling(layer)),
-            epsilon=number(_USUAL | dict(layer), "rms_norm_eps", 0, 1),
+            epsilon=fields.number(_USUAL | dict(layer), "rms_norm_eps", 0, 1),
         )
 
 
@@ -137,7 +138,7 @@ def head_kind(config: Mapping[str, Any]) -> HeadKind | None:
     words = [own, config.get("model_type"), *(classes if isinstance(classes, list) else [])]
     words += [key for key in config if str(key).startswith("medusa_")]
     said = " ".join(word.lower() for word in words if isinstance(word, str))
-    for name, what in _OTHERS.items():
+    for name, what in OTHERS.items():
         if name in said:
             raise other_kind(what)
     if own not in (None, "eagle", "eagle3"):
@@ -168,10 +169,34 @@ def feature_layers(
     """
     nested = config.get("eagle_config")
     nested = nested if isinstance(nested, Mapping) else {}
-    if False in (flag(config, "use_aux_hidden_state"), flag(nested, "use_aux_hidden_state")):
+    if False in (
+        fields.flag(config, "use_aux_hidden_state"),
+        fields.flag(nested, "use_aux_hidden_state"),
+    ):
         message = "the head reads no layers of the target, as those of EAGLE-3 do"
         raise PairError(message, reason="its use_aux_hidden_state is false")
-    chosen, note = _chosen_layers(config.get(LAYER_IDS), nested.get(LAYER_IDS), layers, override)
+    formula, hint, note = (2, layers // 2, layers - 3), "draft.head.feature_layers", ""
+    if override is not None:
+        chosen = override
+    elif config.get(LAYER_IDS) is not None:
+        chosen = _layer_list(config[LAYER_IDS])  # vLLM's: counted as here
+    elif nested.get(LAYER_IDS):
+        as_is = chosen = _layer_list(nested[LAYER_IDS])
+        # SGLang's and ModelOpt's name the layer that makes the state, but not all of them do.
+        if as_is != formula:
+            chosen = as_is if max(as_is) + 1 >= layers else tuple(i + 1 for i in as_is)
+            note = f"lists the layers {_listed(as_is)}: taken as the inputs of layers"
+            note = f"the head {note} {_listed(chosen)}; --set {hint} overrides it"
+    elif layers < _FEWEST_LAYERS:
+        raise PairError(
+            f"the head names no layers, and the target has {layers}",
+            reason=f"the usual three need a target of at least {_FEWEST_LAYERS}",
+            hints=[f"name them in the preset: {hint}"],
+        )
+    else:
+        chosen = formula
+        note = f"the head names no layers: taken are the inputs of layers {_listed(formula)}, "
+        note += f"as in the paper's code; --set {hint} overrides it"
     if max(chosen) >= layers:
         raise PairError(
             f"the head reads the input of layer {max(chosen)}",
@@ -179,37 +204,6 @@ def feature_layers(
             hints=["choose a head that was trained for this target"],
         )
     return chosen, note
-
-
-def _chosen_layers(
-    named: object, nested: object, layers: int, override: tuple[int, ...] | None
-) -> tuple[tuple[int, ...], str]:
-    formula = (2, layers // 2, layers - 3)
-    if override is not None:
-        return override, ""
-    if named is not None:
-        return _layer_list(named), ""  # vLLM's: counted as here
-    if nested:
-        as_is = _layer_list(nested)
-        # SGLang's and ModelOpt's name the layer that makes the state, but not all of them do.
-        if as_is == formula:
-            return as_is, ""
-        is_counted_here = max(as_is) + 1 >= layers
-        chosen = as_is if is_counted_here else tuple(i + 1 for i in as_is)
-        return chosen, (
-            f"the head lists the layers {_listed(as_is)}: taken as the inputs of layers "
-            f"{_listed(chosen)}; --set draft.head.feature_layers overrides it"
-        )
-    if layers < _FEWEST_LAYERS:
-        raise PairError(
-            f"the head names no layers, and the target has {layers}",
-            reason=f"the usual three need a target of at least {_FEWEST_LAYERS}",
-            hints=["name them in the preset: draft.head.feature_layers"],
-        )
-    return formula, (
-        f"the head names no layers: taken are the inputs of layers {_listed(formula)}, as in the "
-        "paper's code; --set draft.head.feature_layers overrides it"
-    )
 
 
 def rotation(layer: Mapping[str, Any], spec: DraftSpec) -> tuple[Rope, str]:
@@ -225,15 +219,15 @@ def rotation(layer: Mapping[str, Any], spec: DraftSpec) -> tuple[Rope, str]:
     base = head.rope_theta if head else None
     if base is None:
         nested = layer.get("rope_parameters")  # where transformers 5 keeps base and stretch
-        said = rope_base(layer, nested if isinstance(nested, Mapping) else {})
+        said = fields.rope_base(layer, nested if isinstance(nested, Mapping) else {})
         base = _TRAINED_WITH_BASE.get((spec.repo or "").partition("/")[0], said)
         if said is not None and base is not None and said != base:
             note = f"{spec.repo} says rope_theta {said:g} but was trained with {base:g}"
     stretch = head.rope_scaling if head else None
-    parameters = rope_parameters(layer) if stretch is None else stretch
-    positions = whole(layer, "max_position_embeddings", _LARGEST, _POSITIONS)
+    parameters = fields.rope_parameters(layer) if stretch is None else stretch
+    positions = fields.whole(layer, "max_position_embeddings", _LARGEST, _POSITIONS)
     # Dynamic changes nothing within the trained length, and no row is beyond it.
-    return read_rope(parameters, base, positions, {"dynamic": "default"}), note
+    return fields.read_rope(parameters, base, positions, {"dynamic": "default"}), note
 
 
 def position_limit(longest: int, scaling: object) -> int:

@@ -7,7 +7,7 @@ In: tensors as a file names them, then the head's sizes. Out: the same under one
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from specx.checkpoints.eagle.config import KIND_NAMES, other_kind
+from specx.checkpoints.eagle.config import KIND_NAMES, OTHERS, other_kind
 from specx.checkpoints.fields import flag
 from specx.checkpoints.weights import by, kind_of, projections
 from specx.errors import ModelError
@@ -38,12 +38,6 @@ _HASS = (
     "input_layernorm",
     "lm_head_layernorm",
 )
-_GLIDE = "a GliDe drafter, which attends to the target's cache"
-_OTHER_KINDS = {  # a name's beginning → what has it
-    "medusa": "Medusa heads",
-    "cross_attn": _GLIDE,
-    f"{LAYER}cross_attn": _GLIDE,
-}
 #: Beginnings and ends of names that come all together or not at all.
 _GROUPS = ((_ATTENTION, ".bias"), (_ATTENTION, "_norm.weight"), ("fc_norm.", ".weight"))
 #: Generation → a flag of the config, and where a tensor must be if it is on; the first of them
@@ -74,8 +68,8 @@ def named(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
             raise ModelError(f"it has two tensors for {name}", reason=f"one is {original}")
         found[name] = tensor
         shown = name[:100]
-        for start, what in _OTHER_KINDS.items():
-            if name.startswith(start):
+        for word, what in OTHERS.items():
+            if word in name:
                 raise other_kind(what, f"it has {shown}")
         if name.startswith(_HASS):
             reason = f"{shown} normalises what EAGLE-1 does not"
