@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from specx.checkpoints import fields
-from specx.core.architecture import DecoderConfig, Rope, Shape
+from specx.core.architecture import DecoderConfig, Shape
 from specx.errors import ModelError
 
 
@@ -55,6 +55,7 @@ _POSITIONS = "max_position_embeddings"
 #: The most that is believed: a tampered file must not exhaust the machine.
 _SIZES = dict.fromkeys(("hidden_size", "vocab_size", "intermediate_size", _POSITIONS), 1 << 26)
 _SIZES |= dict.fromkeys(("num_hidden_layers", _HEADS, _KV_HEADS, "head_dim"), 1 << 10)
+_PART = "partial_rotary_factor"
 _QUANTISED = ("quantization_config", "compression_config", "quantization")
 _QWEN_WINDOW = 4096  # where the config does not say
 
@@ -125,14 +126,15 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
     family = _checked_family(raw, name)
     shape, positions = _sizes(raw, name, family)
     fields.check_activation(raw, f"{name} models")
-    # 0 is none at all; stand-in weights can ask for that.
-    has_epsilon = raw.get("rms_norm_eps") != 0
+    epsilon = 0.0  # none at all; stand-in weights can ask for that
+    if raw.get("rms_norm_eps") != 0:
+        epsilon = fields.number({"rms_norm_eps": 1e-6, **raw}, "rms_norm_eps", 0, 1)
+    rope = fields.rope_parameters(raw)
+    base, part = fields.rope_base(rope, raw), {_PART: raw.get(_PART)}
     facts = DecoderConfig(
         shape,
-        epsilon=fields.number({"rms_norm_eps": 1e-6, **raw}, "rms_norm_eps", 0, 1)
-        if has_epsilon
-        else 0.0,
-        rope=_rope(raw, positions),
+        epsilon=epsilon,
+        rope=fields.read_rope(part | dict(rope), base, positions, _ROPE_WHY_NOT),
         score_scale=shape.head_dim**-0.5,
     )
     return ModelConfig(
@@ -199,20 +201,17 @@ def _sizes(raw: Mapping[str, Any], name: str, family: _Family) -> tuple[Shape, i
     }
     width, groups = found["head_dim"], found[_KV_HEADS]
     has_width = raw.get("head_dim") is not None or family.head_dim is not None
-    problem = reason = ""
+    problem = ""
     if (is_llama or not has_width) and hidden % heads:
         problem = f"hidden_size {hidden} is no multiple of {_HEADS} {heads}"
-        reason = f"{name} models divide it evenly among the heads"
-        reason += "" if is_llama else ", where head_dim is not given"
+        problem += "" if is_llama else f", as {name} models need where head_dim is not given"
     elif width % 2:
-        problem = f"attention heads are {width} wide"
-        reason = "positions rotate the numbers of a head in pairs, so it must be an even number"
+        problem = f"attention heads are {width} wide, and positions rotate pairs of numbers"
     elif heads % groups:
         problem = f"{heads} attention heads cannot share {groups} key/value heads"
-        reason = f"{_HEADS} must be a multiple of {_KV_HEADS}"
     if problem:
         hint = "take the config.json that the weights were published with"
-        raise ModelError(problem, reason=reason, hints=[hint])
+        raise ModelError(problem, hints=[hint])
     shape = Shape(
         layers=found["num_hidden_layers"],
         heads=heads,
@@ -223,14 +222,6 @@ def _sizes(raw: Mapping[str, Any], name: str, family: _Family) -> tuple[Shape, i
         mlp=found["intermediate_size"],
     )
     return shape, found[_POSITIONS]
-
-
-def _rope(raw: Mapping[str, Any], positions: int) -> Rope:
-    found = fields.rope_parameters(raw)
-    part = {"partial_rotary_factor": raw.get("partial_rotary_factor")}
-    return fields.read_rope(
-        part | dict(found), fields.rope_base(found, raw), positions, _ROPE_WHY_NOT
-    )
 
 
 def _end_tokens(ends: object) -> frozenset[int]:

@@ -50,10 +50,7 @@ class LoadedModel:
 @dataclass(frozen=True, slots=True)
 class ModelPair:
     """A loaded pair on one device, to be taken over by whoever runs it. ``draft`` is None without
-    weights of its own; a head has yet to be put beside its target.
-
-    ``notes``: what the user should know about their files.
-    """
+    weights of its own; ``notes`` are what the user should know about their files."""
 
     target: LoadedModel
     draft: "LoadedModel | LoadedHead | None"
@@ -160,7 +157,7 @@ def choose_device(device: str) -> str:
     if kind == "mps" or int(number or 0) >= count:
         raise UsageError(
             f"there is no device {name}",
-            reason=f"torch sees {count} CUDA devices",
+            reason=f"torch sees {count} CUDA devices" if kind == "cuda" else "",
             hints=["use --device cpu"],
         )
     return name

@@ -176,16 +176,18 @@ def projections(shape: "Shape | HeadShapeSpec", inputs: int) -> dict[str, tuple[
 def _read(directory: Path) -> "Iterator[tuple[Path, str, torch.Tensor]]":
     """File, name and tensor of all there are; a shard must have what the index promises of it, and
     nothing that came before."""
+    entry = choose_entry({path.name for path in directory.iterdir()} if directory.is_dir() else ())
+    if entry is None:
+        reason = "nor any other weights in Hugging Face format"
+        raise ModelError(f"{directory} has no model.safetensors", reason=reason)
+    files = shards(directory / entry) if entry.endswith(".json") else {entry: []}
+    for name in files:
+        if not (directory / name).is_file():
+            raise ModelError(f"{directory} is incomplete", reason=f"the shard {name} is missing")
     seen: set[str] = set()
-    for path, promised in _files(directory):
-        with path.open("rb") as file:
-            start = file.read(8)
-        if start == _LFS_POINTER:
-            hint = "fetch the file itself: git lfs pull"
-            raise ModelError(f"{path} is a Git LFS pointer, not weights", hints=[hint])
-        # The name decides what is a pickle, as it does for everybody else.
-        is_safe = path.suffix == ".safetensors"
-        found = _map(path) if is_safe else _unpickle(path, is_mapped=start.startswith(_ZIP))
+    for file, promised in files.items():
+        path = directory / file
+        found = _tensors(path)
         for name in sorted(set(promised) - found.keys()):
             raise ModelError(f"{path} lacks {name}", reason="the index places it there")
         for name in sorted(seen & found.keys()):
@@ -199,26 +201,17 @@ def _read(directory: Path) -> "Iterator[tuple[Path, str, torch.Tensor]]":
             yield path, name, tensor
 
 
-def _files(directory: Path) -> list[tuple[Path, list[str]]]:
-    """The weight files, each with the tensors that an index promises there."""
-    entry = choose_entry({path.name for path in directory.iterdir()} if directory.is_dir() else ())
-    if entry is None:
-        raise ModelError(
-            f"{directory} has no model.safetensors",
-            reason="nor any other weights in Hugging Face format",
-        )
-    if not entry.endswith(".json"):
-        return [(directory / entry, [])]
-    files = shards(directory / entry)
-    missing = [name for name in files if not (directory / name).is_file()]
-    if missing:
-        raise ModelError(f"{directory} is incomplete", reason=f"the shard {missing[0]} is missing")
-    return [(directory / name, promised) for name, promised in files.items()]
-
-
-def _map(path: Path) -> "dict[str, torch.Tensor]":
+def _tensors(path: Path) -> "dict[str, torch.Tensor]":
+    """What one file holds, mapped; the name decides what is a pickle, as for everybody else."""
     from safetensors import SafetensorError, safe_open
 
+    with path.open("rb") as raw:
+        start = raw.read(8)
+    if start == _LFS_POINTER:
+        hint = "fetch the file itself: git lfs pull"
+        raise ModelError(f"{path} is a Git LFS pointer, not weights", hints=[hint])
+    if path.suffix != ".safetensors":
+        return _unpickle(path, is_mapped=start.startswith(_ZIP))
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -144,7 +144,7 @@ class TestDamage:
             ),
             ({"hidden_size": 66, "head_dim": None}, "no multiple of num_attention_heads 4"),
             ({"hidden_size": 66}, "no multiple of num_attention_heads 4"),
-            ({"hidden_size": 66, "head_dim": ..., "model_type": "qwen2"}, "qwen2 models divide it"),
+            ({"hidden_size": 66, "head_dim": ..., "model_type": "qwen2"}, "as qwen2 models need"),
             (
                 {
                     "hidden_size": 66,

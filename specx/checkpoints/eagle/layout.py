@@ -27,17 +27,8 @@ _RENAMED = {
     "midlayer.": LAYER,  # the official EAGLE-3 files
     "fusion_fc.": "fc.",  # speculators' EAGLE-1, before its first release
     "transformer.": LAYER,
-    "embedding_layernorm.": "embed_layernorm.",
-    "pre_lm_head_layernorm.": "lm_head_layernorm.",
 }
 _IGNORED = ("verifier_", "rotary_emb.", f"{LAYER}self_attn.rotary_emb.")
-_HASS = (
-    "embed_layernorm",
-    "post_embedding_layernorm",
-    "hidden_layernorm",
-    "input_layernorm",
-    "lm_head_layernorm",
-)
 #: Beginnings and ends of names that come all together or not at all.
 _GROUPS = ((_ATTENTION, ".bias"), (_ATTENTION, "_norm.weight"), ("fc_norm.", ".weight"))
 #: Generation → a flag of the config, and where a tensor must be if it is on; the first of them
@@ -54,8 +45,8 @@ _FLAGGED: dict[Generation, dict[str, tuple[str, ...]]] = {
 def named(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """The tensors under the names that ``core.eagle`` knows; what nothing reads is left out.
 
-    Raises ``ModelError`` when two of them are the same one and for variants of EAGLE that specx
-    does not run, ``PairError`` for other kinds of drafters.
+    Raises ``ModelError`` when two of them are the same one, ``PairError`` for other kinds of
+    drafters.
     """
     found: dict[str, Tensor] = {}
     for original, tensor in tensors.items():
@@ -67,15 +58,9 @@ def named(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         if name in found:
             raise ModelError(f"it has two tensors for {name}", reason=f"one is {original}")
         found[name] = tensor
-        shown = name[:100]
         for word, what in OTHERS.items():
             if word in name:
-                raise other_kind(what, f"it has {shown}")
-        if name.startswith(_HASS):
-            reason = f"{shown} normalises what EAGLE-1 does not"
-            raise ModelError("it is a variant of EAGLE that specx does not run", reason=reason)
-        if name.startswith("layers.") and not name.startswith(LAYER):
-            raise ModelError("it has several layers", reason=f"{shown} is in a second one")
+                raise other_kind(what, f"it has {name[:100]}")
     return found
 
 
