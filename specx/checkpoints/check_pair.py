@@ -73,8 +73,8 @@ def examine(
         files = PairFiles(directory, config, tokenizer, draft_dir, head_config=raw)
     else:
         draft_dir, draft_config = _model("draft", draft.repo, draft, locate)
-        rows = config.shape.vocabulary, draft_config.shape.vocabulary
-        about_to("same tokens", "{} and {} rows".format(*rows))
+        rows = f"{config.shape.vocabulary} and {draft_config.shape.vocabulary} rows"
+        about_to("same tokens", rows)
         own: Tokenizer | None = tokenizer
         if not is_same_tokenizer(directory, draft_dir):
             # Without one it shares the target's, as pocket/draft does.
@@ -82,9 +82,9 @@ def examine(
         check_pair(tokenizer, own, config, draft_config)
         positions = _positions(draft_config)
         files = PairFiles(directory, config, tokenizer, draft_dir, draft_config)
-    about_to("draft context", f"{draft.trained_context_tokens:,} tokens")
-    trained = "draft.trained_context_tokens", draft.trained_context_tokens
-    _check_positions(draft.repo, positions, *trained)
+    trained = draft.trained_context_tokens
+    about_to("draft context", f"{trained:,} tokens")
+    _check_positions(draft.repo, positions, "draft.trained_context_tokens", trained)
     return files
 
 
@@ -152,10 +152,8 @@ def check_pair(
     """
     target_rows, draft_rows = target_config.shape.vocabulary, draft_config.shape.vocabulary
     if draft is None and target_rows != draft_rows:
-        raise PairError(
-            "target and draft do not share a vocabulary",
-            reason=f"the target has {target_rows} rows, the draft {draft_rows} and no tokenizer",
-        )
+        reason = f"the target has {target_rows} rows, the draft {draft_rows} and no tokenizer"
+        raise PairError("target and draft do not share a vocabulary", reason=reason)
     _check_rows(target, target_rows)
     if draft is not None and draft is not target:
         theirs, ours = target.token_texts(), draft.token_texts()

@@ -5,7 +5,7 @@ file at fault. Decides which architectures specx runs; runs no code from a check
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,11 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
         epsilon = fields.number({"rms_norm_eps": 1e-6, **raw}, "rms_norm_eps", 0, 1)
     rope = fields.rope_parameters(raw)
     base, part = fields.rope_base(rope, raw), {_PART: raw.get(_PART)}
+    biased = set(family.biased)
+    if family.attention_bias and raw.get("attention_bias"):
+        biased |= {*_QKV, "self_attn.o_proj"}
+    if family.mlp_bias and raw.get("mlp_bias"):
+        biased |= {*_MLP}
     facts = DecoderConfig(
         shape,
         epsilon=epsilon,
@@ -143,7 +148,7 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
         positions=positions,
         end_tokens=_end_tokens(raw.get("eos_token_id")),
         is_tied=raw.get("tie_word_embeddings", False) is True,
-        biased=frozenset(_biased(raw, family)),
+        biased=frozenset(biased),
         norms_heads=family.norms_heads,
         raw=raw,
     )
@@ -177,14 +182,6 @@ def _checked_family(raw: Mapping[str, Any], name: str) -> _Family:
             reason="its layers forget the text beyond the window, so a tree's path cannot be kept",
         )
     return family
-
-
-def _biased(raw: Mapping[str, Any], family: _Family) -> Iterator[str]:
-    yield from family.biased
-    if family.attention_bias and raw.get("attention_bias"):
-        yield from (*_QKV, "self_attn.o_proj")
-    if family.mlp_bias and raw.get("mlp_bias"):
-        yield from _MLP
 
 
 def _sizes(raw: Mapping[str, Any], name: str, family: _Family) -> tuple[Shape, int]:

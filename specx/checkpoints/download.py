@@ -11,24 +11,15 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specx.checkpoints import repository
 from specx.checkpoints.config import ADAPTER, summary
-from specx.checkpoints.repository import (
-    ATTEMPTS,
-    INSTEAD,
-    HubFile,
-    Source,
-    failures,
-    is_passing,
-    no_hub,
-    patiently,
-    refusal,
-)
+from specx.checkpoints.repository import HubFile, Source
 from specx.checkpoints.weights import choose_entry, is_plain_name, shards
 from specx.errors import ModelError, ModelUnavailableError, ResourceError, size
 
@@ -146,11 +137,35 @@ def plan(source: Source) -> DownloadPlan:
     Raises ``ModelError`` for a repository without usable weights, ``ModelUnavailableError`` when
     the cache lacks them and the Hub was not asked.
     """
-    if source.files is not None:
-        return DownloadPlan(source, (*_metadata(source), *_weights(source, source.files)))
-    if source.origin == "cache":
-        _check_cached(source)
-    return DownloadPlan(source)
+    listed, directory = source.files, source.directory
+    if listed is None and source.origin != "cache":
+        return DownloadPlan(source)
+    known = {path.name for path in directory.iterdir()} if listed is None else listed.keys()
+    entry = choose_entry(known)
+    if entry is None and listed is not None:
+        others = sorted(name for name in listed if name.endswith(_OTHER_FORMATS))
+        raise ModelError(
+            f"{source.repo} has neither model.safetensors nor pytorch_model.bin",
+            reason=f"it has {others[0]}, which specx does not read" if others else "",
+            hints=["take a repository in Hugging Face format"],
+        )
+    names = [entry or "its weights"]
+    if entry and entry.endswith(".json"):
+        if listed is not None:
+            _bring([WantedFile(source, listed[entry])], is_silent=True)
+        names += shards(directory / entry)
+    lacking = next((name for name in names if name not in known), "")
+    if lacking and listed is not None:
+        reason = f"{entry} names {lacking}, which is not there"
+        raise ModelError(f"{source.repo} is incomplete", reason=reason)
+    if lacking:  # an earlier download ended before the weights did
+        raise ModelUnavailableError(
+            f"{source.repo} is only partly in the local cache, and the Hub was not reached",
+            reason=f"what is missing: {lacking}",
+            hints=["run once with a network and without --offline: what is there is kept"],
+        )
+    weights = [WantedFile(source, listed[name]) for name in names] if listed else []
+    return DownloadPlan(source, (*_metadata(source), *weights))
 
 
 def fetch(plans: Sequence[DownloadPlan]) -> None:
@@ -199,40 +214,6 @@ def _metadata(source: Source) -> list[WantedFile]:
     ]
 
 
-def _weights(source: Source, listed: Mapping[str, HubFile]) -> list[WantedFile]:
-    entry = choose_entry(listed.keys())
-    if entry is None:
-        others = sorted(name for name in listed if name.endswith(_OTHER_FORMATS))
-        raise ModelError(
-            f"{source.repo} has neither model.safetensors nor pytorch_model.bin",
-            reason=f"it has {others[0]}, which specx does not read" if others else "",
-            hints=["take a repository in Hugging Face format"],
-        )
-    names = [entry]
-    if entry.endswith(".json"):
-        _bring([WantedFile(source, listed[entry])], is_silent=True)
-        names += shards(source.directory / entry)
-    for name in names:
-        if name not in listed:
-            reason = f"{entry} names {name}, which is not there"
-            raise ModelError(f"{source.repo} is incomplete", reason=reason)
-    return [WantedFile(source, listed[name]) for name in names]
-
-
-def _check_cached(source: Source) -> None:
-    """An earlier download may have ended before the weights did."""
-    names = {path.name for path in source.directory.iterdir()}
-    entry = choose_entry(names)
-    wanted = shards(source.directory / entry) if entry and entry.endswith(".json") else {}
-    lacking = sorted(wanted.keys() - names) if entry else ["its weights"]
-    if lacking:
-        raise ModelUnavailableError(
-            f"{source.repo} is only partly in the local cache, and the Hub was not reached",
-            reason=f"what is missing: {lacking[0]}",
-            hints=["run once with a network and without --offline: what is there is kept"],
-        )
-
-
 def _bring(wanted: Sequence[WantedFile], *, is_silent: bool = False) -> None:
     """Fetch what is missing of ``wanted``, if the disk has room for all of it."""
     missing = [each for each in wanted if not each.is_shown]
@@ -260,7 +241,11 @@ def _check_room(needed_bytes: int, source: Source) -> None:
         raise ResourceError(
             f"there is no room for the download in {source.folder.parent}",
             reason=f"need {need}, have {have}",
-            hints=[f"free {short}", "point HF_HOME to a larger disk", INSTEAD[source.kind]],
+            hints=[
+                f"free {short}",
+                "point HF_HOME to a larger disk",
+                repository.INSTEAD[source.kind],
+            ],
         )
 
 
@@ -275,9 +260,11 @@ def _fetch_one(wanted: WantedFile, on_size: Callable[[int], None]) -> None:
             _show(wanted)
         else:  # from a mirror that lists no digests: the Hub's own client can do without
             name, kind, commit = wanted.name, source.kind, source.commit
-            patiently(lambda: hf_hub_download(source.repo, name, repo_type=kind, revision=commit))
-    except failures() as error:
-        raise refusal(error, source.repo, source.kind, source.commit) from error
+            repository.patiently(
+                lambda: hf_hub_download(source.repo, name, repo_type=kind, revision=commit)
+            )
+    except repository.failures() as error:
+        raise repository.refusal(error, source.repo, source.kind, source.commit) from error
     finally:
         if not isinstance(sys.exception(), Exception | None):  # Ctrl-C: errors explain themselves
             tell(Notice(_STOPPED))
@@ -295,14 +282,16 @@ def _fetch_blob(wanted: WantedFile, on_size: Callable[[int], None]) -> None:
             return
         on_size(wanted.here_bytes)
         try:
-            patiently(lambda: _receive(wanted, on_size), kept_bytes=lambda: wanted.here_bytes)
-        except failures() as error:
-            if not is_passing(error):
+            repository.patiently(
+                lambda: _receive(wanted, on_size), kept_bytes=lambda: wanted.here_bytes
+            )
+        except repository.failures() as error:
+            if not repository.is_passing(error):
                 raise
             kept = f"{wanted.here_bytes:,} of {wanted.size_bytes:,} bytes are kept"
             raise ModelUnavailableError(
                 f"{wanted} cannot be fetched",
-                reason=f"the connection broke {ATTEMPTS} times: {summary(error)}",
+                reason=f"the connection broke {repository.ATTEMPTS} times: {summary(error)}",
                 hints=[f"{kept}; the same command goes on from there"],
             ) from error
         _check_digest(wanted)
@@ -334,7 +323,7 @@ def _receive(wanted: WantedFile, on_size: Callable[[int], None]) -> None:
             hf_raise_for_status(answer)
             is_page = answer.headers.get("Content-Type", "").startswith("text/html")
             if is_page and not wanted.name.endswith((".html", ".htm")):
-                raise no_hub(str(wanted), "it sends a web page")
+                raise repository.no_hub(str(wanted), "it sends a web page")
             if here_bytes and answer.status_code != 206:  # it sends all, not only what is missing
                 here_bytes = out.truncate(0)
             for chunk in answer.iter_bytes():  # of any size: a larger one would be lost in a break
