@@ -209,10 +209,8 @@ def check_head(
 
 
 def _check_rows(tokenizer: Tokenizer, rows: int) -> None:
-    """Raise ``ModelError`` when a target's tokenizer makes tokens that it has no rows for.
-
-    Some fine-tunes add a special token without a row; no text can ask for that one.
-    """
+    """Refuse a target whose tokenizer makes tokens that it has no rows for. Some fine-tunes add a
+    special token without a row; no text can ask for that one."""
     texts = tokenizer.token_texts(rows)
     for first in sorted(texts.keys() - tokenizer.special_ids):
         raise ModelError(

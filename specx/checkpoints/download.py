@@ -237,15 +237,11 @@ def _check_room(needed_bytes: int, source: Source) -> None:
     need_bytes, have_bytes = needed_bytes + _SPARE_BYTES, free_bytes(source.folder)
     if need_bytes > have_bytes:
         need, have = (f"{n / 2**30:,.1f} GiB" for n in (need_bytes, have_bytes))
-        short = size(-(-(need_bytes - have_bytes) // 2**20) * 2**20)
+        short = f"free {size(-(-(need_bytes - have_bytes) // 2**20) * 2**20)}"
         raise ResourceError(
             f"there is no room for the download in {source.folder.parent}",
             reason=f"need {need}, have {have}",
-            hints=[
-                f"free {short}",
-                "point HF_HOME to a larger disk",
-                repository.INSTEAD[source.kind],
-            ],
+            hints=[short, "point HF_HOME to a larger disk", repository.INSTEAD[source.kind]],
         )
 
 
@@ -259,10 +255,8 @@ def _fetch_one(wanted: WantedFile, on_size: Callable[[int], None]) -> None:
             _fetch_blob(wanted, on_size)
             _show(wanted)
         else:  # from a mirror that lists no digests: the Hub's own client can do without
-            name, kind, commit = wanted.name, source.kind, source.commit
-            repository.patiently(
-                lambda: hf_hub_download(source.repo, name, repo_type=kind, revision=commit)
-            )
+            place, kind, commit = (source.repo, wanted.name), source.kind, source.commit
+            repository.patiently(lambda: hf_hub_download(*place, repo_type=kind, revision=commit))
     except repository.failures() as error:
         raise repository.refusal(error, source.repo, source.kind, source.commit) from error
     finally:
@@ -300,15 +294,12 @@ def _fetch_blob(wanted: WantedFile, on_size: Callable[[int], None]) -> None:
 
 def _receive(wanted: WantedFile, on_size: Callable[[int], None]) -> None:
     """One request, from the first byte that is not here; raises ``OSError`` where it ends early."""
-    from huggingface_hub import constants, get_session, hf_hub_url
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        hf_raise_for_status,
-    )
+    from huggingface_hub import constants, get_session, hf_hub_url, utils
 
     source, whole_bytes = wanted.source, wanted.size_bytes
     url = hf_hub_url(source.repo, wanted.name, repo_type=source.kind, revision=source.commit)
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+    headers = utils.build_hf_headers()  # type: ignore[attr-defined]
+    headers |= {"Accept-Encoding": "identity"}
     options: dict[str, Any] = {"headers": headers, "follow_redirects": True}
     options["timeout"] = constants.HF_HUB_DOWNLOAD_TIMEOUT
     with wanted.partial.open("ab") as out:
@@ -320,7 +311,7 @@ def _receive(wanted: WantedFile, on_size: Callable[[int], None]) -> None:
         if here_bytes:
             headers["Range"] = f"bytes={here_bytes}-"
         with get_session().stream("GET", url, **options) as answer:
-            hf_raise_for_status(answer)
+            utils.hf_raise_for_status(answer)  # type: ignore[attr-defined]
             is_page = answer.headers.get("Content-Type", "").startswith("text/html")
             if is_page and not wanted.name.endswith((".html", ".htm")):
                 raise repository.no_hub(str(wanted), "it sends a web page")

@@ -93,9 +93,8 @@ def read_rope(
     positions: object,
     otherwise: Mapping[str, str],
 ) -> Rope:
-    """The rotation with the numbers of ``parameters``; ``positions`` are the model's, used where
-    those of its training are not given. ``otherwise``: why another kind is not run, or ``default``
-    for one that is run as that.
+    """The rotation of ``parameters``; ``positions`` are the model's, used where those of its
+    training are not given. ``otherwise``: why a kind is not run, or ``default``: it is run as that.
     """
     base = DEFAULT_BASE if base is None else base
     kind = parameters.get("rope_type", parameters.get("type", "default"))

@@ -27,8 +27,7 @@ _POSITIONS = 2048  # of nearly every head's training
 _TRAINED_WITH_BASE = {"AngelSlim": fields.DEFAULT_BASE, "TanBaby": fields.DEFAULT_BASE}
 _DAMAGED = "the head's config.json is damaged"
 _GLIDE = "a GliDe drafter, which attends to the target's cache"
-#: What may be in model_type, speculators_model_type, architectures or names of tensors → what has
-#: it.
+#: Words in a config's types and in names of tensors → what has them.
 OTHERS = {
     "peagle": "a P-EAGLE head",
     "dflash": "a DFlash drafter",
@@ -210,10 +209,8 @@ def rotation(layer: Mapping[str, Any], spec: DraftSpec) -> tuple[Rope, str]:
     """How the head rotates, and a note ("" if there is nothing to say).
 
     ``layer`` is the part of the config that has the rotation. A wrong base loads, runs and costs a
-    few per cent of what is accepted, so nothing is taken from the target, and a config that is
-    known to say what its training did not do is not believed: the preset's base comes first, then
-    what its owner trained with, then the config's. Raises ``ModelError`` for a base or a stretch
-    that is unknown or damaged.
+    few per cent of what is accepted: the preset's comes first, then what its owner is known to have
+    trained with, then the config's, and never the target's. Raises ``ModelError``.
     """
     head, note = spec.head, ""
     base = head.rope_theta if head else None

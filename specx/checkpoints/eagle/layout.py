@@ -43,11 +43,8 @@ _FLAGGED: dict[Generation, dict[str, tuple[str, ...]]] = {
 
 
 def named(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """The tensors under the names that ``core.eagle`` knows; what nothing reads is left out.
-
-    Raises ``ModelError`` when two of them are the same one, ``PairError`` for other kinds of
-    drafters.
-    """
+    """The tensors under the names that ``core.eagle`` knows; what nothing reads is left out. Raises
+    ``ModelError`` when two are the same one, ``PairError`` for other kinds of drafters."""
     found: dict[str, Tensor] = {}
     for original, tensor in tensors.items():
         name = original.removeprefix("model.")
