@@ -242,14 +242,8 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code >= 500 or error.response.status_code in _BUSY
     is_final = isinstance(error, errors.OfflineModeIsEnabled | errors.EntryNotFoundError)
-    return _is_network(error) and not is_final
-
-
-def _is_network(error: BaseException) -> bool:
-    from huggingface_hub import errors
-
     client = errors.HfHubHTTPError.__bases__[0]
-    return isinstance(error, (client, ConnectionError, TimeoutError))
+    return not is_final and isinstance(error, (client, ConnectionError, TimeoutError))
 
 
 def refusal(error: Exception, repo: str, kind: Kind, revision: str | None) -> SpecxError:
@@ -284,7 +278,7 @@ def refusal(error: Exception, repo: str, kind: Kind, revision: str | None) -> Sp
             return _refused(failed, reason, hint, more)
         case errors.EntryNotFoundError() | errors.OfflineModeIsEnabled():
             return not_cached(repo, kind)
-        case _ if _is_network(error):
+        case _ if is_passing(error):
             return not_cached(repo, kind, summary(error))
         case OSError(errno=code) if code in _FULL:
             hints = ("point HF_HOME to a larger disk",)
