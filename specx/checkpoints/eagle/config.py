@@ -158,13 +158,16 @@ def other_kind(what: str, proof: str = "") -> PairError:
 
 
 def feature_layers(
-    config: Mapping[str, Any], layers: int, override: tuple[int, ...] | None = None
+    config: Mapping[str, Any],
+    layers: int,
+    override: tuple[int, ...] | None = None,
+    count: int | None = None,
 ) -> tuple[tuple[int, ...], str]:
     """Which of a target's hidden states an EAGLE-3 head reads, and a note ("" if there is none).
 
-    i is the input of layer i; ``layers`` are the target's, ``override`` is the preset's word. Two
-    conventions of counting are published; see the comments. Raises ``PairError`` for layers that
-    the target does not have, and for a head that reads none.
+    i is the input of layer i; ``layers`` are the target's, ``override`` is the preset's word,
+    ``count`` what the weights ask for. Two conventions of counting are published; see the comments.
+    Raises ``PairError`` for layers that the target does not have, and for a head that reads none.
     """
     nested = config.get("eagle_config")
     nested = nested if isinstance(nested, Mapping) else {}
@@ -201,6 +204,12 @@ def feature_layers(
             f"the head reads the input of layer {max(chosen)}",
             reason=f"the target has {layers} layers, counted from 0",
             hints=["choose a head that was trained for this target"],
+        )
+    if count not in (None, len(chosen)):
+        reason = f"fc.weight reads {count}, and they are {_listed(chosen)}"
+        hints = [f"name them: --set {hint}=[2, 16, 29]"]
+        raise PairError(
+            "the head does not fit the layers that it reads", reason=reason, hints=hints
         )
     return chosen, note
 

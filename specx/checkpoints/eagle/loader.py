@@ -74,9 +74,14 @@ class _Reader:
         check_places(tensors, shape, generation, self.target.shape.hidden, self.raw)
         self._check_vocabulary(shape, known_tokens)
         self._note_differences(shape)
-        layers = self._feature_layers(shape.features) if is_third else ()
         rope, note = rotation(layer_config(self.raw), self.spec)
         self._note(note)
+        layers: tuple[int, ...] = ()
+        if is_third:
+            override = self.spec.head.feature_layers if self.spec.head else None
+            known = self.target.shape.layers
+            layers, note = feature_layers(self.raw, known, override, shape.features)
+            self._note(note)
         config = HeadConfig(
             generation=generation,
             heads=shape.heads,
@@ -182,19 +187,6 @@ class _Reader:
                 "accepts little, try --set draft.head.norm_before_residual=true"
             )
         return said is True
-
-    def _feature_layers(self, count: int) -> tuple[int, ...]:
-        """Which layers' inputs the head reads; as many as ``fc`` takes."""
-        override = self.spec.head.feature_layers if self.spec.head else None
-        chosen, note = feature_layers(self.raw, self.target.shape.layers, override)
-        if len(chosen) != count:
-            raise PairError(
-                f"{self.spec.repo} does not fit the layers that it reads",
-                reason=f"fc.weight reads {count}, and they are {', '.join(map(str, chosen))}",
-                hints=["name them: --set draft.head.feature_layers=[2, 16, 29]"],
-            )
-        self._note(note)
-        return chosen
 
     @property
     def _own_rows(self) -> int:
