@@ -70,11 +70,11 @@ def _pull(preset: Preset, offline: bool, is_dry: bool, screen: Screen) -> Pulled
     with closing(progress), downloads_shown(screen, progress):
         progress.busy(f"checking {preset.name}")
         from specx.checkpoints import load as hub
-        from specx.checkpoints.download import Notice, free_bytes, pickle_notice, plan, tell
+        from specx.checkpoints.download import Notice, file_notes, free_bytes, plan, tell
 
         files, sources = hub.located(preset, offline=offline)
         plans = [plan(source) for source in sources]
-        for note in filter(None, map(pickle_notice, sources)):
+        for note in (note for source in sources for note in file_notes(source)):
             tell(Notice(note))
         room = next((free_bytes(each.source.folder) for each in plans if each.files), None)
         if not is_dry:
