@@ -1,8 +1,4 @@
-"""The sizes of a language model or of a draft head, as a preset names them.
-
-In: numbers. Out: a frozen ``ShapeSpec`` or ``HeadShapeSpec``, and what a checkpoint's config says
-otherwise. It does not know torch, files or weights.
-"""
+"""The sizes of a language model or of a draft head, as a preset names them."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -62,12 +58,11 @@ class ShapeSpec(_Sizes):
 class HeadShapeSpec(_Sizes):
     """Sizes of an EAGLE head: one layer that reads the target's hidden states.
 
-    ``features``: hidden states side by side in the head's input, 1 for EAGLE-1 and -2, as a rule
-    3 for EAGLE-3. ``vocabulary``: rows of its logits, the target's where the target makes them.
+    ``vocabulary``: rows of its logits, the target's where the target makes them.
     """
 
     place = "head_shape"
-    features: Annotated[int, Field(ge=1, le=8)]
+    features: Annotated[int, Field(ge=1, le=8)]  # states side by side: 1, in EAGLE-3 mostly 3
     bias: bool = False  # of the layer that joins embedding and feature
 
     def difference(self, found: "HeadFacts") -> str:
