@@ -1,7 +1,5 @@
-"""Reading ``specx.trace/1`` from files of unknown origin.
-
-A trace has a header, a line for each piece of prefill and each step, and an end. A run that was
-killed leaves one without an end, which is still readable.
+"""Reading ``specx.trace/1`` from files of unknown origin: a header, a line for each piece of
+prefill and each step, an end. A run that was killed leaves a readable file without an end.
 """
 
 from collections.abc import Sequence
@@ -12,12 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 from specx.core.stats import GenerationStats, Memory, StepStats
 from specx.documents.document import read_file
 from specx.errors import DocumentError
-from specx.trace.records import End, Header, Line, PrefillLine, StepLine
+from specx.trace.records import AnyLine, End, Header, Line, PrefillLine, StepLine
 
 MAX_TRACE_BYTES = 256 << 20
 _REASON_CHARACTERS = 200
-_AnyLine = Header | PrefillLine | StepLine | End
-_LINE: TypeAdapter[_AnyLine] = TypeAdapter(Line)
+_LINE: TypeAdapter[AnyLine] = TypeAdapter(Line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +51,9 @@ def add_step(stats: GenerationStats, step: StepLine) -> None:
     stats.new_tokens += step.new_tokens
     if step.times_s is None:
         return
-    times = step.times_s.model_dump()
-    record = StepStats(
-        nodes=step.nodes,
-        depth=0,
-        accepted=step.accepted,
-        new_tokens=step.new_tokens,
-        draft_levels_s=tuple(times.pop("draft_levels")),
-        draft_context_tokens=step.draft_context_tokens,
-        **{f"{phase}_s": seconds for phase, seconds in times.items()},
-    )
+    counts = step.model_dump(include={"nodes", "accepted", "new_tokens", "draft_context_tokens"})
+    times = {f"{phase}_s": seconds for phase, seconds in step.times_s}
+    record = StepStats(depth=0, **counts, **times)
     stats.steps.append(record)
     stats.decode_s += record.total_s
 
@@ -76,67 +66,65 @@ def read_trace(path: str) -> Trace:
     raw = read_file(path, MAX_TRACE_BYTES)
     if len(raw) > MAX_TRACE_BYTES:
         raise DocumentError(f"{path} is larger than {MAX_TRACE_BYTES >> 20} MiB")
+    if not raw:
+        raise DocumentError(f"{path} is empty")
     *complete, rest = raw.split(b"\n")
+    lines: list[AnyLine] = []
     warning = ""
-    lines: list[_AnyLine] = []
-    steps: list[StepLine] = []
     for number, text in enumerate([*complete, rest] if rest else complete, start=1):
         try:
             line = _LINE.validate_json(text)
-        except ValidationError as error:
-            problem = _problem(error)
-            if number == 1:
-                raise DocumentError(
-                    f"{path} is not a trace",
-                    reason=f"line 1: {problem}",
-                    hints=["specx summarize report.txt --trace run.jsonl writes one"],
-                ) from error
-            if number > len(complete):
+            _check_place(line, lines)
+        except ValueError as error:
+            if 1 < number > len(complete) and isinstance(error, ValidationError):
                 warning = f"line {number} was cut off and is left out: the trace has no end"
                 break
-        else:
-            problem = _misplaced(line, lines, steps)
-        if problem:
-            raise DocumentError(f"{path} is damaged", reason=f"line {number}: {problem}")
+            hint = "specx summarize report.txt --trace run.jsonl writes one"
+            what, hints = ("not a trace", [hint]) if number == 1 else ("damaged", [])
+            reason = f"line {number}: {_problem(error)}"
+            raise DocumentError(f"{path} is {what}", reason=reason, hints=hints) from error
         lines.append(line)
-        if isinstance(line, StepLine):
-            steps.append(line)
-    if not lines:
-        raise DocumentError(f"{path} is empty")
     header, last = lines[0], lines[-1]
     assert isinstance(header, Header)
-    prefill = tuple(line for line in lines if isinstance(line, PrefillLine))
     end = last if isinstance(last, End) else None
     if end is None and not warning:
         warning = "the run was cut short: the trace has no end"
-    return Trace(header, prefill, tuple(steps), end, (warning,) if warning else ())
+    prefill = tuple(line for line in lines if isinstance(line, PrefillLine))
+    steps = tuple(line for line in lines if isinstance(line, StepLine))
+    return Trace(header, prefill, steps, end, (warning,) if warning else ())
 
 
-def _misplaced(line: _AnyLine, lines: list[_AnyLine], steps: list[StepLine]) -> str:
-    """Why ``line`` cannot follow ``lines``, ``steps`` among them; "" if it can."""
-    if not lines:
-        return "" if isinstance(line, Header) else "the first line must be the header"
-    if isinstance(line, Header):
-        return "there is a second header"
-    last = lines[-1]
-    if isinstance(last, End):
-        return "nothing may follow the end"
-    if not isinstance(last, Header) and line.elapsed_s < last.elapsed_s:
-        return "elapsed_s goes back in time"
-    if isinstance(line, PrefillLine) and steps:
-        return "prefill follows a step"
-    if isinstance(line, StepLine) and line.number != len(steps):
-        return f"step {len(steps)} is missing"
-    if isinstance(line, End) and line.text != _text(steps):
-        return "the text is not that of the steps"
-    return ""
+def _check_place(line: AnyLine, lines: Sequence[AnyLine]) -> None:
+    """Raise ``ValueError`` unless ``line`` can follow ``lines``."""
+    last = lines[-1] if lines else None
+    step = last.number + 1 if isinstance(last, StepLine) else 0
+    if last is None and isinstance(line, Header):
+        return
+    if last is None or isinstance(line, Header):
+        problem = "the header must come first, and there is no second header"
+    elif isinstance(last, End):
+        problem = "nothing may follow the end"
+    elif not isinstance(last, Header) and line.elapsed_s < last.elapsed_s:
+        problem = "elapsed_s goes back in time"
+    elif isinstance(line, PrefillLine) and step:
+        problem = "prefill follows a step"
+    elif isinstance(line, StepLine) and line.number != step:
+        problem = f"step {step} is missing"
+    elif isinstance(line, End) and line.text != _text(lines):
+        problem = "the text is not that of the steps"
+    else:
+        return
+    raise ValueError(problem)
 
 
-def _text(steps: Sequence[StepLine]) -> str:
+def _text(lines: Sequence[AnyLine]) -> str:
+    steps = (line for line in lines if isinstance(line, StepLine))
     return "".join(piece.text for step in steps for piece in step.pieces)
 
 
-def _problem(error: ValidationError) -> str:
+def _problem(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(part) for part in first["loc"][1:])
     message = first["msg"].removeprefix("Value error, ").removeprefix("Invalid ")

@@ -1,5 +1,6 @@
 """The lines of ``specx.trace/1``, checked by pydantic; the reader checks their order."""
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -36,8 +37,7 @@ class Record(BaseModel):
     @classmethod
     def of(cls, source: object, suffix: str = "", **others: Any) -> Self:
         """Made of what ``source`` has under the same names, ``suffix`` added, and of ``others``."""
-        fields = cls.model_fields.items()
-        names = [name for name, field in fields if (field.alias or name) not in others]
+        names = {field.alias or name for name, field in cls.model_fields.items()} - others.keys()
         return cls(**{name: getattr(source, name + suffix) for name in names}, **others)
 
 
@@ -65,7 +65,7 @@ class InputFacts(Record):
 
 
 class KeptChunks(Record):
-    """Which chunks the draft keeps: some from the start, some from the end, the best others."""
+    """Which chunks the draft keeps, as in ``RetrievalConfig``."""
 
     top_chunks: Count
     sink_chunks: Count
@@ -74,7 +74,7 @@ class KeptChunks(Record):
 
 
 class Header(Record):
-    """What stays the same in a run. ``chunks`` has the text of every ``chunk_tokens`` tokens."""
+    """What stays the same in a run; ``chunks``: the text of every ``chunk_tokens`` tokens."""
 
     schema_name: Literal["specx.trace/1"] = Field(alias="schema")
     kind: Literal["header"] = "header"
@@ -99,11 +99,11 @@ class Header(Record):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        chunks = -(-self.prompt_tokens // self.chunk_tokens)
-        _require(len(self.chunks) == chunks, f"there must be {chunks} chunks")
-        places = [tick.chunk for tick in self.ticks]
-        _require(places == sorted(places), "ticks must be in the order of the text")
-        _require(all(place < chunks for place in places), "a tick lies after the last chunk")
+        chunks, places = len(self.chunks), [tick.chunk for tick in self.ticks]
+        if chunks != -(-self.prompt_tokens // self.chunk_tokens):
+            raise ValueError(f"{chunks} chunks are not the whole prompt")
+        if places != sorted(places) or max(places, default=-1) >= chunks:
+            raise ValueError("the ticks are not in the order of the text")
         return self
 
     @property
@@ -151,16 +151,15 @@ class TreeFacts(Record):
 
     @model_validator(mode="after")
     def _is_a_tree(self) -> Self:
-        nodes = len(self.ids)
-        _require(nodes > 0, "a tree needs a root")
-        _require(len(self.texts) == len(self.parents) == nodes, "every node needs text and parent")
-        _require(self.parents[0] == 0, "the root must be its own parent")
-        later = all(self.parents[node] < node for node in range(1, nodes))
-        _require(later, "a parent must come before its children")
-        _require(self.path[:1] == [0], "the path must start at the root")
-        _require(max(self.path) < nodes, "the path leads out of the tree")
-        steps = zip(self.path, self.path[1:], strict=False)
-        _require(all(b > 0 and self.parents[b] == a for a, b in steps), "the path has a gap")
+        parents, path = self.parents, self.path
+        if not 0 < len(self.ids) == len(self.texts) == len(parents):
+            raise ValueError("every node needs a text and a parent")
+        if any(parent > max(node - 1, 0) for node, parent in enumerate(parents)):
+            raise ValueError("the root must be its own parent and come first, as every parent does")
+        if path[:1] != [0] or max(path) >= len(parents):
+            raise ValueError("the path must start at the root and stay in the tree")
+        if any(parents[node] != before or node == 0 for before, node in pairwise(path)):
+            raise ValueError("the path has a gap")
         return self
 
 
@@ -198,11 +197,11 @@ class StepLine(Record):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        found = self.retrieved or []
-        _require(found == sorted(set(found)), "retrieved chunks must be increasing")
-        if self.tree is not None:
-            _require(self.nodes == len(self.tree.ids), "nodes must be the tree's")
-            _require(self.accepted == len(self.tree.path) - 1, "accepted must be the path's")
+        found, tree = self.retrieved or [], self.tree
+        if found != sorted(set(found)):
+            raise ValueError("retrieved chunks must be increasing")
+        if tree and (self.nodes, self.accepted) != (len(tree.ids), len(tree.path) - 1):
+            raise ValueError("nodes and accepted must be the tree's")
         return self
 
 
@@ -233,10 +232,5 @@ class End(Record):
     elapsed_s: Seconds
 
 
-#: Any line; ``kind`` says which.
-Line = Annotated[Header | PrefillLine | StepLine | End, Field(discriminator="kind")]
-
-
-def _require(holds: bool, problem: str) -> None:
-    if not holds:
-        raise ValueError(problem)
+AnyLine = Header | PrefillLine | StepLine | End
+Line = Annotated[AnyLine, Field(discriminator="kind")]
