@@ -1,5 +1,6 @@
 """``specx presets``: which model pairs there are, what is in them, and whether they fit."""
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,7 +25,6 @@ from specx.trace.result import error_object
 if TYPE_CHECKING:
     from specx.checkpoints.check_pair import Outcome
 
-_UNKNOWN = "?"
 Format = Annotated[
     Literal["text", "json"], option("-o --output FORMAT", help="text or json [text].")
 ]
@@ -115,10 +115,9 @@ def _checked(
     from specx.checkpoints import load as hub
     from specx.checkpoints.check_pair import Check, Locate, Outcome, outcomes, recorded
 
-    def on_hub(repo: str, revision: str | None) -> Path:
-        return hub.resolve(repo, revision, offline=offline)
-
-    locate: Locate = on_hub if recorded_in is None else recorded(recorded_in, on_hub)
+    locate: Locate = functools.partial(hub.resolve, offline=offline)
+    if recorded_in is not None:
+        locate = recorded(recorded_in, locate)
     if name is not None:
         preset = load_preset(name)
         return {preset.name: outcomes(preset, locate)}
@@ -140,13 +139,13 @@ def _result(outcome: "Outcome") -> Literal["ok", "odd", "fail"]:
 def _facts(name: str, found: "list[Outcome]") -> CheckedPreset:
     checks = [
         CheckFacts(
-            check=outcome.check.name,
-            about=outcome.check.about,
-            result=_result(outcome),
-            doubt=outcome.doubt or None,
-            error=error_object(outcome.problem) if outcome.problem else None,
+            check=each.check.name,
+            about=each.check.about,
+            result=_result(each),
+            doubt=each.doubt or None,
+            error=error_object(each.problem) if each.problem else None,
         )
-        for outcome in found
+        for each in found
     ]
     return CheckedPreset(name=name, fits=found[-1].problem is None, checks=checks)
 
@@ -155,9 +154,8 @@ def _cells(entry: PresetEntry) -> tuple[str, ...]:
     if entry.problem:
         return entry.name, f"broken: {entry.problem}", *[""] * 5, entry.origin
     sizes = [
-        _UNKNOWN if size is None else f"{size:.1f} GiB" if size else "none"
+        "?" if size is None else f"{size:.1f} GiB" if size else "none"
         for size in (entry.download_gib, entry.memory_at_16k_gib)
     ]
-    gated = "yes" if entry.gated else "no"
-    license_ = entry.license or _UNKNOWN
-    return entry.name, entry.target, entry.draft_kind, license_, gated, *sizes, entry.origin
+    facts = entry.target, entry.draft_kind, entry.license or "?", "yes" if entry.gated else "no"
+    return entry.name, *facts, *sizes, entry.origin

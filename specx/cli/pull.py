@@ -28,18 +28,18 @@ _HERE = {"bundled": "comes with specx", "directory": "a directory", "cache": "in
 class Pulled:
     """What one command found before the download, and whether it was only asked to look."""
 
-    preset: Preset
-    plans: "dict[Literal['target', 'draft'], DownloadPlan]"
+    preset: str
+    plans: "list[tuple[Literal['target', 'draft'], DownloadPlan]]"
     free_bytes: int | None  # None: the Hub has no part in it
     is_dry: bool
 
     @property
     def total_bytes(self) -> int:
-        return sum(plan.total_bytes for plan in self.plans.values())
+        return sum(plan.total_bytes for _, plan in self.plans)
 
     @property
     def missing_bytes(self) -> int:
-        return sum(plan.missing_bytes for plan in self.plans.values())
+        return sum(plan.missing_bytes for _, plan in self.plans)
 
 
 def pull(
@@ -79,19 +79,19 @@ def _pull(preset: Preset, offline: bool, is_dry: bool, screen: Screen) -> Pulled
         room = next((free_bytes(each.source.folder) for each in plans if each.files), None)
         if not is_dry:
             hub.fetch_weights(files, sources)
-    return Pulled(preset, dict(zip(("target", "draft"), plans, strict=False)), room, is_dry)
+    return Pulled(preset.name, list(zip(("target", "draft"), plans, strict=False)), room, is_dry)
 
 
 def _print(found: Pulled, color: str) -> None:
     if found.is_dry:
-        rows = [row for role, plan in found.plans.items() for row in _file_cells(role, plan)]
-        print_table(("model", "repository", "file", "size", "here"), rows, color)
+        files = [row for role, plan in found.plans for row in _file_cells(role, plan)]
+        print_table(("model", "repository", "file", "size", "here"), files, color)
         return
-    models = [
-        (role, plan.source.repo, _size(plan), str(plan.source.directory))
-        for role, plan in found.plans.items()
-    ]
-    print_table(("model", "repository", "size", "directory"), models, color)
+    rows = []
+    for role, plan in found.plans:
+        shown = size(plan.total_bytes) if plan.files else _HERE.get(plan.source.origin, "")
+        rows.append((role, plan.source.repo, shown, str(plan.source.directory)))
+    print_table(("model", "repository", "size", "directory"), rows, color)
 
 
 def _file_cells(role: str, plan: "DownloadPlan") -> Iterator[tuple[str, ...]]:
@@ -99,48 +99,42 @@ def _file_cells(role: str, plan: "DownloadPlan") -> Iterator[tuple[str, ...]]:
         yield role, plan.source.repo, "", "", _HERE.get(plan.source.origin, "no files")
     for file in plan.files:
         here = size(file.kept_bytes) if file.kept_bytes else "no"
-        if file.kept_bytes == file.size_bytes:
-            here = "yes"
+        here = "yes" if file.kept_bytes == file.size_bytes else here
         yield role, plan.source.repo, file.name, size(file.size_bytes), here
 
 
-def _size(plan: "DownloadPlan") -> str:
-    return size(plan.total_bytes) if plan.files else _HERE.get(plan.source.origin, "")
-
-
 def _closing(found: Pulled) -> str:
-    name, total, missing = found.preset.name, size(found.total_bytes), size(found.missing_bytes)
+    total, missing = size(found.total_bytes), size(found.missing_bytes)
     if found.free_bytes is None:
-        return f"{name}: nothing to download"
+        return f"{found.preset}: nothing to download"
     if found.is_dry:
-        return f"{name}: {total}, to download {missing} · {size(found.free_bytes)} free"
-    return f"{name}: {missing} downloaded, {total} here"
+        return f"{found.preset}: {total}, to download {missing} · {size(found.free_bytes)} free"
+    return f"{found.preset}: {missing} downloaded, {total} here"
 
 
 def _object(found: Pulled) -> dict[str, Any]:
     """``specx.pull/1``."""
+    models = [
+        {
+            "role": role,
+            "repo": plan.source.repo,
+            "commit": plan.source.commit or None,
+            "origin": plan.source.origin,
+            "directory": str(plan.source.directory),
+            "files": [
+                {"name": file.name, "bytes": file.size_bytes, "cached_bytes": file.kept_bytes}
+                for file in plan.files
+            ],
+        }
+        for role, plan in found.plans
+    ]
     return {
         "schema": "specx.pull/1",
-        "preset": found.preset.name,
+        "preset": found.preset,
         "dry_run": found.is_dry,
         "total_bytes": found.total_bytes,
         "cached_bytes": found.total_bytes - found.missing_bytes,
         "downloaded_bytes": 0 if found.is_dry else found.missing_bytes,
         "free_bytes": found.free_bytes,
-        "models": [_model(role, plan) for role, plan in found.plans.items()],
-    }
-
-
-def _model(role: str, plan: "DownloadPlan") -> dict[str, Any]:
-    source = plan.source
-    return {
-        "role": role,
-        "repo": source.repo,
-        "commit": source.commit or None,
-        "origin": source.origin,
-        "directory": str(source.directory),
-        "files": [
-            {"name": file.name, "bytes": file.size_bytes, "cached_bytes": file.kept_bytes}
-            for file in plan.files
-        ],
+        "models": models,
     }
