@@ -1,7 +1,8 @@
 """Progress on stderr: a prefill bar and a live line on a terminal, a rare plain line elsewhere."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from specx.cli.format import download_line, prefill_line, prefill_tokens_per_s, status_line
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from rich.status import Status
     from rich.text import Text
 
-    from specx.checkpoints.download import Download
+    from specx.checkpoints.download import Download, Notice
+    from specx.cli.console import Screen
     from specx.core.stats import GenerationStats, Prefill
 
 REDRAW_S = 0.1
@@ -218,3 +220,20 @@ def column_after(text: str, column: int, width: int) -> int:
         else:
             column = cells if column + cells > width else column + cells
     return column
+
+
+@contextlib.contextmanager
+def downloads_shown(screen: "Screen", progress: Progress | None = None) -> Iterator[None]:
+    """Show downloads in this block: by ``progress``, or in lines above a command's own display."""
+    from specx.checkpoints.download import Notice, listening
+
+    shown = progress or (Progress() if screen.quiet else LogProgress(screen.note, ""))
+
+    def hear(event: "Download | Notice") -> None:
+        if isinstance(event, Notice):
+            screen.note(event.text)
+        else:
+            shown.download(event)
+
+    with listening(hear):
+        yield

@@ -19,7 +19,7 @@ from specx.cli.signals import Interrupts
 from specx.core.stats import GenerationStats, Prefill
 from specx.errors import UsageError, one_line
 from specx.trace.page import trace_page
-from specx.trace.read import Trace, add_step, read_trace
+from specx.trace.records import Trace, add_step, read_trace
 
 _NAP_S = 0.03  # how long a signal may have to wait
 

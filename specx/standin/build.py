@@ -18,8 +18,7 @@ from specx.checkpoints.weights import outline
 from specx.errors import ResourceError, UsageError, size
 from specx.memory import room_on
 from specx.preset.preset import Preset, load_preset
-from specx.preset.sections import DraftSpec, TargetSpec
-from specx.preset.shapes import HeadShapeSpec, ShapeSpec
+from specx.preset.sections import DraftSpec, HeadShapeSpec, ShapeSpec, TargetSpec
 from specx.standin.head_implant import HeadImplant, head_misfit, tensor_shapes
 from specx.standin.implant import Implant, epsilon, misfit
 

@@ -21,7 +21,7 @@ from specx.checkpoints.eagle.config import HeadFacts
 from specx.checkpoints.eagle.layout import LAYER, Generation, Shapes, needed_shapes
 from specx.checkpoints.eagle.loader import LoadedHead
 from specx.checkpoints.load import LoadedModel
-from specx.preset.shapes import HeadShapeSpec, ShapeSpec
+from specx.preset.sections import HeadShapeSpec, ShapeSpec
 from specx.standin import implant
 
 _FEATURES = 3  # that pocket's EAGLE-3 head reads

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from specx.checkpoints.config import ModelConfig
 from specx.checkpoints.load import LoadedModel
-from specx.preset.shapes import HeadShapeSpec, ShapeSpec
+from specx.preset.sections import HeadShapeSpec, ShapeSpec
 
 if TYPE_CHECKING:
     from specx.checkpoints.eagle.config import HeadFacts

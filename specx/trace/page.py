@@ -12,8 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from specx.errors import printable
-from specx.trace.read import Trace
-from specx.trace.records import StepLine, StepTimes, TreeFacts
+from specx.trace.records import StepLine, StepTimes, Trace, TreeFacts
 
 _PLACE = re.compile(r"\{\{([a-z]+)\}\}")
 _CODE = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)

@@ -37,8 +37,7 @@ from specx.checkpoints.eagle.vocabulary import check_embedding, check_output
 from specx.checkpoints.fields import flag
 from specx.checkpoints.weights import by, read_tensors
 from specx.errors import ModelError, PairError
-from specx.preset.sections import DraftSpec
-from specx.preset.shapes import HeadShapeSpec
+from specx.preset.sections import DraftSpec, HeadShapeSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
