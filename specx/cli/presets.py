@@ -1,4 +1,4 @@
-"""``specx presets``: which model pairs there are and whether they fit; ``specx pull``: their files."""
+"""``specx presets``: which model pairs there are, whether they fit; ``specx pull``: their files."""
 
 import functools
 from collections.abc import Iterator
