@@ -91,17 +91,15 @@ def room_on(device: "torch.device") -> Room:
     """Memory of ``device``: the GPU's, less what this process may not take, or the machine's."""
     if device.type != "cuda":
         return host_room()
-    import torch
+    from torch import cuda
 
     # Some of these questions want an index, and "cuda" has none.
-    index = torch.cuda.current_device() if device.index is None else device.index
-    device = torch.device("cuda", index)
-    free, total = torch.cuda.mem_get_info(device)
-    held = torch.cuda.memory_reserved(device)
-    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-    unused = held - torch.cuda.memory_allocated(device)
-    free = max(0, min(free, allowed - held)) + unused
-    return Room(free, total, torch.cuda.get_device_name(device))
+    index = cuda.current_device() if device.index is None else device.index
+    free, total = cuda.mem_get_info(index)
+    held = cuda.memory_reserved(index)
+    allowed = int(cuda.get_per_process_memory_fraction(index) * total)
+    free = max(0, min(free, allowed - held)) + held - cuda.memory_allocated(index)
+    return Room(free, total, cuda.get_device_name(index))
 
 
 def host_room() -> Room:
@@ -123,10 +121,7 @@ class Sized(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Bytes of a request, beside the weights.
-
-    An estimate: trees, recorded graphs and what an allocator loses between blocks are left out.
-    """
+    """Bytes of a request, about: trees, recorded graphs and lost blocks are left out."""
 
     target_bytes: int  # keys and values
     draft_bytes: int  # of the whole context, and of the short cache that it works on
@@ -136,11 +131,10 @@ class Needs:
 
     @property
     def total_bytes(self) -> int:
-        """What has to be free."""
         return self.target_bytes + self.draft_bytes + self.chunk_bytes
 
     def table(self, room: Room) -> str:
-        """Two aligned lines, need over have."""
+        """Two aligned lines."""
         free, total = ("?" if n is None else size(n) for n in (room.free_bytes, room.total_bytes))
         need = size(self.total_bytes)
         width = max(len(need), len(free))
@@ -182,15 +176,12 @@ def needs_of(
 
 
 def _chunk_bytes(model: Sized, parts: Parts, rows: int, chunk: int) -> int:
-    """The larger half of a layer, and float32 logits of the chunk's last row.
-
-    In the MLP: residual and normed rows, both halves of the first product, their product. In
-    attention: residual and normed rows, queries, keys and values, and the output over the chunk,
-    over what comes before it, and merged.
-    """
+    """The larger half of a layer, and float32 logits of the chunk's last row."""
     shape, itemsize = model.shape, model.dtype.itemsize
     heads, keys = shape.heads * shape.head_dim, 2 * shape.kv_heads * shape.head_dim
+    # Residual and normed rows, both halves of the first product, their product.
     mlp = (2 * shape.hidden + 3 * shape.mlp) * itemsize
+    # The same rows, queries, keys and values, the output over chunk and past, and merged.
     attention = (2 * shape.hidden + keys + 4 * heads) * itemsize
     if parts.prefill_attention == "eager":  # scores, masked scores and their exponentials
         attention += 3 * shape.heads * rows * _FLOAT_BYTES
@@ -291,10 +282,7 @@ def with_room(
 
 
 def release(error: BaseException, device: "torch.device") -> None:
-    """Let go of what the frames of ``error`` hold, and give free memory back to ``device``.
-
-    A traceback keeps the variables of its frames, and so the tensors of the failed request.
-    """
+    """Let go of what the frames of ``error`` hold: the tensors of the failed request too."""
     known: list[BaseException | None] = [error]
     for each in known:  # grows on the way; a cause may lead back to where it was met
         if each is not None:

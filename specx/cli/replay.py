@@ -101,7 +101,7 @@ def _replay(recorded: Trace, sink: Sink, screen: Screen, speed: float) -> int:
 
 
 def _frames(recorded: Trace, scene: Scene) -> Iterator[float]:
-    """Change the scene event by event. Each event's time is yielded before its change is made."""
+    """Changes the scene event by event; yields each event's time before its change is made."""
     stats = GenerationStats(prompt_tokens=recorded.header.prompt_tokens)
     for event in recorded.prefill:
         yield event.elapsed_s

@@ -18,17 +18,7 @@ from pydantic import Field, model_validator
 
 from specx.core.config import Mode, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.errors import UsageError
-from specx.preset.sections import (
-    WITH_WEIGHTS,
-    DraftSpec,
-    Frozen,
-    Measurement,
-    PaperRow,
-    PartsOverrides,
-    PromptSpec,
-    Requirements,
-    TargetSpec,
-)
+from specx.preset import sections
 from specx.preset.yaml import Lines, did_you_mean, parse_mapping, parse_scalar, validate
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9._-]+$")]
@@ -39,26 +29,26 @@ _DOCUMENTATION = ("about", "requires", "measured", "paper")  # change nothing th
 _NOT_INHERITED = ("name", "measured", "paper")  # numbers of another preset
 
 
-class Preset(Frozen):
+class Preset(sections.Frozen):
     """All settings of a model pair, checked; change some with ``with_overrides``."""
 
     schema_version: Literal[1] = Field(alias="schema")
     name: Name
     about: str = ""
-    target: TargetSpec
-    draft: DraftSpec
+    target: sections.TargetSpec
+    draft: sections.DraftSpec
     context_tokens: int = Field(ge=64, le=1 << 24)  # prompt and new tokens together
-    prompt: PromptSpec = PromptSpec()
+    prompt: sections.PromptSpec = sections.PromptSpec()
     mode: Mode = "auto"
     tree: TreeConfig = TreeConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     sampling: SamplingConfig = SamplingConfig()
     max_new_tokens: int = Field(default=256, ge=1)
     prefill_chunk_tokens: int = Field(default=2048, ge=1)
-    parts: PartsOverrides = Field(default_factory=dict)
-    requires: Requirements = Requirements()
-    measured: tuple[Measurement, ...] = ()
-    paper: tuple[PaperRow, ...] = ()
+    parts: sections.PartsOverrides = Field(default_factory=dict)
+    requires: sections.Requirements = sections.Requirements()
+    measured: tuple[sections.Measurement, ...] = ()
+    paper: tuple[sections.PaperRow, ...] = ()
     extends: Name | None = None
 
     @model_validator(mode="after")
@@ -66,7 +56,7 @@ class Preset(Frozen):
         new, context, drafter = self.max_new_tokens, self.context_tokens, self.parts.get("drafter")
         if new >= context:
             raise ValueError(f"max_new_tokens ({new}) must be less than context_tokens ({context})")
-        if drafter in WITH_WEIGHTS and drafter != self.draft.kind:
+        if drafter in sections.WITH_WEIGHTS and drafter != self.draft.kind:
             raise ValueError(f"parts.drafter is {drafter}, but draft.kind is {self.draft.kind}")
         budget, trained = self.retrieval.budget_tokens, self.draft.trained_context_tokens
         if self.draft.has_weights and budget > trained:
@@ -84,7 +74,13 @@ class Preset(Frozen):
         """
         data = self.as_mapping()
         for key, value in overrides.items():
-            _assign(data, key, value)
+            if key in _IDENTITY:
+                reason = "it belongs to the preset file"
+                raise UsageError(f"{key} cannot be overridden", reason=reason)
+            change = _scalar(value, _leaves().get(key, frozenset()))
+            for name in reversed(key.split(".", 4)):  # no setting is deeper
+                change = {name: change}
+            data = _merged(data, change)
         return preset_from(data, f"preset {self.name}")
 
     def as_mapping(self) -> dict[str, Any]:
@@ -145,9 +141,7 @@ def load_preset(
 
 def preset_from(data: dict[str, Any], source: str, lines: Lines | None = None) -> Preset:
     """A preset of plain values; ``source`` names it in messages. Raises ``UsageError``."""
-    keys = preset_keys()
-    groups = dict.fromkeys(key.partition(".")[0] for key in keys)
-    return validate(Preset, data, source, known_keys=[*keys, *groups], lines=lines or {})
+    return validate(Preset, data, source, known_keys=preset_keys(), lines=lines or {})
 
 
 def find_preset(name_or_path: str) -> PresetEntry:
@@ -266,24 +260,7 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _assign(data: dict[str, Any], key: str, value: object) -> None:
-    leaves = _leaves()
-    if key in _IDENTITY:
-        raise UsageError(f"{key} cannot be overridden", reason="it belongs to the preset file")
-    inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
-    is_left_out = bool(inside) and value in (None, "null")  # an optional group; else refused below
-    if key not in leaves and not is_left_out:
-        hints = [f"set one of {', '.join(inside)}"] if inside else did_you_mean(key, leaves)
-        what = "is a group of settings" if inside else "is not a setting of a preset"
-        raise UsageError(f"{key} {what}", hints=hints or [f"settings: {', '.join(leaves)}"])
-    *groups, last = key.split(".")
-    for group in groups:
-        data[group] = data.get(group) or {}  # an optional group may be left out
-        data = data[group]
-    data[last] = None if is_left_out else _scalar(value, leaves[key])
-
-
-def _scalar(text: object, types: frozenset[str]) -> object:
+def _scalar(text: object, types: frozenset[str]) -> Any:
     """What ``text`` means to YAML where the setting is no text; a text stays what it is."""
     if not isinstance(text, str) or types == {"string"}:
         return text

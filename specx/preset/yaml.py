@@ -8,7 +8,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -61,7 +61,7 @@ def parse_scalar(text: str) -> int | float | bool | str | None:
 
 
 def validate(
-    model: type[Model], data: object, source: str, *, known_keys: Iterable[str], lines: Lines
+    model: type[Model], data: object, source: str, *, known_keys: Sequence[str], lines: Lines
 ) -> Model:
     """``data`` as a ``model``, types taken strictly; ``known_keys`` are dotted, for suggestions.
 
@@ -90,13 +90,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> list[str]:
     return [f"did you mean {close[0]}?"] if close else []
 
 
-def _explain(detail: Any, lines: Lines, known_keys: Iterable[str]) -> tuple[str, list[str]]:
+def _explain(detail: Any, lines: Lines, known_keys: Sequence[str]) -> tuple[str, list[str]]:
     """One complaint of pydantic as a sentence that names the key, and what to do about it."""
     loc, kind, value = tuple(detail["loc"]), detail["type"], detail["input"]
     key = ".".join(str(part) for part in loc)
     where = f"line {lines[loc]}: " if loc in lines else ""
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{where}{key} is not a known key", did_you_mean(key, known_keys)
+        groups = {known.partition(".")[0] for known in known_keys}
+        hints = did_you_mean(key, [*known_keys, *sorted(groups)])
+        return f"{where}{key} is not a known key", hints or [f"known: {', '.join(known_keys)}"]
     if kind == "missing":
         return f"{key} is missing", []
     if kind == "json_invalid":  # the one thing that YAML's escapes can write and JSON cannot
@@ -109,6 +111,8 @@ def _explain(detail: Any, lines: Lines, known_keys: Iterable[str]) -> tuple[str,
     for theirs, ours in _WORDS:
         wanted = wanted.replace(theirs, ours)
     hints = did_you_mean(str(value), re.findall(r"'([^']+)'", wanted))
+    if inside := [known for known in known_keys if known.startswith(f"{key}.")]:
+        hints = [f"set one of {', '.join(inside)}"]
     number = re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", value) if isinstance(value, str) else None
     if isinstance(value, bool):
         hints = ["YAML reads no, off, yes and on as false and true: put the word in quotes"]

@@ -6,7 +6,7 @@ of a real, if small, pair. Nothing is downloaded.
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -25,6 +25,8 @@ from specx.standin.implant import Implant, epsilon, misfit
 #: Tokens of prompt and output together on which the pair inside was trained.
 TRAINED_TOKENS = 17408
 SUFFIX = "-stand-in"
+
+Sizes = TypeVar("Sizes", ShapeSpec, HeadShapeSpec)
 
 #: Kind of draft → the preset of the bundled pair whose draft is of that kind, and that draft.
 _POCKETS = {
@@ -78,7 +80,7 @@ def find_pair(preset: Preset) -> hub.PairFiles:
 
 
 def load_pair(preset: Preset, *, device: str, dtype: str) -> hub.ModelPair:
-    """Build the pair on ``device``; arguments as for ``hub.load_pair``, same weights every time.
+    """Build the pair, as ``hub.load_pair`` loads one; the same weights every time.
 
     Raises ``UsageError`` as ``adapted`` does, and ``ResourceError`` where memory is short.
     """
@@ -106,10 +108,9 @@ def load_pair(preset: Preset, *, device: str, dtype: str) -> hub.ModelPair:
 
 
 def twin(pair: hub.ModelPair) -> hub.ModelPair:
-    """The same models once more over the same weights, for a second owner.
+    """The same models once more over the same weights, for a second owner, before the first one.
 
-    Needs a ``pair`` that nobody has taken over yet. A head is left out: transformers runs none, and
-    keeping its tensors would hold them twice, as the first owner copies them.
+    A head is left out: transformers runs none, and its first owner copies its tensors.
     """
     target, draft = (
         replace(model, tensors=dict(model.tensors)) if isinstance(model, hub.LoadedModel) else None
@@ -138,22 +139,18 @@ def _configs(preset: Preset) -> tuple[ModelConfig, ModelConfig | None]:
 
 
 def _head_shapes(preset: Preset) -> tuple[HeadShapeSpec, ShapeSpec]:
-    """The shapes of the head and of its target; raises ``UsageError`` where they are not given."""
-    shape, target = preset.draft.head_shape, preset.target.shape
-    if shape is None or target is None:
-        raise _lacks_shape(preset, "head", "draft.head_shape", HeadShapeSpec)
-    return shape, target
+    """The shapes of the head and of its target."""
+    head = _given(preset.draft.head_shape, "draft.head_shape", preset)
+    return head, _given(preset.target.shape, "target.shape", preset)
 
 
-def _lacks_shape(
-    preset: Preset, what: str, field: str, spec: type[HeadShapeSpec | ShapeSpec]
-) -> UsageError:
-    fields = ", ".join(spec.model_fields)
-    return UsageError(
-        f"preset {preset.name} does not say the shape of its {what}",
-        reason="stand-in weights are built from it",
-        hints=[f"add {field} to the preset: {fields}", "specx presets show vicuna-7b-eagle"],
-    )
+def _given(shape: Sizes | None, key: str, preset: Preset) -> Sizes:
+    """``shape``; raises ``UsageError`` where the preset leaves it out."""
+    if shape is None:
+        reason = "stand-in weights are built from it"
+        hint = f"add {key} to the preset, as in: specx presets show vicuna-7b-eagle"
+        raise UsageError(f"preset {preset.name} has no {key}", reason=reason, hints=[hint])
+    return shape
 
 
 def _refuse(preset: Preset, what: str, reason: str) -> None:
@@ -165,9 +162,7 @@ def _refuse(preset: Preset, what: str, reason: str) -> None:
 def _config(
     role: Literal["target", "draft"], spec: TargetSpec | DraftSpec, preset: Preset
 ) -> ModelConfig:
-    shape = spec.shape
-    if shape is None:
-        raise _lacks_shape(preset, role, f"{role}.shape", ShapeSpec)
+    shape = _given(spec.shape, f"{role}.shape", preset)
     small = read_config(hub.resolve(f"pocket/{role}", None, offline=True))
     _refuse(preset, role, misfit(shape, small))
     raw: dict[str, Any] = {

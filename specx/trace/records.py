@@ -114,11 +114,9 @@ class Header(Record):
 
     @property
     def title(self) -> str:
-        """What the run is about, for people."""
         return "a question" if self.input is None else self.input.name
 
     def document_map(self) -> DocumentMap:
-        """The prompt's map, as it was recorded."""
         config = RetrievalConfig(chunk_tokens=self.chunk_tokens, **self.retrieval.model_dump())
         return DocumentMap(tuple(self.chunks), tuple(self.ticks), config)
 
@@ -257,7 +255,6 @@ class Trace:
 
     @property
     def text(self) -> str:
-        """All the text of the run."""
         return _text(self.steps)
 
     def stats(self) -> GenerationStats:

@@ -34,7 +34,6 @@ class TraceWriter:
         self._line(header)
 
     def prefill(self, event: Prefill) -> None:
-        """Write how far the prompt has been read."""
         elapsed_s = self._elapsed_s()
         self._line(records.PrefillLine.of(event, kind="prefill", elapsed_s=elapsed_s))
 
@@ -57,7 +56,6 @@ class TraceWriter:
         self._steps += 1
 
     def end(self, result: "Result") -> None:
-        """Write the last line."""
         stats, elapsed_s = result.stats, self._elapsed_s()
         peak_bytes = stats.memory.peak_bytes
         totals = records.Totals.of(stats, steps=len(stats.steps), peak_bytes=peak_bytes)
