@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from specx.core.config import Parts
 from specx.errors import ResourceError, size
@@ -20,7 +20,8 @@ from specx.errors import ResourceError, size
 if TYPE_CHECKING:
     import torch
 
-    from specx.core.architecture import Shape
+    from specx.core.decoder import Model
+    from specx.core.drafts.eagle import EagleHead
 
 T = TypeVar("T")
 
@@ -111,14 +112,6 @@ def host_room() -> Room:
     return Room(free, total, "this machine")
 
 
-class Sized(Protocol):
-    """What has to be known of a model or a head."""
-
-    shape: "Shape"
-    dtype: "torch.dtype"
-    weights_bytes: int
-
-
 @dataclass(frozen=True, slots=True)
 class Needs:
     """Bytes of a request, about: trees, recorded graphs and lost blocks are left out."""
@@ -148,8 +141,8 @@ class Needs:
 
 
 def needs_of(
-    target: Sized,
-    draft: Sized | None,
+    target: "Model",
+    draft: "Model | EagleHead | None",
     parts: Parts,
     *,
     rows: int,
@@ -175,7 +168,7 @@ def needs_of(
     return Needs(rows * row, (rows + working) * draft_row, chunk, row + draft_row, weights)
 
 
-def _chunk_bytes(model: Sized, parts: Parts, rows: int, chunk: int) -> int:
+def _chunk_bytes(model: "Model | EagleHead", parts: Parts, rows: int, chunk: int) -> int:
     """The larger half of a layer, and float32 logits of the chunk's last row."""
     shape, itemsize = model.shape, model.dtype.itemsize
     heads, keys = shape.heads * shape.head_dim, 2 * shape.kv_heads * shape.head_dim

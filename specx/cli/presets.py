@@ -101,15 +101,15 @@ def check_presets(
     results = _checked(name, recorded, offline)
     # A preset's checks end with its first problem.
     problems = [found[-1].problem for found in results.values() if found[-1].problem]
+    rows = [_facts(each, found) for each, found in results.items()]
     if output == "json":
-        rows = [_facts(each, found) for each, found in results.items()]
         listed = PresetsCheckObject(schema="specx.presets-check/1", presets=rows)
         Sink().write(dumps(listed, output))
     else:
         cells = [
-            (each, one.check.name, _result(one), str(one.problem or one.doubt or one.check.about))
-            for each, found in results.items()
-            for one in found
+            (row.name, fact.check, fact.result, str(one.problem or one.doubt or fact.about))
+            for row in rows
+            for fact, one in zip(row.checks, results[row.name], strict=True)
         ]
         print_table(("preset", "check", "result", "about"), cells)
     if not problems:
@@ -143,18 +143,12 @@ def _checked(
     return results
 
 
-def _result(outcome: "Outcome") -> Literal["ok", "odd", "fail"]:
-    if outcome.problem is not None:
-        return "fail"
-    return "odd" if outcome.doubt else "ok"
-
-
 def _facts(name: str, found: "list[Outcome]") -> CheckedPreset:
     checks = [
         CheckFacts(
             check=each.check.name,
             about=each.check.about,
-            result=_result(each),
+            result="fail" if each.problem else "odd" if each.doubt else "ok",
             doubt=each.doubt or None,
             error=error_object(each.problem) if each.problem else None,
         )
