@@ -23,7 +23,7 @@ from specx.checkpoints.weights import outline
 from specx.core.architecture import Shape
 from specx.core.decoder import Footprint, Model
 from specx.preset.preset import Preset
-from specx.preset.shapes import HeadShapeSpec
+from specx.preset.sections import HeadShapeSpec
 from specx.standin.head_implant import tensor_shapes
 from specx.trace.records import Record
 

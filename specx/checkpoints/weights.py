@@ -18,7 +18,7 @@ from specx.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-    from specx.preset.shapes import HeadShapeSpec
+    from specx.preset.sections import HeadShapeSpec
 
 #: What a directory or repository is asked for, the most wanted first.
 ENTRIES = (

@@ -23,9 +23,9 @@ from specx.cli.bench_output import (
 )
 from specx.cli.console import Screen
 from specx.cli.errors import CONDITION_HELD, DIFFERENCE, SOME_FAILED
-from specx.cli.fetching import downloads_shown
 from specx.cli.options import counter, given, shared, sources_of, takes
 from specx.cli.output_file import Sink
+from specx.cli.progress import downloads_shown
 from specx.cli.result_json import dumps
 from specx.cli.settings import chosen_presets, parse_assignments
 from specx.cli.signals import Interrupts, Stopped

@@ -12,10 +12,10 @@ from typer import Argument, Context, Option
 from specx.cli import options as opt
 from specx.cli.bench_output import draw_report, settle_libraries
 from specx.cli.console import Screen
-from specx.cli.fetching import downloads_shown
 from specx.cli.format import phases_line
 from specx.cli.options import RunRequest, counter, given, shared, sources_of, takes
 from specx.cli.output_file import Sink, open_sink
+from specx.cli.progress import downloads_shown
 from specx.cli.result_json import dumps
 from specx.cli.run import choose_inputs, read_input
 from specx.cli.settings import chosen_preset, parse_assignments, resolve

@@ -11,10 +11,10 @@ from typer import Context
 from specx.cli.answer import Ask, Job, answer
 from specx.cli.console import Screen
 from specx.cli.errors import SOME_FAILED
-from specx.cli.fetching import downloads_shown
 from specx.cli.format import tab_separated
 from specx.cli.options import Question, RunRequest, Sources, sources_of, takes
 from specx.cli.output_file import Sink, open_sink, open_trace
+from specx.cli.progress import downloads_shown
 from specx.cli.settings import Settings, resolve, setting_rows
 from specx.cli.show import choose_look, show_legend
 from specx.cli.signals import Interrupts

@@ -11,7 +11,7 @@ from specx.checkpoints.eagle.config import KIND_NAMES, OTHERS, other_kind
 from specx.checkpoints.fields import flag
 from specx.checkpoints.weights import by, kind_of, projections
 from specx.errors import ModelError
-from specx.preset.shapes import HeadShapeSpec
+from specx.preset.sections import HeadShapeSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,8 +22,7 @@ from specx.checkpoints.eagle.layout import LAYER, Generation, check_places, chec
 from specx.checkpoints.fields import flag, naming
 from specx.checkpoints.weights import by, read_tensors
 from specx.errors import ModelError, PairError
-from specx.preset.sections import DraftSpec
-from specx.preset.shapes import HeadShapeSpec
+from specx.preset.sections import DraftSpec, HeadShapeSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
