@@ -4,6 +4,7 @@ In: a preset and prompts. Out: events and results. It knows files only through `
 screen.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from specx.core.attention import Kernels
 from specx.core.config import MODES, Parts, SamplingConfig, Think, parts_for
 from specx.core.decode import Decoding, Request, plain_logits
 from specx.core.decoder import Model
-from specx.core.drafts import Drafter, NoDraft
+from specx.core.drafts import Drafter
 from specx.core.drafts.eagle import EagleHead
 from specx.core.drafts.growth import Governor
 from specx.core.drafts.model import DraftSettings, drafter_in
@@ -25,7 +26,6 @@ from specx.core.drafts.ngram import LookupDrafter
 from specx.core.graphs import padded_rows
 from specx.core.kernels import is_available
 from specx.core.kernels.choice import choose_kernels
-from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.target import CostTable, Target
 from specx.core.workspace import Workspaces
@@ -233,7 +233,8 @@ class Engine:
         sampling: SamplingConfig,
     ) -> float | None:
         """How much better the target scores the first token of ``pair`` after ``before`` than the
-        second (None: the end of the text); None where it does not know one of them."""
+        second (None: the end of the text); None where it does not know one of them, or a filter
+        has removed one."""
         end = min(self._end_tokens, default=None)
         expected, got = (end if token is None else token for token in pair)
         known = range(self.target.shape.vocabulary)
@@ -252,7 +253,8 @@ class Engine:
         seen = torch.zeros_like(logits, dtype=torch.bool)
         seen[0, tokens] = True
         scores = Sampler(sampling).scores(logits, position, seen)[0]
-        return float(scores[expected] - scores[got])
+        margin = float(scores[expected] - scores[got])
+        return margin if math.isfinite(margin) else None
 
     def _thought(
         self, prompt: Prompt, max_tokens: int, max_think_tokens: int | None
@@ -311,9 +313,9 @@ class Engine:
         rows += padded_rows(tree.nodes + 1) + 2 * (tree.depth + 1)
         workspace = self._workspaces.take(max(rows, preset.retrieval.budget_tokens))
         target = Target(self.target, workspace.capacity, parts, kernels, workspace)
-        drafter: Drafter = NoDraft() if parts.drafter == "none" else LookupDrafter(tree)
+        drafter: Drafter = Drafter() if parts.drafter == "none" else LookupDrafter(tree)
         drafts, retrieves = parts.drafter != "none", parts.draft_cache == "retrieval"
-        retriever = Retriever(preset.retrieval) if parts.has_draft_model and retrieves else None
+        retrieval = preset.retrieval if parts.has_draft_model and retrieves else None
         settings = self._draft_settings(parts, kernels) if parts.has_draft_model else None
         if settings is not None:
             drafter = drafter_in(workspace, settings, request.sampler)
@@ -321,7 +323,7 @@ class Engine:
             from specx.core.rehearsal import rehearse  # imports Triton
 
             self._is_rehearsed = True
-            rehearse(target, settings, retriever, request.sampler, preset.prefill_chunk_tokens)
+            rehearse(target, settings, retrieval, request.sampler, preset.prefill_chunk_tokens)
             if settings is not None:
                 drafter = drafter_in(workspace, settings, request.sampler)  # afresh
         needs_costs = drafts and (governs or tree.size == "measured")
@@ -329,7 +331,7 @@ class Engine:
             request,
             target,
             drafter,
-            retriever=retriever,
+            retrieval=retrieval,
             governor=Governor() if drafts and governs else None,
             costs=self._costs if needs_costs else None,
             workspaces=self._workspaces,

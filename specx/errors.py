@@ -97,6 +97,11 @@ def size(value_bytes: float) -> str:
     return f"{mib:,.0f} MiB" if mib < 1000 else f"{mib / 1024:,.1f} GiB"
 
 
+def is_text(text: str) -> bool:
+    """Whether ``text`` can be encoded; bytes of a command line that are not UTF-8 cannot."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
 def printable(text: str) -> str:
     """``text`` with its control characters as visible signs; newline and tab stay.
 

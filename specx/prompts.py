@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from specx.checkpoints.chat_template import SwitchedTemplate
 from specx.checkpoints.tokenizer import Tokenizer
 from specx.core.config import Think
-from specx.errors import ModelError, UsageError
+from specx.errors import ModelError, UsageError, is_text
 from specx.thinking import TemplateThinking, Thoughts
 
 if TYPE_CHECKING:
@@ -106,11 +106,9 @@ def encode_prompt(
     Without a template the text is verbatim, ``system`` before it. What looks like a control token
     ("</s>") inside ``content`` or ``system`` stays text. Raises as ``Prompter.prompt``.
     """
-    try:
-        f"{content}{system}".encode()
-    except UnicodeEncodeError as error:  # bytes of the command line that Python could not decode
-        hints = ["set a UTF-8 locale, or read the text from a file"]
-        raise UsageError("the prompt is not UTF-8", reason=error.reason, hints=hints) from error
+    if not is_text(f"{content}{system}"):
+        hints = ["write it in UTF-8, or read the text from a file"]
+        raise UsageError("the prompt is not UTF-8", hints=hints)
     begin = tokenizer.begin_ids
     if tokenizer.template is None or not use_template:
         return begin + tokenizer.encode(f"{system}\n\n{content}" if system else content)
@@ -196,6 +194,8 @@ class TextStream:
         """``context``: last tokens of a text that this one continues, so that a blank stays."""
         self._tokenizer = tokenizer
         self._stop = tuple(text for text in stop if text)
+        # A special token has no text here, so a stop text that names one is looked for as its id.
+        self._stop_ids = {tokenizer.special_id(text) for text in self._stop} - {None}
         self._tokens = list(context)
         self._before = len(context)
         self._start = 0  # first token that is decoded again, for its context
@@ -218,7 +218,10 @@ class TextStream:
                 break
             self._tokens.append(token)
             piece = self._unshown()
-            if piece and not piece.endswith("\ufffd"):
+            if token in self._stop_ids:
+                self._take(piece)
+                self.is_stopped = True
+            elif piece and not piece.endswith("\ufffd"):
                 self._take(piece)
         return self._release()
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import pwd
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from specx import environment as module
-from specx.environment import driver_version, environment, keep_compiled, source_commit
+from specx.environment import (
+    driver_version,
+    environment,
+    keep_compiled,
+    source_commit,
+    user_folder,
+)
+from specx.preset.preset import user_preset_files
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
@@ -122,6 +130,23 @@ def test_a_cache_folder_that_cannot_be_made_is_left_alone(tmp_path: Path) -> Non
     given = {"SPECX_CACHE_DIR": str(tmp_path / "file" / "kernels")}
     keep_compiled(given)
     assert list(given) == ["SPECX_CACHE_DIR"]
+
+
+@pytest.mark.parametrize("home", ["", "relative", "~nobody", "/dev/null", "/dev/null/home"])
+def test_a_home_that_is_none(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    """Regression: where HOME was unusable every command ended in a traceback."""
+    for name in list(os.environ):
+        if name.startswith(("XDG_", "SPECX_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # nobody knows this user
+    environ: dict[str, str] = {}
+    keep_compiled(environ)
+    assert environ == {}
+    assert user_preset_files() == []
+    folder = user_folder("state")
+    assert folder is None or home in str(folder)
+    assert user_folder("state", {"SPECX_STATE_DIR": "/mine"}) == Path("/mine")
 
 
 def test_a_clean_tree_has_its_commit(package: Path) -> None:

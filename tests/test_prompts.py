@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as Backend
 
 from specx.checkpoints.tokenizer import Tokenizer, read_tokenizer
 from specx.errors import ModelError, UsageError
-from specx.preset.preset import PromptSpec
+from specx.preset.sections import PromptSpec
 from specx.prompts import Prompter, TextStream, encode_prompt
 from tests.checkpoints.test_sentencepiece import DATA as SENTENCEPIECE
 from tests.helpers import BOS, CHAT_TEMPLATE, EOS, VOCABULARY, tiny_tokenizer
@@ -305,6 +305,16 @@ class TestStopStrings:
     def test_a_stop_of_several_bytes(self) -> None:
         tokens = TOKENIZER.encode("a😀b")
         assert "".join(streamed(tokens, ("😀",))) == "a"
+
+    @pytest.mark.parametrize("size", [1, 3])
+    def test_a_stop_that_names_a_special_token(self, size: int) -> None:
+        """Regression: special tokens have no text, so such a stop never matched."""
+        whole = [*TOKENIZER.encode("one"), TOKENIZER.eos_id or 0, *TOKENIZER.encode("two")]
+        stream = TextStream(TOKENIZER, (EOS,))
+        steps = (whole[at : at + size] for at in range(0, len(whole), size))
+        assert "".join(map(stream.push, steps)) + stream.finish() == "one"
+        assert stream.is_stopped
+        assert stream.consumed == whole.index(TOKENIZER.eos_id) + 1
 
     def test_an_empty_stop_is_none(self) -> None:
         stream = TextStream(TOKENIZER, ("",))

@@ -1,8 +1,7 @@
 """From a preset to a loaded pair: find the files, check them, then read the weights.
 
-In goes a preset; out comes a ``ModelPair``. Everything that can be refused is refused before any
-weight is downloaded or read: architectures, damaged files, tokenizers that disagree. This module
-does not know decoding, documents or the screen.
+Everything that can be refused is refused before any weight is downloaded or read: architectures,
+damaged files, tokenizers that disagree.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from specx.checkpoints.check_pair import PairFiles, examine
 from specx.checkpoints.config import ModelConfig, summary
-from specx.checkpoints.download import Notice, fetch, fetch_metadata, pickle_notice, plan, tell
+from specx.checkpoints.download import Notice, fetch, fetch_metadata, file_notes, plan, tell
 from specx.checkpoints.eagle.loader import LoadedHead, load_head
 from specx.checkpoints.repository import Source, find, is_on_hub
 from specx.checkpoints.tokenizer import Tokenizer
@@ -36,6 +35,11 @@ class LoadedModel:
     config: ModelConfig
     tensors: "dict[str, torch.Tensor]" = field(repr=False)
 
+    @property
+    def is_untied(self) -> bool:
+        """Whether the file has an output matrix of its own, against the word of its config."""
+        return self.config.is_tied and "lm_head.weight" in self.tensors
+
     def separate(self) -> "dict[str, torch.Tensor]":
         """Views of the tensors under the names of files, without a leading ``model.``."""
         from specx.core.joined import separate
@@ -46,10 +50,7 @@ class LoadedModel:
 @dataclass(frozen=True, slots=True)
 class ModelPair:
     """A loaded pair on one device, to be taken over by whoever runs it. ``draft`` is None without
-    weights of its own; a head has yet to be put beside its target.
-
-    ``notes``: what the user should know about their files.
-    """
+    weights of its own; ``notes`` are what the user should know about their files."""
 
     target: LoadedModel
     draft: "LoadedModel | LoadedHead | None"
@@ -70,20 +71,21 @@ def load_pair(preset: Preset, *, device: str, dtype: str, offline: bool) -> Mode
     )
     files, sources = located(preset, offline=offline)
     fetch_weights(files, sources)
-    notes = tuple(filter(None, map(pickle_notice, sources)))
-    for note in notes:
-        tell(Notice(note))
+    notes = [note for source in sources for note in file_notes(source)]
     draft: LoadedModel | LoadedHead | None = None
     if files.head_config is not None and files.draft_dir is not None:
         known = len(files.tokenizer)
         draft = load_head(files.draft_dir, preset.draft, files.target_config, known)
-        for note in draft.notes:
-            tell(Notice(note))
         notes += draft.notes
     elif files.draft_dir is not None and files.draft_config is not None:
         draft = _load_model(files.draft_dir, files.draft_config, draft_dtype, device)
     target = _load_model(files.target_dir, files.target_config, target_dtype, device)
-    return ModelPair(target, draft, files.tokenizer, notes)
+    for model, spec in ((target, preset.target), (draft, preset.draft)):
+        if isinstance(model, LoadedModel) and model.is_untied:
+            notes.append(f"{spec.repo} says that it is tied, but has an lm_head of its own: used")
+    for note in notes:
+        tell(Notice(note))
+    return ModelPair(target, draft, files.tokenizer, tuple(notes))
 
 
 def fetch_weights(files: PairFiles, sources: Sequence[Source]) -> None:
@@ -148,17 +150,14 @@ def choose_device(device: str) -> str:
     kind, colon, number = name.partition(":")
     if name == "cpu" or (name == "mps" and torch.backends.mps.is_available()):
         return name
-    if kind == "mps":
-        raise UsageError("there is no mps device here", hints=["use --device cpu"])
-    if kind != "cuda" or (colon and not number.isdecimal()):
-        raise UsageError(
-            f"{device!r} is not a device", hints=["write auto, cpu, cuda, cuda:0 or mps"]
-        )
+    if kind not in ("cuda", "mps") or (colon and not number.isdecimal()):
+        hint = "write auto, cpu, cuda, cuda:0 or mps"
+        raise UsageError(f"{device!r} is not a device", hints=[hint])
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(number or 0) >= count:
+    if kind == "mps" or int(number or 0) >= count:
         raise UsageError(
             f"there is no device {name}",
-            reason=f"torch sees {count} CUDA devices",
+            reason=f"torch sees {count} CUDA devices" if kind == "cuda" else "",
             hints=["use --device cpu"],
         )
     return name

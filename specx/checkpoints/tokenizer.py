@@ -111,6 +111,11 @@ class Tokenizer:
         """Text of ``tokens``; special tokens by name unless they are skipped."""
         return str(self._whole.decode(list(tokens), skip_special_tokens=skip_special))
 
+    def special_id(self, text: str) -> int | None:
+        """Id of the special token that is spelled ``text``; None where there is none."""
+        found = self._whole.token_to_id(text)
+        return found if found in self.special_ids else None
+
     def token_ends(self, text: str) -> list[int]:
         """Where in ``text`` its tokens end, in characters."""
         return [end for _, end in self._plain.encode(text, add_special_tokens=False).offsets if end]

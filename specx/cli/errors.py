@@ -17,6 +17,7 @@ EXIT_CODES: tuple[tuple[int, str], ...] = (
     (8, "--verify found a difference"),
     (9, "a --fail-if condition was met"),
     (10, "some of several documents or cells failed"),
+    (129, "the terminal was closed (SIGHUP); the text so far was written to --out"),
     (130, "interrupted (Ctrl-C); the text so far was written"),
     (141, "the reader of the output closed the pipe"),
     (143, "terminated (SIGTERM); the text so far was written"),

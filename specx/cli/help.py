@@ -69,25 +69,22 @@ def help(
     ] = "result",
 ) -> int:
     """Explain environment, exit codes, output, schemas."""
-    if topic is None:
-        Sink().write("topics: environment, exit-codes, output, schema\n")
-    elif topic == "schema":
-        Sink().write(read_schema(name))
+    text = "topics: environment, exit-codes, output, schema\n"
+    if topic == "schema":
+        text = read_schema(name)
     elif topic == "output":
-        Sink().write(OUTPUT)
-    else:
+        text = OUTPUT
+    elif topic is not None:
         rows = ENVIRONMENT if topic == "environment" else EXIT_CODES
         width = max(len(str(key)) for key, _ in rows)
-        Sink().write("".join(f"{key!s:>{width}}  {meaning}\n" for key, meaning in rows))
+        text = "".join(f"{key!s:>{width}}  {meaning}\n" for key, meaning in rows)
+    Sink().write(text)
     return 0
 
 
 def read_schema(name: str) -> str:
-    """The JSON Schema of what a command writes, by its name (``result`` for ``specx.result/1``).
-
-    Raises ``UsageError`` for another name.
-    """
-    from importlib import import_module
+    """The JSON Schema ``specx.NAME/1`` of what a command writes. Raises ``UsageError``."""
+    from pkgutil import resolve_name
 
     from pydantic import TypeAdapter
 
@@ -96,9 +93,6 @@ def read_schema(name: str) -> str:
     if name not in SCHEMAS:
         known = ", ".join(SCHEMAS)
         raise UsageError(f"there is no schema named {name!r}", hints=[f"schemas: {known}"])
-    module, _, model = SCHEMAS[name].partition(":")
-    schema = TypeAdapter(getattr(import_module(module), model)).json_schema(
-        by_alias=True, mode="serialization"
-    )
+    schema = TypeAdapter(resolve_name(SCHEMAS[name])).json_schema(mode="serialization")
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"specx.{name}/1"}
     return dumps(head | schema | head, "json")  # the head first

@@ -40,7 +40,8 @@ COMMANDS = {
     "pull": "Download a preset's models, after checking that the pair fits together.",
     "help": "Explain environment, exit codes, output, schemas.",
 }
-_MODULES = {"generate": "run", "summarize": "run", "trace": "replay"}  # where not named alike
+#: Where they are not named alike.
+_MODULES = {"generate": "run", "summarize": "run", "trace": "replay", "pull": "presets"}
 _RUNS_MODELS = ("generate", "summarize", "bench", "compare")
 
 
@@ -95,6 +96,7 @@ def _app(arguments: Sequence[str]) -> Typer:
         if name not in arguments:
             app.command(name, help=summary)(_not_loaded)
             continue
+        _check_directory()
         if name in _RUNS_MODELS:
             from specx.environment import keep_compiled
 
@@ -106,6 +108,16 @@ def _app(arguments: Sequence[str]) -> Typer:
             is_checked = name in ("generate", "summarize")
             app.command(name, cls=VerifyCommand if is_checked else None)(command)
     return app
+
+
+def _check_directory() -> None:
+    """Raise ``UsageError`` where somebody removed the working directory: names mean nothing, and
+    the libraries under torch end the process."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        hint = "go to one that does: cd"
+        raise UsageError("the working directory does not exist any more", hints=[hint]) from error
 
 
 def _not_loaded() -> None:

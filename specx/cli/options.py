@@ -199,6 +199,14 @@ def sources_of(context: Context) -> dict[str, str]:
     return found
 
 
+def shared(request: Any, kind: type) -> dict[str, Any]:
+    """The fields of ``request`` that dataclass ``kind`` has too, for its constructor."""
+    known = {each.name for each in fields(kind)}
+    return {
+        each.name: getattr(request, each.name) for each in fields(request) if each.name in known
+    }
+
+
 def takes(*groups: type) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Turn ``command(context, *groups)`` into a function whose parameters are the groups' fields.
 

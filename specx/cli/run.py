@@ -11,15 +11,15 @@ from typer import Context
 from specx.cli.answer import Ask, Job, answer
 from specx.cli.console import Screen
 from specx.cli.errors import SOME_FAILED
-from specx.cli.fetching import downloads_shown
 from specx.cli.format import tab_separated
 from specx.cli.options import Question, RunRequest, Sources, sources_of, takes
 from specx.cli.output_file import Sink, open_sink, open_trace
+from specx.cli.progress import downloads_shown
 from specx.cli.settings import Settings, resolve, setting_rows
 from specx.cli.show import choose_look, show_legend
 from specx.cli.signals import Interrupts
 from specx.documents.document import Document, read_document, read_stdin
-from specx.errors import SpecxError, UsageError, one_line
+from specx.errors import DocumentError, SpecxError, UsageError, one_line
 
 if TYPE_CHECKING:
     from specx.engine import Engine
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 PLACE = "{document}"
+_QUESTION_ALONE = "for a question alone: < /dev/null"
 
 #: A document's name, and the document, none (a bare question), or why it cannot be read.
 NamedInput = tuple[str, Document | SpecxError | None]
@@ -77,11 +78,18 @@ def execute(
     names = choose_inputs(request.files, sys.stdin, command=command, needed=needs_document)
     _check_single(request, names)
     with (
+        Interrupts() as interrupts,
         open_trace(request.trace, force=request.force, inputs=names, out=request.out) as trace,
         open_sink(request.out, force=request.force, inputs=names) as sink,
-        Interrupts() as interrupts,
     ):
-        inputs = _read_all(names, request)
+        is_question = not (needs_document or request.files) and names == [STDIN]
+        try:
+            inputs = _read_all(names, request)
+        except DocumentError as error:
+            hints = [*error.hints, *([_QUESTION_ALONE] if is_question else [])]
+            raise DocumentError(error.message, reason=error.reason, hints=hints) from error
+        if is_question:
+            screen.note(f"standard input is the document; {_QUESTION_ALONE}")
         look = choose_look(request, sink, screen)
         engine = _load(settings, screen)
         if engine.kernels_note:

@@ -9,7 +9,7 @@ from typing import Any
 
 from specx.cli.options import RunRequest, Sources
 from specx.core.config import Mode, SamplingConfig, Think
-from specx.errors import ModelError, ModelUnavailableError, UsageError
+from specx.errors import ModelError, ModelUnavailableError, UsageError, is_text
 from specx.preset.preset import Preset, load_preset
 
 # Keys of a preset that are listed as options, or that decide nothing.
@@ -80,6 +80,8 @@ def resolve(
         raise UsageError(f"--think-tokens must be ≥ 0, not {think_tokens}")
     if "" in request.stop:
         raise UsageError("--stop must not be empty", reason="every text contains the empty text")
+    if not all(map(is_text, request.stop)):
+        raise UsageError("--stop is not UTF-8", reason="so no text of a model can contain it")
     return Settings(
         preset=preset,
         mode=request.mode or preset.mode,

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks the running request to end, the second stops at once."""
+"""Ctrl-C, SIGTERM and a closed terminal: the first asks a request to end, the second stops."""
 
 import contextlib
 import signal
@@ -16,7 +16,7 @@ class Stopped(BaseException):
 
 
 class Interrupts:
-    """Handlers for SIGINT and SIGTERM, installed as long as the ``with`` block lasts.
+    """Handlers for SIGINT, SIGTERM and SIGHUP, installed as long as the ``with`` block lasts.
 
     A signal that the process inherited as ignored stays ignored: whoever started specx in the
     background of a script, or under ``nohup``, wants it so.
@@ -52,7 +52,7 @@ class Interrupts:
             self._cancel = cancel
 
     def __enter__(self) -> Self:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 self._previous[signum] = signal.signal(signum, self._handle)
         return self

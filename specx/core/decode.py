@@ -1,27 +1,24 @@
 """The decode loop: one step is draft, verify, accept. Plain decoding is a tree of one node.
 
-In: a target, a drafter, prompt tokens. Out: events with token ids and times. It does not know
-text, tokenizers, which drafter it drives, or screens.
-
-A step is launched and then settled. Launching asks the host for nothing where target and drafter
-allow it (a GPU); then the next step is launched before the last one is settled, and the host's
-work for one step happens while the device does the next.
-"""
+A step is launched and then settled. Where launching asks the host for nothing (a GPU), the next one
+is launched before the last is settled, and the host works on one while the device does the next."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from operator import eq
 
 import torch
 from torch import Tensor
 
 from specx.core.bounds import Bounds, Closing, ThoughtBound
 from specx.core.clock import Clock, Readout, now, start_clock
+from specx.core.config import RetrievalConfig
 from specx.core.decoder import Model
-from specx.core.drafts import Drafter, NoDraft
+from specx.core.drafts import Drafter
 from specx.core.drafts.growth import Governor
-from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.stats import FinishReason, Prefill, StepStats, StepTree
 from specx.core.target import CostTable, Target
@@ -39,7 +36,7 @@ class Step:
 
     tree: TokenTree
     path: Path
-    logits: Tensor  # [n, V]
+    logits: Tensor  # [n, V] float32
     drafted: bool
     is_warm: bool  # its time is that of any later step
     readout: Readout  # the target's report; chunks, reaches, depths and copies where there are any
@@ -65,9 +62,9 @@ def launch(
     *,
     seen: "Seen | None" = None,
     closing: Closing | None = None,
-    retriever: Retriever | None = None,
+    retrieval: RetrievalConfig | None = None,
 ) -> Step:
-    """Put a whole step on the device. Without ``drafter`` it is a plain one; with ``retriever`` the
+    """Put a whole step on the device. Without ``drafter`` it is a plain one; with ``retrieval`` the
     draft's context is refreshed after it."""
     cold_runs = target.launcher.cold_runs
     clock = start_clock(target.model.device)
@@ -89,8 +86,8 @@ def launch(
         closing.add_path(tokens, path)
     clock.mark("commit_s")
     chunks = None
-    if drafter is not None and retriever is not None:
-        selection = target.select(retriever, path)
+    if drafter is not None and retrieval is not None:
+        selection = target.select(retrieval, path)
         drafter.refocus(selection)
         chunks = selection.chunks
     depths = None if tree.reaches is None else tree.depths[: tree.reaches.shape[0]]
@@ -119,6 +116,8 @@ def settle(step: Step, target: Target, drafter: Drafter, previous: Clock | None 
     phases_s = step.clock.seconds(previous)
     idle_s = phases_s.pop("gap", None)
     levels_s: tuple[float, ...] = ()
+    chain = [] if copied is None else copied.tolist()
+    agreeing = takewhile(bool, map(eq, chain, tokens[:-1]))
     if step.drafted:
         levels_s = drafter.observe(phases_s["draft_s"], reaches, depths)
     stats = StepStats(
@@ -126,7 +125,7 @@ def settle(step: Step, target: Target, drafter: Drafter, previous: Clock | None 
         depth=depth,
         accepted=count - 1,
         new_tokens=count,
-        copied=0 if copied is None else _agreeing(copied.tolist(), tokens[:-1]),
+        copied=sum(agreeing),
         draft_levels_s=levels_s,
         draft_context_tokens=step.context_tokens,
         host_s=idle_s or 0.0,
@@ -180,7 +179,7 @@ class Decoding:
         target: Target,
         drafter: Drafter,
         *,
-        retriever: Retriever | None = None,
+        retrieval: RetrievalConfig | None = None,
         governor: Governor | None = None,
         costs: CostTable | None = None,
         workspaces: Workspaces | None = None,
@@ -189,7 +188,7 @@ class Decoding:
         """``costs``: where step costs are looked up, or measured between prefill and first token;
         their time is kept apart. ``workspaces`` gets the target's workspace back at the end."""
         self.request, self.target, self.drafter = request, target, drafter
-        self.retriever, self.governor = retriever, governor
+        self.retrieval, self.governor = retrieval, governor
         self._costs, self._workspaces, self._records_trees = costs, workspaces, records_trees
         self.prefill_target_s = self.prefill_draft_s = self.tune_s = 0.0
         self._cancelled = False
@@ -279,8 +278,8 @@ class Decoding:
             self._seen.add(first)
         self.target.begin(prompt, first, features[-1:])
         chunks = None
-        if self.retriever is not None and self.retriever.is_needed(prompt.shape[0]):
-            selection = self.target.select(self.retriever, None)
+        if self.retrieval is not None and self.retrieval.is_needed(prompt.shape[0]):
+            selection = self.target.select(self.retrieval, None)
             self.drafter.refocus(selection)
             chunks = _chunk_numbers(selection.chunks)
         self._tune()  # after the prompt's last query was used: measuring overwrites it
@@ -299,15 +298,15 @@ class Decoding:
 
     def _launch(self, number: int) -> Step:
         drafter = self.drafter if self._is_drafting else None
-        retriever, length = self.retriever, self.target.cache.length
-        is_due = retriever is not None and retriever.due(number) and retriever.is_needed(length)
+        retrieval, length = self.retrieval, self.target.cache.length
+        is_due = retrieval is not None and retrieval.due(number) and retrieval.is_needed(length)
         return launch(
             self.target,
             drafter,
             self.request.sampler,
             seen=self._seen,
             closing=self._closing,
-            retriever=retriever if is_due else None,
+            retrieval=retrieval if is_due else None,
         )
 
     def _settle(self, step: Step) -> Emitted:
@@ -315,7 +314,10 @@ class Decoding:
         settled = settle(step, self.target, self.drafter, self._last_clock)
         began, stats = time.perf_counter(), settled.stats
         self._last_clock = step.clock
-        tree = _record(step, settled.tokens[-1]) if self._records_trees else None
+        tree = None
+        if self._records_trees:
+            nodes = tuple(step.tree.tokens.tolist()), tuple(step.tree.parents.tolist())
+            tree = StepTree(*nodes, path=tuple(step.path.tolist()), bonus=settled.tokens[-1])
         tokens, reason = self._commit(settled.tokens)
         host_s = time.perf_counter() - began
         if settled.is_timed:  # what the device waited, without what the consumer took
@@ -374,7 +376,7 @@ def plain_logits(target: Target, tokens: Tensor, prompt_tokens: int, chunk_token
     for number in range(1, len(output)):
         known = output[number : number + 1]
         step = launch(target, None, lambda *_, known=known: known)
-        settle(step, target, NoDraft())
+        settle(step, target, Drafter())
     return launch(target, None, lambda logits, *_: logits.argmax(dim=-1)).logits
 
 
@@ -403,21 +405,6 @@ class Seen:
         return rows.scatter_(1, torch.where(tree.mask, tokens[None], tokens[:, None]), True)
 
 
-def _record(step: Step, bonus: int) -> StepTree:
-    return StepTree(
-        tokens=tuple(step.tree.tokens.tolist()),
-        parents=tuple(step.tree.parents.tolist()),
-        path=tuple(step.path.tolist()),
-        bonus=bonus,
-    )
-
-
 def _chunk_numbers(chunks: Tensor) -> tuple[int, ...]:
     """On the host, without the padding of a selection."""
     return tuple(chunk for chunk in chunks.tolist() if chunk >= 0)
-
-
-def _agreeing(first: list[int], second: list[int]) -> int:
-    """How many tokens both begin with."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((count for count, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -1,12 +1,9 @@
 """What is measured: the only record that travels from the decode loop to tables and JSON.
 
-Goes in: counts and seconds from the loop. Comes out: derived rates. It does not know tensors,
-text, tokenizers or screens.
+``accepted`` counts draft tokens kept in a step, the bonus token excluded; ``tokens_per_step`` =
+accepted + 1 (τ in the papers; plain decoding has 1)."""
 
-Words: ``accepted`` counts draft tokens kept in a step, the bonus token excluded;
-``tokens_per_step`` = accepted + 1 (τ in the papers; plain decoding has 1).
-"""
-
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -130,23 +127,18 @@ class GenerationStats:
     def tokens_per_step_by_position(self) -> list[float]:
         """Tokens of a step along the output: the mean over the steps that began in each block of
         ``POSITION_TOKENS`` tokens. It shows whether a draft keeps up with a long output."""
-        blocks: list[list[int]] = []
+        blocks: dict[int, list[int]] = {}
         position = 1  # the prefill yields the first token
         for step in self.steps:
-            block = position // POSITION_TOKENS
-            while len(blocks) <= block:
-                blocks.append([])
-            blocks[block].append(step.accepted + 1)
+            blocks.setdefault(position // POSITION_TOKENS, []).append(step.accepted + 1)
             position += step.accepted + 1
-        return [sum(block) / len(block) for block in blocks if block]
+        return [sum(block) / len(block) for block in blocks.values()]
 
     @property
     def accepted_histogram(self) -> list[int]:
         """``histogram[a]`` = number of steps that accepted exactly ``a`` draft tokens."""
-        counts = [0] * (1 + max((step.accepted for step in self.steps), default=0))
-        for step in self.steps:
-            counts[step.accepted] += 1
-        return counts if self.steps else []
+        counts = Counter(step.accepted for step in self.steps)
+        return [counts[accepted] for accepted in range(max(counts, default=-1) + 1)]
 
     @property
     def phases_s(self) -> dict[str, float]:

@@ -1,8 +1,7 @@
 """Documents: text and Markdown from files and standard input.
 
-Nothing is guessed: what is not UTF-8 is refused with its likely encoding, and the caller may name
-one. What is no text at all is refused with a command that makes text of it. Apart from a byte
-order mark and Windows line ends the text is what the bytes say.
+Nothing is guessed: what is not UTF-8 is refused with its likely encoding, what is no text with a
+command that makes text of it. Otherwise the text is what the bytes say, Windows line ends aside.
 """
 
 import codecs
@@ -45,6 +44,7 @@ _FORMATS = (
     (b"PK\x03\x04", _EPUB, "an EPUB book", "pandoc -t plain {name}"),
     (b"PK\x03\x04", b"", "a ZIP archive", "unzip -p {name}"),
 )
+_UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -70,9 +70,7 @@ def read_document(path: str, *, encoding: str | None = None) -> Document:
     if os.path.isdir(path):
         hint = f"name the files in it: specx summarize {shlex.quote(path.rstrip('/'))}/*.txt"
         raise DocumentError(f"{path} is a directory", hints=[hint])
-    raw = read_file(path, MAX_DOCUMENT_BYTES, _near)
-    is_markdown = Path(path).suffix.lower() in _MARKDOWN
-    return _document(raw, path, codec, "markdown" if is_markdown else "text")
+    return _document(read_file(path, MAX_DOCUMENT_BYTES, _near), path, codec)
 
 
 def read_file(
@@ -101,11 +99,12 @@ def read_stdin(stream: BinaryIO, *, encoding: str | None = None) -> Document:
         raw = stream.read(MAX_DOCUMENT_BYTES + 1)
     except OSError as error:  # specx < directory
         raise DocumentError("standard input cannot be read", reason=error.strerror or "") from error
-    return _document(raw, None, codec, "text")
+    return _document(raw, None, codec)
 
 
-def _document(raw: bytes, path: str | None, codec: str, kind: Format) -> Document:
+def _document(raw: bytes, path: str | None, codec: str) -> Document:
     name = "stdin" if path is None else Path(path).name
+    kind: Format = "markdown" if Path(path or "").suffix.lower() in _MARKDOWN else "text"
     digest = hashlib.sha256(raw).hexdigest()
     return Document(name, path, _text(raw, path, codec), kind, len(raw), digest)
 
@@ -121,7 +120,13 @@ def _text(raw: bytes, path: str | None, codec: str) -> str:
             reason="no model's context holds as much text",
             hints=["split it first, for example: split -C 1m FILE"],
         )
-    _refuse_formats(raw, what, shlex.quote(path) if path else "FILE")
+    start = raw[: 1 << 16]
+    for magic, mark, kind, command in _FORMATS:
+        if start.startswith(magic) and mark in start:
+            verb = "unpack" if kind == "a ZIP archive" else "convert"
+            command = command.format(name=shlex.quote(path) if path else "FILE")
+            hints = [f"{verb} it first: {command} | specx summarize"] if command else []
+            raise DocumentError(f"{what} is {kind}, not text", hints=hints)
     if codec == "utf-8-sig":
         _refuse_binary(raw, what)
     try:
@@ -138,26 +143,26 @@ def _text(raw: bytes, path: str | None, codec: str) -> str:
     return text.replace("\r\n", "\n")
 
 
-def _refuse_formats(raw: bytes, what: str, name: str) -> None:
-    start = raw[: 1 << 16]
-    for magic, mark, kind, command in _FORMATS:
-        if start.startswith(magic) and mark in start:
-            verb = "unpack" if kind == "a ZIP archive" else "convert"
-            hint = f"{verb} it first: {command.format(name=name)} | specx summarize"
-            raise DocumentError(f"{what} is {kind}, not text", hints=[hint] if command else [])
-
-
 def _refuse_binary(raw: bytes, what: str) -> None:
+    if raw.startswith(_UTF32_MARKS):  # before UTF-16, whose mark the one of them begins with
+        raise DocumentError(f"{what} is UTF-32 text, not UTF-8", hints=["add --encoding utf-32"])
     if raw.startswith(_UTF16_MARKS):
         raise DocumentError(f"{what} is UTF-16 text, not UTF-8", hints=["add --encoding utf-16"])
     if b"\0" in raw:
-        start = raw[:1000]
-        is_wide = start[1::2].count(0) > len(start) // 4  # every other byte, as in UTF-16
+        wide = _wide(raw[:1000])
         raise DocumentError(
             f"{what} is binary data, not text",
             reason=f"there is a NUL byte at offset {raw.index(0):,}",
-            hints=["if it is UTF-16 text, add --encoding utf-16-le"] if is_wide else [],
+            hints=[f"if it is {wide.upper()} text, add --encoding {wide}"] if wide else [],
         )
+
+
+def _wide(start: bytes) -> str:
+    """The encoding of two or four bytes a sign that the places of zeros suggest; "" for none."""
+    zeros = [start[at::4].count(0) > len(start) // 6 for at in range(4)]
+    shapes = {(0, 1, 1, 1): "utf-32-le", (1, 1, 1, 0): "utf-32-be"}
+    shapes |= {(0, 1, 0, 1): "utf-16-le", (1, 0, 1, 0): "utf-16-be"}
+    return shapes.get(tuple(map(int, zeros)), "")  # type: ignore[arg-type]
 
 
 def _undecodable(raw: bytes, what: str, error: UnicodeDecodeError, codec: str) -> DocumentError:
@@ -172,11 +177,8 @@ def _undecodable(raw: bytes, what: str, error: UnicodeDecodeError, codec: str) -
         hint = "it is probably Windows text: add --encoding cp1252"
     else:
         hint = "it is probably Latin-1 text: add --encoding latin-1"
-    return DocumentError(
-        f"{what} is not {encoding} text",
-        reason=f"byte 0x{raw[error.start]:02x} at offset {error.start:,} cannot be decoded",
-        hints=[hint],
-    )
+    reason = f"byte 0x{raw[error.start]:02x} at offset {error.start:,} cannot be decoded"
+    return DocumentError(f"{what} is not {encoding} text", reason=reason, hints=[hint])
 
 
 def _codec(encoding: str | None) -> str:

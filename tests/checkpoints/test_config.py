@@ -144,8 +144,16 @@ class TestDamage:
             ),
             ({"hidden_size": 66, "head_dim": None}, "no multiple of num_attention_heads 4"),
             ({"hidden_size": 66}, "no multiple of num_attention_heads 4"),
-            ({"hidden_size": 66, "head_dim": ..., "model_type": "qwen2"}, "qwen2 models divide it"),
-            ({"hidden_size": 66, "head_dim": ..., "model_type": "mistral"}, "head_dim is not giv"),
+            ({"hidden_size": 66, "head_dim": ..., "model_type": "qwen2"}, "as qwen2 models need"),
+            (
+                {
+                    "hidden_size": 66,
+                    "head_dim": ...,
+                    "model_type": "mistral",
+                    "sliding_window": None,
+                },
+                "head_dim is not given",
+            ),
             ({"hidden_size": 60, "head_dim": ...}, "attention heads are 15 wide"),
             ({"head_dim": 17}, "attention heads are 17 wide"),
             ({"num_key_value_heads": 3}, "4 attention heads cannot share 3 key/value heads"),

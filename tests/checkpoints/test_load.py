@@ -57,8 +57,10 @@ class TestLoading:
         if case == "head alone":
             del tensors["model.embed_tokens.weight"]
         save_file(tensors, path)
-        found = load(preset_for(pair)).target.tensors
+        loaded = load(preset_for(pair))
+        found = loaded.target.tensors
         assert torch.equal(found["embed_tokens.weight"], table)
+        assert len(loaded.notes) == (case == "different"), "what contradicts its config is said"
         assert ("lm_head.weight" in found) == (case == "different")
 
     def test_a_tied_model_needs_one_of_both(self, tmp_path: Path) -> None:
@@ -69,6 +71,20 @@ class TestLoading:
         save_file(tensors, path)
         with pytest.raises(ModelError, match=r"the first is lm_head.weight"):
             load(preset_for(pair))
+
+    def test_a_lora_adapter_beside_the_weights_is_said(self, own_pair: PairDirs) -> None:
+        """Regression: the text was the base model's without a word, or, with peft installed,
+        there was none."""
+        (own_pair.draft / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        (note,) = load(preset_for(own_pair)).notes
+        assert "LoRA adapter beside its weights" in note
+
+    def test_a_lora_adapter_alone_is_no_model(self, own_pair: PairDirs) -> None:
+        (own_pair.target / "config.json").unlink()
+        adapter = own_pair.target / "adapter_config.json"
+        adapter.write_text('{"base_model_name_or_path": "owner/base"}')
+        with pytest.raises(ModelError, match=r"is a LoRA adapter.*owner/base"):
+            load(preset_for(own_pair))
 
     def test_frequencies_in_old_files_are_not_read(self, own_pair: PairDirs) -> None:
         path = own_pair.target / "model.safetensors"

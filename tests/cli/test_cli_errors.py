@@ -38,6 +38,7 @@ def assert_told(outcome, code, *words):
         (["--verify=perhaps"], "--verify"),
         (["--verify", "0"], "--verify"),
         (["--stop", ""], "--stop"),
+        (["--stop", "caf\udce9"], "UTF-8"),
         (["-m", "pockte"], "pocket"),
         (["-m", "./none.yaml"], "none.yaml"),
         (["--encoding", "utf-9"], "utf-9"),
@@ -226,6 +227,27 @@ def test_other_errors_are_no_lack_of_memory(cli, workplace, monkeypatch):
     monkeypatch.setattr("specx.core.cache.KVCache.__init__", fail)
     with pytest.raises(RuntimeError, match="shape mismatch"):
         cli("summarize", workplace.short, "-m", workplace.preset)
+
+
+def test_a_pipe_without_a_document(cli, workplace, monkeypatch):
+    """In a loop over questions the rest of the loop's input is the document: that is said."""
+    question = ("generate", "-m", workplace.preset, "-p", "Who?", "-n", "2")
+    assert_told(cli(*question), 3, "standard input is empty", "< /dev/null")
+    assert "standard input is the document" in cli(*question, stdin=b"another question").err
+    assert "standard input is the document" not in cli(*question, "-", stdin=b"a document").err
+    assert "/dev/null" not in cli("summarize", "-m", workplace.preset).err
+
+
+def test_a_working_directory_that_is_gone(cli, workplace, monkeypatch, tmp_path):
+    """Regression: a traceback, or, from the libraries under torch, an end without a word."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setenv("SPECX_CACHE_DIR", "relative")
+    for words in (("summarize", workplace.short), ("bench",), ("presets", "list")):
+        assert_told(cli(*words), 2, "the working directory does not exist any more")
+    assert cli("--version").code == cli("--help").code == 0
 
 
 def test_the_error_object(cli, tmp_path):

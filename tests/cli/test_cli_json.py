@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -109,6 +110,29 @@ def test_a_difference_is_in_the_object(cli, workplace, validator, monkeypatch):
     result = json.loads(done.out)
     validator.validate(result)
     assert result["verify"]["first_difference"]["got"] == 5
+
+
+def test_a_token_that_a_filter_removed_has_no_margin(cli, workplace, validator, monkeypatch):
+    """Regression: its logit is infinitely far away, which JSON cannot write, so exit 1 replaced
+    exit 8 and the answers were lost."""
+    from specx.engine import Engine
+
+    generate = Engine.generate
+
+    def another_first_token(engine, prompt, **settings):
+        result = generate(engine, prompt, **settings)
+        first, *rest = result.tokens
+        return replace(result, tokens=(first - 1, *rest))
+
+    monkeypatch.setattr(Engine, "generate", another_first_token)
+    words = ("-m", workplace.preset, "-t", "0.8", "--top-k", "1", "-n", "4", "--verify")
+    done = cli("summarize", workplace.short, workplace.short, *words, "-o", "jsonl")
+    assert done.code == 8
+    for line in done.out.splitlines():
+        result = json.loads(line)
+        validator.validate(result)
+        assert result["verify"]["first_difference"]["margin"] is None
+    assert len(done.out.splitlines()) == 2
 
 
 def test_errors_are_valid_and_nonsense_is_not(cli, validator, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from specx.cli.signals import Interrupts, Stopped
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_first_asks_second_stops(signum):
     asked = []
     with Interrupts() as interrupts:

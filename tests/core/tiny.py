@@ -22,19 +22,19 @@ from transformers import (
 )
 
 from specx.checkpoints.config import model_config
-from specx.core.attention import SdpaKernels
+from specx.core.attention import Kernels
 from specx.core.bounds import ThoughtBound
 from specx.core.cache import KVCache
 from specx.core.config import MODES, Parts, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.core.decode import Decoding, Emitted, Request
 from specx.core.decoder import Model
-from specx.core.drafts import Drafter, NoDraft
+from specx.core.drafts import Drafter
 from specx.core.drafts.growth import Governor, StepCosts
 from specx.core.drafts.model import DraftSettings, drafter_in
 from specx.core.drafts.ngram import LookupDrafter
 from specx.core.joined import join
 from specx.core.kernels.reference import StaticKernels
-from specx.core.retrieval import Retriever, Selection
+from specx.core.retrieval import Selection
 from specx.core.sampling import Sampler
 from specx.core.stats import FinishReason, Prefill, StepStats
 from specx.core.target import CostTable, Target
@@ -246,7 +246,7 @@ class Job:
             request,
             target,
             drafter,
-            retriever=Retriever(self.retrieval) if uses_retrieval else None,
+            retrieval=self.retrieval if uses_retrieval else None,
             governor=self.governor,
             costs=costs if self.costs is None else KnownCosts(self.costs),
             records_trees=self.records_trees,
@@ -257,11 +257,11 @@ class Job:
         rows = len(self.prompt) + 2 * self.max_tokens + 2 * max(64, self.tree.nodes + 1)
         return Workspace(self.pair.target, rows)
 
-    def kernels(self) -> SdpaKernels:
+    def kernels(self) -> Kernels:
         """Those of a CPU, or the ones that stand for a GPU's."""
         if self.is_fixed:
             return StaticKernels()
-        return SdpaKernels("masked" if self.parts.tree_attention == "masked" else "hybrid")
+        return Kernels("masked" if self.parts.tree_attention == "masked" else "hybrid")
 
     def settings(self) -> DraftSettings:
         """What a draft model drafts with."""
@@ -284,7 +284,7 @@ class Job:
 
     def _drafter(self, request: Request, workspace: Workspace) -> Drafter:
         if self.parts.drafter == "none":
-            return NoDraft()
+            return Drafter()
         if self.parts.drafter == "lookup":
             return LookupDrafter(self.tree)
         return drafter_in(workspace, self.settings(), request.sampler)

@@ -88,6 +88,12 @@ class TestEncodings:
         assert "--encoding utf-16" in refuse("text".encode("utf-16")).hints[0]
         assert "--encoding utf-16-le" in refuse(("text " * 9).encode("utf-16-le")).hints[0]
 
+    @pytest.mark.parametrize("name", ["utf-32", "utf-32-le", "utf-32-be", "utf-16-be"])
+    def test_other_widths_are_recognised(self, name: str) -> None:
+        raw = ("some text " * 9).encode(name)
+        assert refuse(raw).hints[0].endswith(f"--encoding {name}")
+        assert read_stdin(io.BytesIO(raw), encoding=name).text == "some text " * 9
+
     def test_a_wrong_choice_is_said(self) -> None:
         assert "not ascii text" in refuse("é".encode(), "ascii").message
         assert "NUL" in refuse(b"a\0b", "latin-1").reason

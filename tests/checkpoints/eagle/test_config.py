@@ -59,7 +59,8 @@ def test_kinds(config: dict[str, Any], kind: str | None) -> None:
 def test_layers(config: dict[str, Any], layers: int, found: tuple[int, ...]) -> None:
     chosen, note = feature_layers(config, layers)
     assert chosen == found
-    assert bool(note) == (layers in (20, 24)), "a guess is told"
+    says_which = IDS in config or (bool(config.get("eagle_config", {}).get(IDS)) and layers == 61)
+    assert bool(note) != says_which, "a guess is told"
 
 
 def test_a_small_target_needs_its_layers_named() -> None:
@@ -158,6 +159,7 @@ def test_a_field_that_is_nonsense_is_named(name: str, value: object) -> None:
         ({"type": "linear", "factor": 4.0}, 16384),
         ({"rope_type": "dynamic", "factor": 2}, 8192),
         ({"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 2048}, 65536),
+        ({"rope_type": "yarn", "factor": 4.0}, 16384),  # then stretched from these positions
         ({"rope_type": "yarn", "factor": 1.0, "original_max_position_embeddings": 64}, 4096),
         ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 4096}, 4096),
         ({"type": "linear", "factor": float("inf")}, 4096),

@@ -46,9 +46,14 @@ def test_what_a_head_is_follows_from_its_tensors(tmp_path: Path, name: str) -> N
     assert config.rope == Rope(base=base)
 
 
+def surprises(head: LoadedHead) -> list[str]:
+    """Its notes but for the one that most published heads cause: they name no layers."""
+    return [note for note in head.notes if "the head names no layers" not in note]
+
+
 @pytest.mark.parametrize("name", SILENT)
 def test_nothing_is_said_about_a_head_that_says_all(tmp_path: Path, name: str) -> None:
-    assert loaded(tmp_path, name)[1].notes == ()
+    assert surprises(loaded(tmp_path, name)[1]) == []
 
 
 def test_ids_of_own_words(tmp_path: Path) -> None:
@@ -71,7 +76,7 @@ def test_the_first_words_of_the_target(tmp_path: Path) -> None:
 
 class TestNotes:
     def one(self, files: HeadFiles, **spec: object) -> str:
-        (note,) = files.write().load(**spec).notes
+        (note,) = surprises(files.write().load(**spec))
         return note
 
     def test_a_nested_list_of_layers(self, tmp_path: Path) -> None:
@@ -86,7 +91,7 @@ class TestNotes:
         assert "does not say norm_before_residual: taken as false" in self.one(files)
         said = files.load(head={"norm_before_residual": True})
         assert said.config.residual_is_normed
-        assert said.notes == ()
+        assert surprises(said) == []
         official = write_head(tmp_path / "official", "official")
         assert not official.load().config.residual_is_normed
 
@@ -94,15 +99,6 @@ class TestNotes:
         files = write_head(tmp_path / "head", "official")
         files.config |= {"intermediate_size": 96, "head_dim": 16, "draft_vocab_size": 100}
         note = self.one(files)
-        assert "intermediate_size 96, not 48, head_dim 16, not 8" in note
-        assert "draft_vocab_size 100, not 200" in note
+        assert "mlp 96, not 48, head_dim 16, not 8" in note
+        assert "vocabulary 100, not 200" in note
         assert files.load().config.head_dim == 8, "16 would divide the rows as well"
-
-    def test_a_presets_shape_is_only_a_stand_ins(self, tmp_path: Path) -> None:
-        files = write_head(tmp_path / "head", "vicuna")
-        shape = {"hidden": 64, "mlp": 48, "heads": 8, "kv_heads": 8, "head_dim": 8,
-                 "vocabulary": 512, "features": 1, "bias": True}  # fmt: skip
-        assert files.load(head_shape=shape).notes == ()
-        note = self.one(files, head_shape=shape | {"mlp": 50, "bias": False})
-        assert "head_shape says mlp 50, the file has 48, bias False, the file has True" in note
-        assert "stand-in measurements of this preset are off" in note
