@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from specx.errors import SpecxError
     from specx.preset.preset import Preset
     from specx.prompts import Prompt
-    from specx.stream import Result, Stream, TextChunk, Verification
+    from specx.stream import Result, Stream, TextChunk, Thought, Verification
 
 _HOMES = {
     "Engine": "specx.engine",
@@ -37,6 +37,7 @@ _HOMES = {
     "StepStats": "specx.core.stats",
     "Stream": "specx.stream",
     "TextChunk": "specx.stream",
+    "Thought": "specx.stream",
     "Verification": "specx.stream",
     "load": "specx.engine",
 }
@@ -53,6 +54,7 @@ __all__ = [
     "StepStats",
     "Stream",
     "TextChunk",
+    "Thought",
     "Verification",
     "__version__",
     "load",

@@ -15,10 +15,10 @@ import torch
 from specx.checkpoints import load as hub
 from specx.checkpoints.eagle.loader import LoadedHead
 from specx.core.attention import Kernels
-from specx.core.config import MODES, Parts, SamplingConfig, parts_for
+from specx.core.config import MODES, Parts, SamplingConfig, Think, parts_for
 from specx.core.decode import Decoding, Request, plain_logits
 from specx.core.decoder import Model
-from specx.core.drafts import Drafter, NoDraft
+from specx.core.drafts import Drafter
 from specx.core.drafts.eagle import EagleHead
 from specx.core.drafts.growth import Governor
 from specx.core.drafts.model import DraftSettings, drafter_in
@@ -26,7 +26,6 @@ from specx.core.drafts.ngram import LookupDrafter
 from specx.core.graphs import padded_rows
 from specx.core.kernels import is_available
 from specx.core.kernels.choice import choose_kernels
-from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.target import CostTable, Target
 from specx.core.workspace import Workspaces
@@ -34,7 +33,8 @@ from specx.errors import ContextError, ResourceError, UsageError
 from specx.memory import Shortage, needs_of, release, reset_peak, room_on, with_room
 from specx.preset.preset import Preset, load_preset
 from specx.prompts import Prompt, Prompter, TextStream
-from specx.stream import Difference, Result, Stream, Verification
+from specx.stream import Difference, Result, Stream, ThoughtText, Verification
+from specx.thinking import USUAL_THINK_TOKENS, room_tokens
 
 
 def kernels_on(device: str) -> str:
@@ -75,6 +75,9 @@ class Engine:
         #: What the user should know about the files, in sentences.
         self.notes = pair.notes
         self._prompter = Prompter(pair.tokenizer, preset.prompt)
+        #: How tokens are drawn where a request does not say: as the preset has it, or the target.
+        own = pair.target.config.sampling
+        self.sampling = preset.sampling if preset.has_sampling else own
         self._end_tokens = hub.end_tokens(pair.target.config, pair.tokenizer)
         self.target = Model(pair.target.config.decoder, pair.target.tensors)
         self.draft: Model | EagleHead | None = None
@@ -98,9 +101,10 @@ class Engine:
         *,
         system: str | None = None,
         raw: bool = False,
+        think: Think | None = None,
     ) -> Prompt:
         """Token ids of a request about ``document``; see ``Prompter.prompt``."""
-        return self._prompter.prompt(document, instruction, system=system, raw=raw)
+        return self._prompter.prompt(document, instruction, system=system, raw=raw, think=think)
 
     def stream(
         self,
@@ -108,6 +112,8 @@ class Engine:
         *,
         mode: str | None = None,
         max_tokens: int | None = None,
+        max_think_tokens: int | None = None,
+        limit: int | None = None,
         sampling: SamplingConfig | None = None,
         stop: Sequence[str] | str = (),
         ignore_eos: bool = False,
@@ -116,28 +122,33 @@ class Engine:
     ) -> "Stream":
         """Start a request; iterate over the stream to run it.
 
-        A plain string is one user message. ``mode``, ``max_tokens`` and ``sampling`` default to
-        the preset's. ``parts`` replaces single parts of the mode (see ``core.config.Parts``), for
-        ablations; ``records_trees`` puts each step's tree into its chunk. Raises ``UsageError``
-        for bad values, ``ContextError`` when prompt and output exceed the preset's context.
+        A plain string is one user message. ``mode``, ``max_tokens``, ``max_think_tokens`` and
+        ``sampling`` default to the preset's. ``max_tokens`` bounds the answer. A thought before it
+        is closed at ``max_think_tokens``: the closing tag is put there in the model's place, or
+        the text ends where that tag is no single token. ``limit`` bounds both together. ``parts``
+        replaces single parts of the mode (see ``core.config.Parts``), for ablations;
+        ``records_trees`` puts each step's tree into its chunk. Raises ``UsageError`` for bad
+        values, ``ContextError`` when prompt and output exceed the preset's context.
         """
         if isinstance(prompt, str):
             prompt = self.prompt("", prompt)
         mode = self.preset.mode if mode is None else mode
         max_tokens = self.preset.max_new_tokens if max_tokens is None else max_tokens
-        sampling = self.preset.sampling if sampling is None else sampling
-        self._check(prompt, mode, max_tokens)
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        chosen = self._parts(mode, parts or {})
+        thought = self._thought(prompt, max_tokens, max_think_tokens)
         request = Request(
             prompt=torch.tensor(prompt.tokens, dtype=torch.int64),
             max_tokens=max_tokens,
             end_tokens=frozenset() if ignore_eos else self._end_tokens,
-            sampler=Sampler(sampling),
+            sampler=Sampler(self.sampling if sampling is None else sampling),
             prefill_chunk_tokens=self.preset.prefill_chunk_tokens,
+            thought=None if thought is None else thought.bound,
+            limit=limit,
         )
+        self._check(prompt, mode, request)
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        chosen = self._parts(mode, parts or {})
         kernels, lost = choose_kernels(self.target, chosen)
-        explain = partial(self._no_memory, chosen, len(prompt.tokens), max_tokens)
+        explain = partial(self._no_memory, chosen, len(prompt.tokens), request.most_tokens)
         reset_peak(self.target.device)
         decoding = with_room(
             partial(self._decoding, request, chosen, kernels, mode == "auto", records_trees),
@@ -147,12 +158,13 @@ class Engine:
         return Stream(
             decoding,
             TextStream(self.tokenizer, stop, prompt.context),
+            thought,
             mode=mode,
             ignore_eos=ignore_eos,
             load_s=self.load_s,
             weights_bytes=self.weights_bytes,
             no_memory=explain,
-            warnings=(lost,) if lost and lost != self.kernels_note else (),
+            warnings=prompt.warnings + ((lost,) if lost and lost != self.kernels_note else ()),
         )
 
     def generate(self, prompt: Prompt | str, **settings: Any) -> Result:
@@ -172,16 +184,23 @@ class Engine:
         """
         if first_tokens is not None and first_tokens < 0:
             raise UsageError(f"the number of tokens to verify must be ≥ 0, not {first_tokens}")
-        count = budget = len(result.tokens[:first_tokens])
+        count = len(result.tokens[:first_tokens])
+        limit: int | None = count
         if count == len(result.tokens):
             # Where the text ended by itself, plain decoding has to end there too.
-            ends = {"eos": count + 1, "length": max(count, result.max_tokens)}
-            budget = ends.get(result.finish_reason, count)
-        if budget == 0:
+            limit = {"eos": count + 1, "length": None}.get(result.finish_reason, count)
+        if limit == 0:
             return Verification(0, True)
-        sampling, ignore_eos = result.sampling, result.ignore_eos
+        thought = 0 if result.thought is None else result.thought.tokens
+        sampling = result.sampling
         again = self.generate(
-            prompt, mode="plain", max_tokens=budget, sampling=sampling, ignore_eos=ignore_eos
+            prompt,
+            mode="plain",
+            max_tokens=max(count - thought, result.max_tokens),
+            max_think_tokens=result.max_think_tokens,
+            limit=limit,
+            sampling=sampling,
+            ignore_eos=result.ignore_eos,
         )
         found = self.difference(prompt, again.tokens, result.tokens[:count], sampling=sampling)
         return Verification(count, found is None, found)
@@ -198,7 +217,7 @@ class Engine:
 
         None when both are the same to the end. The margin costs plain decoding to that place.
         """
-        sampling = self.preset.sampling if sampling is None else sampling
+        sampling = self.sampling if sampling is None else sampling
         for index in range(max(len(tokens), len(plain))):
             expected, got = (each[index] if index < len(each) else None for each in (plain, tokens))
             if expected != got:
@@ -237,23 +256,38 @@ class Engine:
         margin = float(scores[expected] - scores[got])
         return margin if math.isfinite(margin) else None
 
-    def _check(self, prompt: Prompt, mode: str, max_tokens: int) -> None:
+    def _thought(
+        self, prompt: Prompt, max_tokens: int, max_think_tokens: int | None
+    ) -> ThoughtText | None:
+        """None where no thought is expected."""
+        if max_think_tokens is not None and max_think_tokens < 0:
+            raise UsageError(f"max think tokens must be ≥ 0, not {max_think_tokens}")
+        if prompt.thoughts is None:
+            return None
+        bound = self.preset.max_think_tokens if max_think_tokens is None else max_think_tokens
+        if bound is None:  # what the context leaves, up to a usual one
+            left = self.preset.context_tokens - len(prompt.tokens) - max_tokens - room_tokens(0)
+            bound = max(0, min(USUAL_THINK_TOKENS, left))
+        return ThoughtText(self.tokenizer, prompt.thoughts, bound)
+
+    def _check(self, prompt: Prompt, mode: str, request: Request) -> None:
+        most = request.most_tokens
         if mode not in MODES:
             raise UsageError(f"unknown mode {mode!r}", hints=[f"modes: {', '.join(MODES)}"])
-        if max_tokens < 1:
-            raise UsageError(f"max tokens must be at least 1, not {max_tokens}")
+        if request.max_tokens < 1:
+            raise UsageError(f"max tokens must be at least 1, not {request.max_tokens}")
         if not prompt.tokens:
             raise UsageError("the prompt is empty")
         if not 0 <= min(prompt.tokens) <= max(prompt.tokens) < self.target.shape.vocabulary:
             raise UsageError("the prompt has token ids outside the target's vocabulary")
         context = self.preset.context_tokens
-        if len(prompt.tokens) + max_tokens > context:
+        if len(prompt.tokens) + most > context:
             raise ContextError(
                 f"the prompt has {len(prompt.tokens):,} tokens",
-                reason=f"with {max_tokens:,} new ones it exceeds the {context:,} of "
+                reason=f"with {most:,} new ones it exceeds the {context:,} of "
                 f"preset {self.preset.name}",
                 hints=[
-                    f"shorten the document by {len(prompt.tokens) + max_tokens - context:,} tokens",
+                    f"shorten the document by {len(prompt.tokens) + most - context:,} tokens",
                     "ask for fewer new tokens (-n)",
                     "choose a preset with a longer context (-m)",
                 ],
@@ -275,13 +309,13 @@ class Engine:
         """Allocates what the request needs, or takes it over from an earlier one."""
         preset, tree = self.preset, self.preset.tree
         # Two steps may be under way when the output ends.
-        rows = len(request.prompt) + request.max_tokens
+        rows = len(request.prompt) + request.most_tokens
         rows += padded_rows(tree.nodes + 1) + 2 * (tree.depth + 1)
         workspace = self._workspaces.take(max(rows, preset.retrieval.budget_tokens))
         target = Target(self.target, workspace.capacity, parts, kernels, workspace)
-        drafter: Drafter = NoDraft() if parts.drafter == "none" else LookupDrafter(tree)
+        drafter: Drafter = Drafter() if parts.drafter == "none" else LookupDrafter(tree)
         drafts, retrieves = parts.drafter != "none", parts.draft_cache == "retrieval"
-        retriever = Retriever(preset.retrieval) if parts.has_draft_model and retrieves else None
+        retrieval = preset.retrieval if parts.has_draft_model and retrieves else None
         settings = self._draft_settings(parts, kernels) if parts.has_draft_model else None
         if settings is not None:
             drafter = drafter_in(workspace, settings, request.sampler)
@@ -289,7 +323,7 @@ class Engine:
             from specx.core.rehearsal import rehearse  # imports Triton
 
             self._is_rehearsed = True
-            rehearse(target, settings, retriever, request.sampler, preset.prefill_chunk_tokens)
+            rehearse(target, settings, retrieval, request.sampler, preset.prefill_chunk_tokens)
             if settings is not None:
                 drafter = drafter_in(workspace, settings, request.sampler)  # afresh
         needs_costs = drafts and (governs or tree.size == "measured")
@@ -297,7 +331,7 @@ class Engine:
             request,
             target,
             drafter,
-            retriever=retriever,
+            retrieval=retrieval,
             governor=Governor() if drafts and governs else None,
             costs=self._costs if needs_costs else None,
             workspaces=self._workspaces,

@@ -1,39 +1,21 @@
-"""The machine, the libraries and the source tree that a result was made with, and the place of
-the kernel cache. Only ``environment`` needs torch, which is loaded by then.
-"""
+"""The machine, the libraries and the source tree of a result, and the place of compiled kernels."""
 
 import contextlib
 import functools
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, MutableMapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
-from typing import Literal
-
-from typing_extensions import TypedDict
+from typing import Any, Literal
 
 _GIT_S = 5.0  # a slow disk must not hold up a result
 
 
-class Environment(TypedDict):
-    """Facts as the JSON outputs list them; None where one does not apply or is not known."""
-
-    device: str
-    gpu: str | None
-    cuda: str | None
-    driver: str | None
-    cpu: str
-    threads: int
-    torch: str
-    transformers: str | None
-    python: str
-    os: str
-
-
-def environment(device: str) -> Environment:
-    """The facts of this process, on ``device``."""
+def environment(device: str) -> dict[str, Any]:
+    """The facts of this process, on ``device``, as ``MachineFacts`` has them."""
     import torch
 
     on_gpu = device.startswith("cuda")
@@ -45,7 +27,7 @@ def environment(device: str) -> Environment:
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "transformers": _version("transformers"),
+        "transformers": next((each.version for each in distributions(name="transformers")), None),
         "python": platform.python_version(),
         "os": platform.platform(terse=True),
     }
@@ -90,15 +72,12 @@ def driver_version() -> str | None:
         import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         return None
-    try:
+    with contextlib.suppress(pynvml.NVMLError), contextlib.ExitStack() as stack:
         pynvml.nvmlInit()
-        try:
-            found = pynvml.nvmlSystemGetDriverVersion()
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return None
-    return found.decode() if isinstance(found, bytes) else str(found)
+        stack.callback(pynvml.nvmlShutdown)
+        found = pynvml.nvmlSystemGetDriverVersion()
+        return found.decode() if isinstance(found, bytes) else str(found)
+    return None
 
 
 @functools.cache
@@ -111,42 +90,28 @@ def source_commit(package: Path = Path(__file__).parent) -> str | None:
     if _git(package, "ls-files", "--error-unmatch", "--", "__init__.py") is None:
         return None
     commit = _git(package, "rev-parse", "--short", "HEAD")
-    if not commit:
-        return None
     changes = _git(package, "status", "--porcelain", "--", ".")
-    return commit + ("+changes" if changes else "")
+    return f"{commit}+changes" if commit and changes else commit or None
 
 
 def _git(directory: Path, *words: str) -> str | None:
     """What a git command prints; None where it fails or there is no git."""
     # Inside a git hook the environment names another repository.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environ = inherited | {"GIT_OPTIONAL_LOCKS": "0"}  # do not write to the index
+    command, null = ["git", "-C", str(directory), *words], subprocess.DEVNULL
     try:
-        done = subprocess.run(
-            ["git", "-C", str(directory), *words],
-            capture_output=True,
-            env={**inherited, "GIT_OPTIONAL_LOCKS": "0"},  # do not write to the index
-            stdin=subprocess.DEVNULL,
-            timeout=_GIT_S,
-            check=False,
+        printed = subprocess.check_output(
+            command, env=environ, stdin=null, stderr=null, timeout=_GIT_S
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.SubprocessError):
         return None
-    text = done.stdout.decode("utf-8", errors="replace").strip()
-    return text if done.returncode == 0 else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return printed.decode("utf-8", errors="replace").strip()
 
 
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine()) or f"{os.cpu_count()} cores"
+    with contextlib.suppress(OSError):
+        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if named := re.search(r"^model name\s*:(.*)", facts, re.MULTILINE):
+            return named[1].strip()
+    return platform.processor() or platform.machine() or f"{os.cpu_count()} cores"

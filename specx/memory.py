@@ -1,6 +1,6 @@
 """Memory: what has been used at most, what is free, what a request needs, what would make it fit.
 
-It does not know engines, requests or the screen, and importing it does not import torch.
+Importing it does not import torch.
 """
 
 import contextlib
@@ -12,15 +12,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from specx.core.config import Parts
-from specx.errors import ResourceError
+from specx.errors import ResourceError, size
 
 if TYPE_CHECKING:
     import torch
 
-    from specx.core.architecture import Shape
+    from specx.core.decoder import Model
+    from specx.core.drafts.eagle import EagleHead
 
 T = TypeVar("T")
 
@@ -30,22 +31,19 @@ _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "_STATU
 _FLOAT_BYTES = 4
 _SMALL_CHUNK = 512  # below, a prompt is read noticeably slower
 _SHORTEST = 256  # tokens of a document that is worth proposing
-_GIB, _MIB = 1 << 30, 1 << 20
 
 
 def reset_peak(device: "torch.device") -> bool:
     """Start a new high mark: the GPU allocator's, or on Linux that of this process.
 
-    Returns whether there is a new one. Where the system has no such switch or forbids it (some
-    containers), the mark stays that of the whole process since it started.
+    Returns whether there is a new one: some systems and containers have no such switch.
     """
     if device.type == "cuda":
         import torch
 
         torch.cuda.reset_peak_memory_stats(device)
         return True
-    try:
-        # 5: the resident set's high mark, see proc(5)
+    try:  # 5: the resident set's high mark, see proc(5)
         (PROC / "self" / "clear_refs").write_text("5", encoding="ascii")
     except OSError:
         return False
@@ -61,8 +59,7 @@ def peak_bytes(device: "torch.device") -> int:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
-    mark = _proc_bytes("self/status", "VmHWM")
-    if mark is not None:
+    if (mark := _proc_bytes("self/status", "VmHWM")) is not None:
         return mark
     try:
         import resource  # not on Windows
@@ -95,17 +92,15 @@ def room_on(device: "torch.device") -> Room:
     """Memory of ``device``: the GPU's, less what this process may not take, or the machine's."""
     if device.type != "cuda":
         return host_room()
-    import torch
+    from torch import cuda
 
     # Some of these questions want an index, and "cuda" has none.
-    index = torch.cuda.current_device() if device.index is None else device.index
-    device = torch.device("cuda", index)
-    free, total = torch.cuda.mem_get_info(device)
-    held = torch.cuda.memory_reserved(device)
-    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-    unused = held - torch.cuda.memory_allocated(device)
-    free = max(0, min(free, allowed - held)) + unused
-    return Room(free, total, torch.cuda.get_device_name(device))
+    index = cuda.current_device() if device.index is None else device.index
+    free, total = cuda.mem_get_info(index)
+    held = cuda.memory_reserved(index)
+    allowed = int(cuda.get_per_process_memory_fraction(index) * total)
+    free = max(0, min(free, allowed - held)) + held - cuda.memory_allocated(index)
+    return Room(free, total, cuda.get_device_name(index))
 
 
 def host_room() -> Room:
@@ -117,20 +112,9 @@ def host_room() -> Room:
     return Room(free, total, "this machine")
 
 
-class Sized(Protocol):
-    """What has to be known of a model or a head."""
-
-    shape: "Shape"
-    dtype: "torch.dtype"
-    weights_bytes: int
-
-
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Bytes of a request, beside the weights.
-
-    An estimate: trees, recorded graphs and what an allocator loses between blocks are left out.
-    """
+    """Bytes of a request, about: trees, recorded graphs and lost blocks are left out."""
 
     target_bytes: int  # keys and values
     draft_bytes: int  # of the whole context, and of the short cache that it works on
@@ -140,31 +124,25 @@ class Needs:
 
     @property
     def total_bytes(self) -> int:
-        """What has to be free."""
         return self.target_bytes + self.draft_bytes + self.chunk_bytes
 
     def table(self, room: Room) -> str:
-        """Two aligned lines, need over have."""
-        unit, name = (_GIB, "GiB") if self.total_bytes >= _GIB else (_MIB, "MiB")
-
-        def number(size: int | None) -> str:
-            return "?" if size is None else f"{size / unit:,.1f}"
-
-        parts = [f"target's keys and values {number(self.target_bytes)}"]
-        parts += [f"the draft's {number(self.draft_bytes)}"] if self.draft_bytes else []
-        parts.append(f"one prompt chunk {number(self.chunk_bytes)}")
-        need, have = number(self.total_bytes), number(room.free_bytes)
-        width = max(len(need), len(have))
-        where = f"free of {number(room.total_bytes)} on {room.place}"
+        """Two aligned lines."""
+        free, total = ("?" if n is None else size(n) for n in (room.free_bytes, room.total_bytes))
+        need = size(self.total_bytes)
+        width = max(len(need), len(free))
+        draft = f"the draft's {size(self.draft_bytes)}, " if self.draft_bytes else ""
         return (
-            f"need  {need:>{width}} {name}   {', '.join(parts)}\n"
-            f"have  {have:>{width}} {name}   {where}; the weights hold {number(self.weights_bytes)}"
+            f"need  {need:>{width}}   target's keys and values {size(self.target_bytes)}, "
+            f"{draft}one prompt chunk {size(self.chunk_bytes)}\n"
+            f"have  {free:>{width}}   free of {total} on {room.place}; "
+            f"the weights hold {size(self.weights_bytes)}"
         )
 
 
 def needs_of(
-    target: Sized,
-    draft: Sized | None,
+    target: "Model",
+    draft: "Model | EagleHead | None",
     parts: Parts,
     *,
     rows: int,
@@ -175,10 +153,10 @@ def needs_of(
 
     ``trained_tokens``: context that the draft was trained at; its working cache is no longer.
     """
-    row, draft_row, working = _row_bytes(target), 0, 0
+    row, draft_row, working = target.shape.numbers_per_token * target.dtype.itemsize, 0, 0
     chunk = _chunk_bytes(target, parts, rows, min(rows, chunk_tokens))
     if draft is not None and parts.has_draft_model:
-        draft_row = _row_bytes(draft)
+        draft_row = draft.shape.numbers_per_token * draft.dtype.itemsize
         working = rows if parts.draft_cache == "full" else min(rows, trained_tokens)
         window = rows if parts.draft_prefill == "full" else min(rows, trained_tokens)
         # Keys of one layer, rotated: twice in float32 and once in their own type.
@@ -186,30 +164,18 @@ def needs_of(
         rotated = keys * (2 * _FLOAT_BYTES + draft.dtype.itemsize)
         block = _chunk_bytes(draft, parts, window, min(rows, max(1, trained_tokens // 2)))
         chunk = max(chunk, block + rotated)
-    return Needs(
-        target_bytes=rows * row,
-        draft_bytes=(rows + working) * draft_row,
-        chunk_bytes=chunk,
-        token_bytes=row + draft_row,
-        weights_bytes=target.weights_bytes + (0 if draft is None else draft.weights_bytes),
-    )
+    weights = target.weights_bytes + (0 if draft is None else draft.weights_bytes)
+    return Needs(rows * row, (rows + working) * draft_row, chunk, row + draft_row, weights)
 
 
-def _row_bytes(model: Sized) -> int:
-    return model.shape.numbers_per_token * model.dtype.itemsize
-
-
-def _chunk_bytes(model: Sized, parts: Parts, rows: int, chunk: int) -> int:
-    """The larger half of a layer, and float32 logits of the chunk's last row.
-
-    In the MLP: residual and normed rows, both halves of the first product, their product. In
-    attention: residual and normed rows, queries, keys and values, and the output over the chunk,
-    over what comes before it, and merged.
-    """
-    shape, size = model.shape, model.dtype.itemsize
+def _chunk_bytes(model: "Model | EagleHead", parts: Parts, rows: int, chunk: int) -> int:
+    """The larger half of a layer, and float32 logits of the chunk's last row."""
+    shape, itemsize = model.shape, model.dtype.itemsize
     heads, keys = shape.heads * shape.head_dim, 2 * shape.kv_heads * shape.head_dim
-    mlp = (2 * shape.hidden + 3 * shape.mlp) * size
-    attention = (2 * shape.hidden + keys + 4 * heads) * size
+    # Residual and normed rows, both halves of the first product, their product.
+    mlp = (2 * shape.hidden + 3 * shape.mlp) * itemsize
+    # The same rows, queries, keys and values, the output over chunk and past, and merged.
+    attention = (2 * shape.hidden + keys + 4 * heads) * itemsize
     if parts.prefill_attention == "eager":  # scores, masked scores and their exponentials
         attention += 3 * shape.heads * rows * _FLOAT_BYTES
     return chunk * max(mlp, attention) + shape.vocabulary * _FLOAT_BYTES
@@ -235,47 +201,40 @@ class Shortage:
         words = re.match(r".*?tried to allocate [\d.,]+ ?\w*|.+", str(cause), re.IGNORECASE)
         if words:
             reason += f"\nsaid  {words[0][:160]}"
-        tokens = self.prompt_tokens + self.max_tokens
-        message = f"no memory for a context of {tokens:,} tokens"
+        message = f"no memory for a context of {self.prompt_tokens + self.max_tokens:,} tokens"
         return ResourceError(message, reason=reason, hints=self.hints())
 
     def hints(self) -> tuple[str, ...]:
         """Three ways out: those that suffice alone, then by how much they save."""
-        short = max(1, self.needs.total_bytes - (self.room.free_bytes or 0))
-        ways = sorted(self._ways(), key=lambda way: -min(way[0], short))
-        last = f"end other programs that use the memory of {self.room.place}"
-        return (*(text for _, text in ways), last)[:3]
+        short = self.needs.total_bytes - (self.room.free_bytes or 0)
+        ways = sorted(self._ways(short), key=lambda way: -min(way[0], max(1, short)))
+        texts = [text if saved == 0 else f"{text}: {size(saved)} less" for saved, text in ways]
+        return (*texts, f"end other programs that use the memory of {self.room.place}")[:3]
 
-    def _ways(self) -> Iterator[tuple[int, str]]:
-        """Bytes that each way out saves, the least costly way first."""
+    def _ways(self, short: int) -> Iterator[tuple[int, str]]:
+        """Bytes that each way out saves, the least costly way first; ``short``: what is missing."""
         needs, chunk, on_gpu = self.needs, self.chunk_tokens, self.device.startswith("cuda")
+        all_bytes, row = needs.total_bytes + needs.weights_bytes, max(1, needs.token_bytes)
         if chunk > 1:
             smaller = _SMALL_CHUNK if chunk > _SMALL_CHUNK else max(1, chunk // 4)
             saved = needs.chunk_bytes * (chunk - smaller) // chunk
-            yield saved, f"--set prefill_chunk_tokens={smaller} saves about {_size(saved)}"
+            yield saved, f"--set prefill_chunk_tokens={smaller} reads in smaller pieces"
         if needs.draft_bytes:
-            saved = needs.draft_bytes
-            yield saved, f"--mode plain keeps no draft's caches: {_size(saved)} less"
+            yield needs.draft_bytes, "--mode plain keeps no draft's caches"
         if self.dtype == "float32":
             kind = "float16" if on_gpu else "bfloat16"
-            saved = (needs.total_bytes + needs.weights_bytes) // 2
-            yield saved, f"--dtype {kind} halves weights and caches: {_size(saved)} less"
-        over = needs.total_bytes - (self.room.free_bytes or 0)
-        fitting = self.prompt_tokens - -(-over // max(1, needs.token_bytes))
-        if not _SHORTEST <= fitting < self.prompt_tokens:
-            fitting = self.prompt_tokens // 2
-        saved = (self.prompt_tokens - fitting) * needs.token_bytes
-        which = f"of about {fitting:,} tokens, not {self.prompt_tokens:,}"
-        yield saved, f"a document {which}: {_size(saved)} less"
-        if on_gpu:
-            free, all_bytes = host_room().free_bytes, needs.total_bytes + needs.weights_bytes
-            saved = needs.total_bytes if free is not None and free >= all_bytes else 0
-            there = "" if free is None else f" ({_size(free)} free)"
-            yield saved, f"--device cpu is slower and has the machine's own memory{there}"
+            yield all_bytes // 2, f"--dtype {kind} halves weights and caches"
+        prompt = self.prompt_tokens
+        fitting = prompt - -(-short // row)
+        if not _SHORTEST <= fitting < prompt:
+            fitting = prompt // 2
+        yield (prompt - fitting) * row, f"a document of about {fitting:,} tokens, not {prompt:,}"
+        if on_gpu and (free := host_room().free_bytes or 0) >= all_bytes:
+            text = f"--device cpu is slower and has the machine's memory ({size(free)} free)"
+            yield needs.total_bytes, text
         if self.max_tokens > 1:
             fewer = self.max_tokens // 2
-            saved = (self.max_tokens - fewer) * needs.token_bytes
-            yield saved, f"-n {fewer} asks for half the new tokens: {_size(saved)} less"
+            yield (self.max_tokens - fewer) * row, f"-n {fewer} asks for half the new tokens"
         if self.preset != "pocket":
             yield 0, "-m NAME with a smaller preset (specx presets), or -m pocket to try it out"
 
@@ -316,24 +275,14 @@ def with_room(
 
 
 def release(error: BaseException, device: "torch.device") -> None:
-    """Let go of what the frames of ``error`` hold, and give free memory back to ``device``.
-
-    A traceback keeps the variables of its frames, and so the tensors of the failed request.
-    """
-    known: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        each = waiting.pop()
-        if each is not None and id(each) not in known:
-            known.add(id(each))
+    """Let go of what the frames of ``error`` hold: the tensors of the failed request too."""
+    known: list[BaseException | None] = [error]
+    for each in known:  # grows on the way; a cause may lead back to where it was met
+        if each is not None:
             traceback.clear_frames(each.__traceback__)
-            waiting += [each.__cause__, each.__context__]
+            known += [one for one in (each.__cause__, each.__context__) if one not in known]
     gc.collect()  # also requests that were given up half-way
     if device.type == "cuda":
         import torch
 
         torch.cuda.empty_cache()
-
-
-def _size(size: int) -> str:
-    return f"{size / _GIB:,.1f} GiB" if size >= _GIB else f"{size / _MIB:,.1f} MiB"

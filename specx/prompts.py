@@ -3,19 +3,26 @@
 It does not know models, so a plan can be made without reading weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from specx.checkpoints.chat_template import ChatTemplate
+from specx.checkpoints.chat_template import SwitchedTemplate
 from specx.checkpoints.tokenizer import Tokenizer
+from specx.core.config import Think
 from specx.errors import ModelError, UsageError, is_text
+from specx.thinking import TemplateThinking, Thoughts
 
 if TYPE_CHECKING:
     from specx.preset.sections import PromptSpec
 
 _CONTEXT_TOKENS = 4  # of a prompt, enough for a decoder to treat what follows as a continuation
 _PROBE = "\ue000specx-probe\ue001"  # at the end of a text, to see whether it is rendered
+_NO_SWITCHES: Mapping[str, bool] = {}
+_NO_TEMPLATE = (
+    "has no chat template: the model got plain text; prompt.template: raw in the preset, or --raw, "
+    "says that this is meant"
+)
 _WORDS = {"system": "system prompt", "user": "message"}
 
 Said = list[tuple[str, str]]  # (role, text)
@@ -26,11 +33,14 @@ class Prompt:
     """Token ids of a whole request, and how many of them are the document's.
 
     ``context``: the last ids where the output continues the prompt's own text; else none.
+    ``thoughts``: what may come before the answer. ``warnings``: what the user should know.
     """
 
     tokens: tuple[int, ...]
     document_tokens: int
     context: tuple[int, ...] = ()
+    thoughts: Thoughts | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Prompter:
@@ -38,6 +48,8 @@ class Prompter:
 
     def __init__(self, tokenizer: Tokenizer, settings: "PromptSpec") -> None:
         self.tokenizer, self._settings = tokenizer, settings
+        template = tokenizer.template if settings.template == "auto" else None
+        self._thinking = None if template is None else TemplateThinking(template)
 
     def prompt(
         self,
@@ -46,11 +58,14 @@ class Prompter:
         *,
         system: str | None = None,
         raw: bool = False,
+        think: Think | None = None,
     ) -> Prompt:
         """Token ids of a request about ``document``.
 
         ``instruction`` None asks for the preset's summary. An empty document leaves the
         instruction alone; ``raw`` continues the document verbatim, without a chat template.
+        ``think`` None is the preset's: ``auto`` thinks where the template does so by default, but
+        not for the preset's summary if there is a choice.
         Raises ``UsageError`` when the template does not carry a text, ``ModelError`` when it is
         broken.
         """
@@ -59,10 +74,22 @@ class Prompter:
         else:
             asked = self._settings.summarize if instruction is None else instruction
             content = _fill(self._settings.ask, document, asked) if document else asked
-        is_plain = raw or self._settings.template == "raw"
-        found = encode_prompt(self.tokenizer, content, system=system, use_template=not is_plain)
         document_tokens = len(self.tokenizer.encode(document))
-        return Prompt(tuple(found), document_tokens, tuple(found[-_CONTEXT_TOKENS:] if raw else ()))
+        if raw or self._thinking is None:
+            if (think or (not raw and self._settings.think)) == "on":
+                hints = ["leave --raw out" if raw else "leave --think out"]
+                raise UsageError("--think on needs a chat template", hints=hints)
+            found = encode_prompt(self.tokenizer, content, system=system, use_template=False)
+            context = found[-_CONTEXT_TOKENS:] if raw else ()
+            is_chosen = raw or self._settings.template == "raw"
+            warnings = () if is_chosen else (f"{self.tokenizer.name} {_NO_TEMPLATE}",)
+            return Prompt(tuple(found), document_tokens, tuple(context), warnings=warnings)
+        is_summary = instruction is None
+        switches = self._thinking.switches(think or self._settings.think, is_summary=is_summary)
+        found = encode_prompt(self.tokenizer, content, system=system, switches=switches)
+        said = _said(content, system)
+        thoughts = self._thinking.thoughts(_messages(said), switches)
+        return Prompt(tuple(found), document_tokens, thoughts=thoughts)
 
 
 def encode_prompt(
@@ -71,25 +98,27 @@ def encode_prompt(
     *,
     system: str | None = None,
     use_template: bool = True,
+    switches: Mapping[str, bool] = _NO_SWITCHES,
 ) -> list[int]:
     """Token ids of ``content`` as a user's message, with BOS exactly once.
 
+    ``switches`` are variables of the template.
     Without a template the text is verbatim, ``system`` before it. What looks like a control token
     ("</s>") inside ``content`` or ``system`` stays text. Raises as ``Prompter.prompt``.
     """
     if not is_text(f"{content}{system}"):
         hints = ["write it in UTF-8, or read the text from a file"]
         raise UsageError("the prompt is not UTF-8", hints=hints)
-    begin, template = tokenizer.begin_ids, tokenizer.template
-    if template is None or not use_template:
+    begin = tokenizer.begin_ids
+    if tokenizer.template is None or not use_template:
         return begin + tokenizer.encode(f"{system}\n\n{content}" if system else content)
-    texts = [("system", system)] if system else []
-    rendered = _render(tokenizer, template, [*texts, ("user", content)])
+    template = SwitchedTemplate(tokenizer.template, switches)
+    rendered = _render(tokenizer, template, _said(content, system))
     tokens = tokenizer.encode_rendered(rendered)
     return tokens if tokens[: len(begin)] == begin else begin + tokens
 
 
-def _render(tokenizer: Tokenizer, template: ChatTemplate, said: Said) -> str:
+def _render(tokenizer: Tokenizer, template: SwitchedTemplate, said: Said) -> str:
     """The conversation as text, control tokens masked wherever a user's text names them.
 
     The template sees the real texts. Where they name control tokens it sees masked ones next, and
@@ -118,7 +147,7 @@ def _render(tokenizer: Tokenizer, template: ChatTemplate, said: Said) -> str:
     return real
 
 
-def _check_all_there(template: ChatTemplate, said: Said, rendered: str) -> None:
+def _check_all_there(template: SwitchedTemplate, said: Said, rendered: str) -> None:
     """Every text must be in ``rendered``, where a template may trim it, and not by accident."""
     for at, (role, text) in enumerate(said):
         probed = [*said[:at], (role, text + _PROBE), *said[at + 1 :]]
@@ -127,11 +156,15 @@ def _check_all_there(template: ChatTemplate, said: Said, rendered: str) -> None:
             raise _refusal(template, f"drops or changes the {_WORDS[role]}")
 
 
+def _said(content: str, system: str | None) -> Said:
+    return [*([("system", system)] if system else []), ("user", content)]
+
+
 def _messages(said: Said) -> list[dict[str, str]]:
     return [{"role": role, "content": text} for role, text in said]
 
 
-def _refusal(template: ChatTemplate, what: str, reason: str = "") -> UsageError:
+def _refusal(template: SwitchedTemplate, what: str, reason: str = "") -> UsageError:
     hints = ["put it into the instruction"] if "system" in what else []
     return UsageError(
         f"the chat template of {template.owner} {what}",

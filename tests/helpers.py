@@ -6,6 +6,7 @@
 
 import copy
 import functools
+import itertools
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -108,13 +109,38 @@ def tiny_tokenizer(
     return Tokenizer(inner, {"bos_token": BOS, "eos_token": EOS}, template, "tiny")
 
 
-def save_tokenizer(directory: Path) -> None:
+def save_tokenizer(
+    directory: Path, template: str | None = CHAT_TEMPLATE, extra: Sequence[AddedToken] = ()
+) -> None:
     """Write the files of ``tiny_tokenizer()`` as a checkpoint has them."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "tokenizer.json").write_text(_trained_tokenizer(), encoding="utf-8")
+    inner = tokenizers.Tokenizer.from_str(_trained_tokenizer())
+    inner.add_tokens(list(extra))
+    (directory / "tokenizer.json").write_text(inner.to_str(), encoding="utf-8")
     settings = {"bos_token": BOS, "eos_token": EOS}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    if template is not None:
+        (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def save_scripted_pair(
+    directory: Path, script: Sequence[int], template: str, extra: Sequence[AddedToken] = ()
+) -> PairDirs:
+    """A target that says each token of ``script`` after the one before it, whatever else is in the
+    text, and a draft that knows it by heart. No token may be in the script twice."""
+    pair = PairDirs(directory / "target", directory / "draft")
+    model = tiny_model(tiny_config(vocab_size=VOCABULARY + len(extra)))
+    weights = model.state_dict()
+    for name, weight in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
+            weight.zero_()
+    for before, after in itertools.pairwise(script):
+        weights["lm_head.weight"][after] = 10 * weights["model.embed_tokens.weight"][before]
+    with quiet():
+        model.save_pretrained(pair.target)
+        model.save_pretrained(pair.draft)
+    save_tokenizer(pair.target, template, extra)
+    return pair
 
 
 def save_pair(

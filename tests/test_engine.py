@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import specx
-from specx.core.attention import SdpaKernels
+from specx.core.attention import Kernels
 from specx.core.cache import KVCache
 from specx.core.config import MODES, Parts, SamplingConfig
 from specx.core.decoder import Model
@@ -622,7 +622,7 @@ class TestParts:
     ) -> None:
         assert engine.kernels_note == ""
         lost = "no flash-attn (not installed): Triton runs instead"
-        monkeypatch.setattr("specx.engine.choose_kernels", lambda *_: (SdpaKernels(), lost))
+        monkeypatch.setattr("specx.engine.choose_kernels", lambda *_: (Kernels(), lost))
         assert engine.generate(prompt, mode="plain", max_tokens=2).warnings == (lost,)
         monkeypatch.setattr(engine, "kernels_note", lost)  # told once, not with every request
         assert engine.generate(prompt, mode="plain", max_tokens=2).warnings == ()

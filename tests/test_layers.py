@@ -24,12 +24,8 @@ _FILES_IN_SPECX = 10
 EXCEPTIONS: dict[str, set[str]] = {
     "files in specx": set(),
     "long functions": {
-        "core/kernels/few_rows.py:few_rows",
-        "core/kernels/few_rows.py:short",
-        "core/kernels/hopper.py:_attend",
-        "core/kernels/scores.py:chunk_scores",
+        "core/kernels/hopper.py:attend",
         "core/kernels/tree_attention.py:_attend",
-        "core/kernels/tree_attention.py:launch",
     },
     "transformers": set(),
     "file names": {

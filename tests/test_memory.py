@@ -217,15 +217,16 @@ class TestBytes:
 class TestTable:
     def test_two_aligned_lines(self) -> None:
         assert NEEDS.table(Room(3 * GIB, 80 * GIB, "NVIDIA H100")) == (
-            "need  10.0 GiB   target's keys and values 8.0, the draft's 1.0, one prompt chunk 1.0\n"
-            "have   3.0 GiB   free of 80.0 on NVIDIA H100; the weights hold 14.0"
+            "need  10.0 GiB   target's keys and values 8.0 GiB, the draft's 1.0 GiB, "
+            "one prompt chunk 1.0 GiB\n"
+            "have   3.0 GiB   free of 80.0 GiB on NVIDIA H100; the weights hold 14.0 GiB"
         )
 
     def test_small_and_unknown(self) -> None:
         small = Needs(3 << 20, 0, 1 << 20, 1 << 10)
         need, have = small.table(Room(None, None, "this machine")).splitlines()
-        assert need == "need  4.0 MiB   target's keys and values 3.0, one prompt chunk 1.0"
-        assert have.startswith("have    ? MiB   free of ? on this machine")
+        assert need == "need  4 MiB   target's keys and values 3 MiB, one prompt chunk 1 MiB"
+        assert have.startswith("have      ?   free of ? on this machine")
 
 
 class TestWaysOut:
@@ -234,18 +235,15 @@ class TestWaysOut:
         assert short.hints() == (
             "--mode plain keeps no draft's caches: 1.0 GiB less",
             "a document of about 56,808 tokens, not 65,000: 1.0 GiB less",
-            "--set prefill_chunk_tokens=512 saves about 768.0 MiB",
+            "--set prefill_chunk_tokens=512 reads in smaller pieces: 768 MiB less",
         )
 
     @pytest.mark.parametrize("free", [0, 64 * GIB])
     def test_the_cpu_where_it_has_room(self, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
         monkeypatch.setattr("specx.memory.host_room", lambda: Room(free, 2 * free, "this machine"))
         given = [hint for hint in SHORTAGE.hints() if "--device cpu" in hint]
-        assert given == (
-            ["--device cpu is slower and has the machine's own memory (64.0 GiB free)"]
-            if free
-            else []
-        )
+        assert len(given) == (1 if free else 0)
+        assert all("the machine's memory (64.0 GiB free)" in hint for hint in given)
 
     def test_a_document_that_fits(self) -> None:
         hint = next(hint for hint in SHORTAGE.hints() if "document" in hint)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as Backend
 
 from specx.checkpoints.tokenizer import Tokenizer, read_tokenizer
 from specx.errors import ModelError, UsageError
-from specx.preset.preset import PromptSpec
+from specx.preset.sections import PromptSpec
 from specx.prompts import Prompter, TextStream, encode_prompt
 from tests.checkpoints.test_sentencepiece import DATA as SENTENCEPIECE
 from tests.helpers import BOS, CHAT_TEMPLATE, EOS, VOCABULARY, tiny_tokenizer

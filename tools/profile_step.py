@@ -27,10 +27,9 @@ from specx.bench.lengths import parse_lengths
 from specx.core.clock import now
 from specx.core.config import Parts, SamplingConfig, parts_for
 from specx.core.decode import Step, launch, settle
-from specx.core.drafts import NoDraft
+from specx.core.drafts import Drafter
 from specx.core.drafts.model import DraftSettings, ModelDrafter, drafter_in
 from specx.core.kernels.choice import choose_kernels
-from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.target import Target
 from specx.core.tree import TokenTree
@@ -81,7 +80,7 @@ class Bench:
         self.parts = _parts(engine)
         self._kernels, _ = choose_kernels(model, self.parts)
         tree = replace(preset.tree, size="fixed", threshold=0.0)
-        self._retriever = Retriever(preset.retrieval)
+        self._retrieval = preset.retrieval
         self._steps = 2 * preset.retrieval.every_steps  # in a row
         turns = (rounds + _WARM) * (self._steps + 1)
         rows = length + (turns + 3) * (tree.depth + 1) + 2 * max(FORWARD_ROWS)
@@ -121,7 +120,7 @@ class Bench:
         self.target.begin(prompt, prompt[:1], features[-1:])
         if self._drafter is not None:
             if self._retrieves:
-                self._drafter.refocus(self.target.select(self._retriever, None))
+                self._drafter.refocus(self.target.select(self._retrieval, None))
             self._drafter.begin(None)
             self._drafter.extend([0])
         return target_s, draft_s
@@ -149,11 +148,11 @@ class Bench:
         ahead = 1 if self.target.launcher.is_fixed else 0
         launched: deque[Step] = deque()
         for number in range(self._steps):
-            is_due = self._retrieves and self._retriever.due(number)
-            retriever = self._retriever if is_due else None
-            launched.append(launch(self.target, drafter, self._sampler, retriever=retriever))
+            is_due = self._retrieves and self._retrieval.due(number)
+            retrieval = self._retrieval if is_due else None
+            launched.append(launch(self.target, drafter, self._sampler, retrieval=retrieval))
             while len(launched) > (ahead if number + 1 < self._steps else 0):
-                settled = settle(launched.popleft(), self.target, drafter or NoDraft())
+                settled = settle(launched.popleft(), self.target, drafter or Drafter())
                 if drafter is not None:
                     drafter.extend(settled.tokens)
 
@@ -181,8 +180,8 @@ class Bench:
 
         def attend() -> Tensor:
             prefix = launcher.length(self.target.progress.length)
-            for keys, values in zip(cache.keys, cache.values, strict=True):
-                out = self._kernels.tree(query, keys, values, prefix, mask, shape.head_dim**-0.5)
+            for cached in zip(cache.keys, cache.values, strict=True):
+                out = self._kernels.tree(query, cached, prefix, mask, shape.head_dim**-0.5)
             return out
 
         return lambda: launcher.run(attend, "tree attention", rows)
@@ -190,7 +189,7 @@ class Bench:
     @property
     def _retrieves(self) -> bool:
         is_asked = self._drafter is not None and self.parts.draft_cache == "retrieval"
-        return is_asked and self._retriever.is_needed(self._length)
+        return is_asked and self._retrieval.is_needed(self._length)
 
     def _level_bytes(self) -> int:
         """Weights of the draft, and its working cache at its budget."""

@@ -1,8 +1,5 @@
 """The same document through several pairs of preset and mode, one run after another.
 
-In: words such as ``spec`` or ``qwen3-8b:specx+window``, a document and what to do with it. Out:
-events while it runs, one ``LiveRun`` each, and a ``LiveComparison``.
-
 Runs do not overlap: they would share one processor, and each would slow the others down.
 """
 
@@ -12,24 +9,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from specx._version import __version__
-from specx.bench.modes import BASES, GROUPS, WITNESSES, Variant, did_you_mean, parse_mode
-from specx.bench.schema import (
-    LiveAcceptance,
-    LiveComparison,
-    LiveInput,
-    LiveRates,
-    LiveRow,
-    LiveTimes,
-    MachineFacts,
-    first_difference,
-    memory_bytes,
-    ratio_of,
-)
+from specx.bench.modes import BASES, GROUPS, WITNESSES, Variant, parse_mode
+from specx.bench.schema import BenchDifference, LiveComparison, LiveRow, MachineFacts, ratio_of
 from specx.core.config import SamplingConfig
-from specx.core.stats import GenerationStats, Prefill
+from specx.core.stats import Prefill
 from specx.errors import UsageError
 from specx.preset.preset import Preset, available_presets, load_preset
-from specx.trace.result import Remark, TokenCounts, source_facts
+from specx.preset.yaml import did_you_mean
+from specx.trace.records import Program
+from specx.trace.result import measured, source_facts
+from specx.trace.result import rates as rates
 
 if TYPE_CHECKING:
     from specx.documents.document import Document
@@ -121,7 +110,10 @@ def parse_contestants(
     """
     own = preset if isinstance(preset, str) else preset.name
     pairs = [_split(word, own) for word in words] or [(own, "plain"), (own, "specx")]
-    if len(pairs) == 1 and pairs[0][1] != "plain":
+    if len(pairs) == 1:
+        if pairs[0][1] == "plain":
+            hint = "add --with specx, for example"
+            raise UsageError("plain alone cannot be compared", hints=[hint])
         pairs.insert(0, (pairs[0][0], "plain"))
     presets = {
         source: load_preset(preset if source == own else source, overrides or {})
@@ -136,57 +128,39 @@ def parse_contestants(
     for title in titles:
         if titles.count(title) > 1:
             raise UsageError(f"{title} is given twice", reason="a comparison needs differing runs")
-    if len(titles) < 2:
-        raise UsageError(
-            f"{titles[0]} alone cannot be compared", hints=("add --with specx, for example",)
-        )
-    contestants = zip(titles, found, strict=True)
-    return [Contestant(title, *rest) for title, rest in contestants]
+    return [Contestant(title, *rest) for title, rest in zip(titles, found, strict=True)]
 
 
 def _split(word: str, preset: str) -> tuple[str, str]:
     source, colon, mode = word.rpartition(":")
     if not word:
-        raise UsageError("--with is empty", hints=("--with specx, for example",))
-    if not colon:
-        return preset, word
-    if not source:
-        raise UsageError(
-            f"no preset before the colon in {word!r}", hints=(f"--with {mode or 'specx'}",)
-        )
-    return source, mode
+        raise UsageError("--with is empty", hints=["--with specx, for example"])
+    if colon and not source:
+        hint = f"--with {mode or 'specx'}"
+        raise UsageError(f"no preset before the colon in {word!r}", hints=[hint])
+    return (source, mode) if colon else (preset, word)
 
 
 def _variant(mode: str, preset: Preset) -> Variant:
-    base = mode.partition("+")[0]
-    if mode == "":
-        return parse_mode(preset.mode)
+    base = (mode or preset.mode).partition("+")[0]
+    if base in BASES:
+        return parse_mode(mode or preset.mode)
     if mode in WITNESSES:
         raise UsageError(
             f"{mode} cannot be compared live",
             reason=f"{mode} is {WITNESSES[mode]}, which specx does not run step by step",
-            hints=(f"specx bench --modes plain,{mode} measures it",),
+            hints=[f"specx bench --modes plain,{mode} measures it"],
         )
-    if base not in BASES:
-        raise _unknown(mode, base)
-    return parse_mode(mode)
-
-
-def _unknown(mode: str, base: str) -> UsageError:
     presets = [entry.name for entry in available_presets()]
-    hints = []
+    hints = did_you_mean(base, [*BASES, *presets])
     if mode in GROUPS:
-        hints.append(f"{mode} is a group of modes for specx bench; name single ones here")
+        hints = [f"{mode} is a group of modes for specx bench; name single ones here"]
     elif "," in mode:
-        hints.append(" ".join(f"--with {name}" for name in mode.split(",")))
+        hints = [" ".join(f"--with {name}" for name in mode.split(","))]
     elif base in presets or base.lower().endswith((".yaml", ".yml")):
-        hints.append(f"--with {base}: with a colon at its end is that preset in its own mode")
-    else:
-        hints += did_you_mean(base, [*BASES, *presets])
-    return UsageError(
-        f"unknown mode {mode!r}",
-        hints=(*hints, f"modes: {', '.join(BASES)}", "with a part: specx+window, standard+hybrid"),
-    )
+        hints = [f"--with {base}: with a colon at its end is that preset in its own mode"]
+    known = [f"modes: {', '.join(BASES)}", "with a part: specx+window, standard+hybrid"]
+    raise UsageError(f"unknown mode {mode!r}", hints=[*hints, *known])
 
 
 class Race:
@@ -214,56 +188,46 @@ class Race:
             if self._is_cancelled:
                 return
             yield from self._turn(index, contestant)
-            awaited = {each.source for each in self.contestants[index + 1 :]}
-            if contestant.source not in awaited:
+            if all(each.source != contestant.source for each in self.contestants[index + 1 :]):
                 self._engines.pop(contestant.source, None)
 
     def _turn(self, index: int, contestant: Contestant) -> Iterator[Event]:
+        task = self.task
         if contestant.source not in self._engines:
             yield Began(index, "loading")
             from specx.engine import load  # imports torch
 
-            task = self.task
             self._engines[contestant.source] = load(
                 contestant.preset, device=task.device, dtype=task.dtype, offline=task.offline
             )
         engine = self._engines[contestant.source]
-        prompt = engine.prompt(self.task.document, self.task.instruction)
+        prompt = engine.prompt(task.document, task.instruction)
         yield Began(index, "warming up")
-        self._warm_up(engine, prompt, contestant.variant)
+        # A few steps on the prompt's beginning: what is paid once, no run shall pay.
+        beginning = replace(prompt, tokens=prompt.tokens[:WARMUP_PROMPT_TOKENS], thoughts=None)
+        few = min(WARMUP_NEW_TOKENS, task.max_tokens)
+        for _ in self._start(engine, beginning, contestant.variant, few, ignore_eos=True):
+            pass
         if self._is_cancelled:
             return
         yield Began(index, "reading")
-        stream = self._start(engine, prompt, contestant.variant, self.task.max_tokens)
+        stream = self._start(engine, prompt, contestant.variant, task.max_tokens, ignore_eos=False)
         for event in stream:
             yield Progressed(index, event)
         self._stream = None
-        run = self._judged(contestant, engine, prompt, stream.result)
+        known = (engine.device, engine.dtype, engine.remarks)
+        run = self._judged(LiveRun(contestant, stream.result, prompt, *known), engine)
         self.runs.append(run)
         yield Ended(index, run)
 
-    def _warm_up(self, engine: "Engine", prompt: "Prompt", variant: Variant) -> None:
-        """A few steps on the prompt's beginning: what is paid once, no run shall pay."""
-        beginning = replace(prompt, tokens=prompt.tokens[:WARMUP_PROMPT_TOKENS])
-        few = min(WARMUP_NEW_TOKENS, self.task.max_tokens)
-        for _ in self._start(engine, beginning, variant, few, ignore_eos=True):
-            pass
-        self._stream = None
-
     def _start(
-        self,
-        engine: "Engine",
-        prompt: "Prompt",
-        variant: Variant,
-        max_tokens: int,
-        *,
-        ignore_eos: bool = False,
+        self, engine: "Engine", prompt: "Prompt", variant: Variant, limit: int, *, ignore_eos: bool
     ) -> "Stream":
         self._stream = engine.stream(
             prompt,
             mode=variant.mode,
             parts=variant.parts,
-            max_tokens=max_tokens,
+            max_tokens=limit,
             sampling=self.task.sampling,
             ignore_eos=ignore_eos,
         )
@@ -271,30 +235,27 @@ class Race:
             self._stream.cancel()
         return self._stream
 
-    def _judged(
-        self, contestant: Contestant, engine: "Engine", prompt: "Prompt", result: "Result"
-    ) -> LiveRun:
-        run = LiveRun(contestant, result, prompt, engine.device, engine.dtype, engine.remarks)
+    def _judged(self, run: LiveRun, engine: "Engine") -> LiveRun:
+        """``run`` compared with the first one, where there is one."""
         if not self.runs:
             return run
         first = self.runs[0]
         if why := _incomparable(first, run):
             return replace(run, why=why)
-        expected, got = first.result.tokens, result.tokens
-        is_partial = "interrupted" in (first.result.finish_reason, result.finish_reason)
+        expected, got = first.result.tokens, run.result.tokens
+        is_partial = "interrupted" in (first.result.finish_reason, run.result.finish_reason)
         if is_partial:  # what both have can still differ
             common = min(len(expected), len(got))
             expected, got = expected[:common], got[:common]
-        difference = engine.difference(prompt, expected, got, sampling=self.task.sampling)
-        if difference is None:
+        found = engine.difference(run.prompt, expected, got, sampling=self.task.sampling)
+        if found is None:
             return replace(run, why="interrupted") if is_partial else replace(run, equal=True)
-        words = [
+        run = replace(run, equal=False, difference=found)
+        decoded = [
             "" if token is None else engine.tokenizer.decode([token])
-            for token in (difference.expected, difference.got)
+            for token in (found.expected, found.got)
         ]
-        return replace(
-            run, equal=False, difference=difference, expected_text=words[0], got_text=words[1]
-        )
+        return replace(run, expected_text=decoded[0], got_text=decoded[1])
 
 
 def _incomparable(first: LiveRun, run: LiveRun) -> str:
@@ -318,51 +279,33 @@ def end_to_end_speedup(run: LiveRun, first: LiveRun) -> float | None:
     return speedup(run, first, "end_to_end_tok_s")
 
 
-def rates(stats: GenerationStats) -> LiveRates:
-    """Tokens per second; None where nothing was read or written to the end."""
-    if not stats.new_tokens:  # ended while reading: the prompt was not read as a whole
-        return LiveRates(prefill_tok_s=None, decode_tok_s=None, end_to_end_tok_s=None)
-    return LiveRates(
-        prefill_tok_s=stats.prefill_tokens_per_s or None,
-        decode_tok_s=stats.decode_tokens_per_s or None,
-        end_to_end_tok_s=stats.end_to_end_tokens_per_s or None,
-    )
-
-
 def live_comparison(
     runs: Sequence[LiveRun], document: "Document", environment: Mapping[str, Any]
 ) -> LiveComparison:
     """At least one finished run as what is written to a file."""
     return LiveComparison(
-        specx={"version": __version__},
+        specx=Program(version=__version__),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        input=LiveInput(**source_facts(document, runs[0].prompt).model_dump()),
+        input=source_facts(document, runs[0].prompt),
         env=MachineFacts(**environment),
-        runs=[_live_row(run, runs[0]) for run in runs],
+        runs=[
+            LiveRow(
+                preset=run.contestant.preset.name,
+                mode=run.contestant.variant.name,
+                speedup=speedup(run, runs[0]),
+                end_to_end_speedup=end_to_end_speedup(run, runs[0]),
+                equal=run.equal,
+                first_difference=BenchDifference.of(run.difference) if run.difference else None,
+                **_measured(run),
+            )
+            for run in runs
+        ],
     )
 
 
-def _live_row(run: LiveRun, first: LiveRun) -> LiveRow:
-    stats = run.result.stats
-    return LiveRow(
-        preset=run.contestant.preset.name,
-        mode=run.contestant.variant.name,
-        text=run.result.text,
-        finish_reason=run.result.finish_reason,
-        tokens=TokenCounts(prompt=stats.prompt_tokens, new=stats.new_tokens),
-        time_s=LiveTimes(**{name: getattr(stats, f"{name}_s") for name in LiveTimes.model_fields}),
-        rate=rates(stats),
-        accept=LiveAcceptance(
-            steps=len(stats.steps),
-            drafted=stats.drafted,
-            accepted=stats.accepted,
-            accepted_per_step=stats.accepted_per_step if stats.steps else None,
-            tokens_per_step=stats.tokens_per_step if stats.steps else None,
-        ),
-        memory=memory_bytes(stats.memory),
-        speedup=speedup(run, first),
-        end_to_end_speedup=end_to_end_speedup(run, first),
-        equal=run.equal,
-        first_difference=first_difference(run.difference),
-        warnings=[Remark(message=message) for message in (*run.remarks, *run.result.warnings)],
-    )
+def _measured(run: LiveRun) -> dict[str, Any]:
+    facts = measured(run.result, run.remarks)
+    if not run.result.stats.steps:  # nothing is per step
+        blank = dict.fromkeys(("accepted_per_step", "tokens_per_step"))
+        facts["accept"] = facts["accept"].model_copy(update=blank)
+    return facts

@@ -1,7 +1,7 @@
 """Natural text to measure on, from files, from the Hub, or the sample that comes with specx.
 
-In: names of sources. Out: texts, and a record of everything that was left out. And a text cut so
-that its whole prompt has a wanted number of tokens. It does not know models, plans or the screen.
+In: names of sources. Out: texts, and a record of everything that was left out; and a text cut so
+that its whole prompt has a wanted number of tokens.
 """
 
 import gzip
@@ -11,7 +11,7 @@ import os
 import re
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,6 @@ from specx.documents.document import read_document
 from specx.errors import DocumentError, UsageError
 
 if TYPE_CHECKING:
-    from specx.checkpoints.tokenizer import Tokenizer
     from specx.engine import Engine
     from specx.prompts import Prompt, Prompter
 
@@ -40,7 +39,9 @@ _TABLES = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".jsonl.zst", ".jsonl.
 _TEXTS = (".txt", ".md", ".markdown", ".text", ".gz")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 #: Parts of a file's name, the most wanted first: what a model was not trained on.
-_SPLITS = (r"test", r"validation|valid|val|dev")
+_SPLITS = tuple(
+    re.compile(rf"(?<![a-z])({split})(?![a-z])") for split in ("test", "validation|valid|val|dev")
+)
 # The evaluation files published with SpecExtend wrap every text in a request of their own; the
 # preset's takes its place.
 _FRAME_BEGIN = re.compile(r"\A.{0,300}?^### Text:[ \t]*\n", re.DOTALL | re.MULTILINE)
@@ -57,12 +58,8 @@ class Text:
     @property
     def document(self) -> BenchDocument:
         """What a bench keeps of it."""
-        return BenchDocument(name=self.name, sha256=self.sha256, characters=len(self.text))
-
-    @property
-    def sha256(self) -> str:
-        """Of the UTF-8 bytes, in hexadecimal."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        sha256 = hashlib.sha256(self.text.encode()).hexdigest()
+        return BenchDocument(name=self.name, sha256=sha256, characters=len(self.text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,27 +89,33 @@ def load_data(
     specs = (spec,) if isinstance(spec, str) else tuple(dict.fromkeys(spec))
     if not specs:
         raise UsageError("no data was named", hints=["name a file, a data set, or: sample"])
-    texts: dict[str, Text] = {}  # by hash
+    names = [each if _is_repo(each) else os.path.basename(each) or each for each in specs]
+    name = "+".join([*names[:3], *([f"{len(names) - 3} more"] if len(names) > 3 else [])])
+    texts: dict[str, Text] = {}
     skipped: list[SkippedText] = []
-    count = characters = 0
+    left_out = characters = 0
     for found in _in_turns([_texts_of(each, field, offline) for each in specs]):
         if isinstance(found, Text):
-            first = texts.setdefault(found.sha256, found)
+            first = texts.setdefault(found.text, found)
             if first is found:
                 characters += len(found.text)
                 if len(texts) >= 4 * samples + 32 or characters >= MAX_CHARACTERS:
                     break
                 continue
-            found = SkippedText(where=found.name, reason=f"the same text as {first.name}")
-        count += 1
-        if count <= MAX_SKIPPED:
+            found = _skipped(found.name, f"the same text as {first.name}")
+        left_out += 1
+        if left_out <= MAX_SKIPPED:
             skipped.append(found)
-    name = _name(specs)
-    if count > MAX_SKIPPED:
-        reason = f"{count - MAX_SKIPPED:,} more, not named one by one"
-        skipped.append(SkippedText(where=name, reason=reason))
+    if left_out > MAX_SKIPPED:
+        reason = f"{left_out - MAX_SKIPPED:,} more, not named one by one"
+        skipped.append(_skipped(name, reason))
     if not texts:
-        raise _no_text(name, field, skipped)
+        reasons = [f"{each.where}: {each.reason}" for each in skipped[:3]]
+        raise DocumentError(
+            f"there is no usable text in {name}",
+            reason="; ".join(reasons + ["and so on"] * (len(skipped) > 3)) or "it is empty",
+            hints=[f"a line is a JSON object with a text in its field {field!r}"],
+        )
     return BenchData(name, tuple(texts.values()), tuple(skipped))
 
 
@@ -125,25 +128,21 @@ def _in_turns(sources: Sequence[Found]) -> Found:
             waiting.append(source)
 
 
-def _no_text(name: str, field: str, skipped: Sequence[SkippedText]) -> DocumentError:
-    reasons = [f"{each.where}: {each.reason}" for each in skipped[:3]]
-    if len(skipped) > 3:
-        reasons.append("and so on")
-    return DocumentError(
-        f"there is no usable text in {name}",
-        reason="; ".join(reasons) or "it is empty",
-        hints=[f"a line is a JSON object with a text in its field {field!r}"],
-    )
+def _skipped(where: str, reason: str) -> SkippedText:
+    return SkippedText(where=where, reason=reason)
 
 
-def cut_prompt(engine: "Engine | Prompter", text: str, tokens: int) -> "Prompt | None":
+# Prompts of a wanted length
+
+
+def cut_prompt(maker: "Engine | Prompter", text: str, tokens: int) -> "Prompt | None":
     """The summary request over the beginning of ``text`` that has ``tokens`` tokens in all.
 
     Template, instruction and BOS count. Nothing is padded or repeated: None when ``text`` is too
     short. Where no cut fits exactly, up to 8 tokens fewer, never more. Raises ``UsageError`` when
     the request leaves no room for a document.
     """
-    smallest = engine.prompt("x")
+    smallest = maker.prompt("x")
     frame_tokens = len(smallest.tokens) - smallest.document_tokens
     keep = tokens - frame_tokens
     if keep < 1:
@@ -151,37 +150,27 @@ def cut_prompt(engine: "Engine | Prompter", text: str, tokens: int) -> "Prompt |
             f"a prompt of {tokens:,} tokens leaves no room for a document",
             reason=f"template and instruction alone have {frame_tokens:,}",
         )
-    ends = _token_ends(engine.tokenizer, text, keep + MAX_BELOW_TOKENS)
+    ends = _token_ends(maker, text, keep + MAX_BELOW_TOKENS)
     if len(ends) < keep + MAX_BELOW_TOKENS:  # perhaps too short
-        whole = engine.prompt(text)
+        whole = maker.prompt(text)
         if len(whole.tokens) <= tokens:
             return whole if len(whole.tokens) == tokens else None
     if not ends:
         return None
-    return _nearest(engine, text, ends, tokens, keep)
-
-
-def _nearest(
-    engine: "Engine | Prompter", text: str, ends: Sequence[int], tokens: int, keep: int
-) -> "Prompt | None":
-    """Try to keep ``keep`` tokens of the text, then as the excess says, then neighbours.
-
-    The count of the whole is not the sum of its parts: a word that was cut in two, or the line
-    break after the last word, may be encoded in another way.
-    """
     tried: dict[int, Prompt] = {}
 
     def excess_of(count: int) -> int:
-        end = ends[count - 1]
-        if end not in tried:
-            tried[end] = engine.prompt(text[:end])
-        return len(tried[end].tokens) - tokens
+        if count not in tried:
+            tried[count] = maker.prompt(text[: ends[count - 1]])
+        return len(tried[count].tokens) - tokens
 
+    # The count of the whole is not the sum of its parts: a word that was cut in two, or the line
+    # break after the last word, may be encoded in another way. So the excess corrects the cut.
     keep = min(keep, len(ends))
     for _ in range(_CORRECTIONS):
         keep = min(max(1, keep - excess_of(keep)), len(ends))
-    reach = range(max(1, keep - MAX_BELOW_TOKENS), min(len(ends), keep + MAX_BELOW_TOKENS) + 1)
-    for count in sorted(reach, key=lambda count: abs(count - keep)):
+    around = range(max(1, keep - MAX_BELOW_TOKENS), min(len(ends), keep + MAX_BELOW_TOKENS) + 1)
+    for count in sorted(around, key=lambda count: abs(count - keep)):
         if excess_of(count) == 0:
             break
     least = tokens - MAX_BELOW_TOKENS
@@ -189,30 +178,23 @@ def _nearest(
     return max(near, key=lambda prompt: len(prompt.tokens), default=None)
 
 
-def _token_ends(tokenizer: "Tokenizer", text: str, count: int) -> list[int]:
+def _token_ends(maker: "Engine | Prompter", text: str, count: int) -> list[int]:
     """Where in ``text`` its tokens end; at least the first ``count``, if there are as many."""
     characters = _CHARACTERS_PER_TOKEN * count
     while True:
-        ends = tokenizer.token_ends(text[:characters])
+        ends = maker.tokenizer.token_ends(text[:characters])
         if len(ends) >= count or characters >= len(text):
             return ends
         characters *= 2
 
 
-def _name(specs: Sequence[str]) -> str:
-    """A short name for all sources: a file's own name, a data set's as it is."""
-    names = [each if _is_repo(each) else os.path.basename(each) or each for each in specs]
-    more = [f"{len(names) - 3} more"] if len(names) > 3 else []
-    return "+".join([*names[:3], *more])
+# Sources
 
 
 def _is_repo(spec: str) -> bool:
     """Whether it looks like a data set's name and neither is nor looks like a file."""
-    return (
-        _REPO.fullmatch(spec) is not None
-        and not spec.lower().endswith((*_LINES, *_TABLES, *_TEXTS))
-        and not os.path.exists(spec)
-    )
+    is_file = spec.lower().endswith((*_LINES, *_TABLES, *_TEXTS)) or os.path.exists(spec)
+    return _REPO.fullmatch(spec) is not None and not is_file
 
 
 def _texts_of(spec: str, field: str, offline: bool) -> Found:
@@ -225,36 +207,33 @@ def _texts_of(spec: str, field: str, offline: bool) -> Found:
     path = Path(os.path.expanduser(spec))
     if os.path.isdir(path):
         raise DocumentError(f"{spec} is a directory", hints=["name the files in it"])
-    exists, suffix = os.path.exists(path), path.name.lower()
-    if exists and suffix.endswith(_TABLES):
+    exists, name = os.path.exists(path), path.name.lower()
+    if exists and name.endswith(_TABLES):
         raise DocumentError(
             f"{spec} is neither text nor JSON lines",
             hints=["write one JSON object a line into a .jsonl or .jsonl.gz file"],
         )
-    if exists and suffix.endswith(_LINES):
+    if exists and name.endswith(_LINES):
         return _read_lines(path.name, path, field)
     return _read_whole(path)  # looks for similar names where there is no such file
 
 
 def _hub_file(repo: str, *, offline: bool) -> Path:
-    """A file of JSON lines of data set ``OWNER/NAME``, a test split if there is one.
-
-    Raises ``UsageError`` when no file fits, ``ModelUnavailableError`` when the data set cannot be
-    had, ``ResourceError`` when the disk is full.
-    """
+    """A file of JSON lines of data set ``OWNER/NAME``, a test split if there is one."""
     source = find(repo, None, offline=offline, kind="dataset")
     if source.files is not None:
-        return fetch_file(source, source.files[_choose(repo, list(source.files))])
-    paths = [path for path in source.directory.rglob("*") if path.is_file()]
-    names = [path.relative_to(source.directory).as_posix() for path in paths]
+        return fetch_file(source, source.files[_choose(repo, source.files)])
+    paths = filter(Path.is_file, source.directory.rglob("*"))
     try:
+        names = [path.relative_to(source.directory).as_posix() for path in paths]
         return source.directory / _choose(repo, names)
     except UsageError as error:  # of other files, which say nothing of what the Hub has
         raise not_cached(repo, "dataset") from error
 
 
-def _choose(repo: str, names: Sequence[str]) -> str:
-    usable = sorted(name for name in names if name.lower().endswith(_LINES))
+def _choose(repo: str, names: Iterable[str]) -> str:
+    names = sorted(names)
+    usable = [name for name in names if name.lower().endswith(_LINES)]
     if not usable:
         counts = Counter(os.path.splitext(name)[1][:20] for name in names)
         counts.pop("", None)
@@ -264,11 +243,8 @@ def _choose(repo: str, names: Sequence[str]) -> str:
             reason=f"it holds {kinds or 'no data'}",
             hints=["convert one to JSON lines, one object a line, and name that file"],
         )
-    for split in _SPLITS:
-        for name in usable:
-            if re.search(rf"(?<![a-z])({split})(?![a-z])", name.lower()):
-                return name
-    return usable[0]
+    wanted = (name for each in _SPLITS for name in usable if each.search(name.lower()))
+    return next(wanted, usable[0])
 
 
 def _read_whole(path: Path) -> Found:
@@ -291,29 +267,22 @@ def _read_lines(label: str, path: Path, field: str) -> Found:
         raise DocumentError(f"{path} cannot be read", reason=error.strerror or "") from error
     with plain, gzip.open(plain) if path.name.lower().endswith(".gz") else plain as file:
         try:
-            for raw in _lines(file.readline):
-                number += 1
+            for number, raw in enumerate(_lines(file.readline), start=1):
                 try:
-                    found = _parse(raw, field)
-                except _Unusable as error:
-                    yield SkippedText(where=f"{label} line {number}", reason=str(error))
+                    name, text = _parse(raw, field)
+                except ValueError as error:
+                    if raw.strip():
+                        yield _skipped(f"{label} line {number}", str(error))
                     continue
-                if found is not None:
-                    name, text = found
-                    yield Text(name or f"{stem}-{number}", text)
+                yield Text(name or f"{stem}-{number}", text)
         except (OSError, EOFError, zlib.error) as error:
-            reason = f"the file is damaged: {error}"
-            yield SkippedText(where=f"{label} line {number + 1}", reason=reason)
-        except _Unusable as error:
-            yield SkippedText(where=label, reason=str(error))
-
-
-class _Unusable(Exception):
-    """A line, or the rest of a file, that cannot be used; the text says why."""
+            yield _skipped(f"{label} line {number + 1}", f"the file is damaged: {error}")
+        except OverflowError as error:
+            yield _skipped(label, str(error))
 
 
 def _lines(read: Callable[[int], bytes]) -> Iterator[bytes]:
-    """Lines with their ends; of one that is too long, its first part. Raises ``_Unusable``."""
+    """Lines with their ends; of one that is too long, its first part. Raises ``OverflowError``."""
     total = 0
     while line := read(MAX_LINE_BYTES + 1):
         total += len(line)
@@ -322,42 +291,34 @@ def _lines(read: Callable[[int], bytes]) -> Iterator[bytes]:
             line = read(MAX_LINE_BYTES + 1) or b"\n"
             total += len(line)
         if total >= MAX_FILE_BYTES:
-            raise _Unusable(f"not read beyond {MAX_FILE_BYTES >> 20:,} MiB")
+            raise OverflowError(f"not read beyond {MAX_FILE_BYTES >> 20:,} MiB")
 
 
-def _parse(raw: bytes, field: str) -> tuple[str, str] | None:
-    """Name (or "") and text of a line; None for a blank one. Raises ``_Unusable``."""
+def _parse(raw: bytes, field: str) -> tuple[str, str]:
+    """Name (or "") and text of a line. Raises ``ValueError``, which says what is wrong with it."""
     if len(raw) > MAX_LINE_BYTES:
-        raise _Unusable(f"longer than {MAX_LINE_BYTES >> 20} MiB")
-    if not raw.strip():
-        return None
+        raise ValueError(f"longer than {MAX_LINE_BYTES >> 20} MiB")
     try:
         row = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise _Unusable("not UTF-8") from error
+        raise ValueError("not UTF-8") from error
     except (ValueError, RecursionError) as error:
-        raise _Unusable("not JSON") from error
+        raise ValueError("not JSON") from error
     if not isinstance(row, dict):
-        raise _Unusable("not a JSON object")
+        raise ValueError("not a JSON object")
     if field not in row:
         fields = ", ".join(each[:30] for each in list(row)[:6]) or "none"
-        raise _Unusable(f"no field {field!r}; there are: {fields}")
-    text = row[field]
-    if not isinstance(text, str):
-        raise _Unusable(f"field {field!r} is not a string")
-    text = unframed(text)
+        raise ValueError(f"no field {field!r}; there are: {fields}")
+    if not isinstance(row[field], str):
+        raise ValueError(f"field {field!r} is not a string")
+    text, name = unframed(row[field]), row.get("name")
     if not text:
-        raise _Unusable("the text is empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _Unusable("the text holds half a surrogate pair") from error
-    if "\0" in text:
-        raise _Unusable("the text holds NUL characters")
-    name = row.get("name")
-    if not isinstance(name, str) or len(name) > 80 or not name.isprintable():
-        name = ""
-    return name.strip(), text
+        raise ValueError("the text is empty")
+    if found := re.search("[\ud800-\udfff\0]", text):
+        kind = "NUL characters" if found[0] == "\0" else "half a surrogate pair"
+        raise ValueError(f"the text holds {kind}")
+    has_name = isinstance(name, str) and len(name) <= 80 and name.isprintable()
+    return str(name).strip() if has_name else "", text
 
 
 def unframed(text: str) -> str:

@@ -15,7 +15,7 @@ from pydantic import Field
 from specx.bench.prepare import Setup, find_pair
 from specx.bench.render.numbers import count, size
 from specx.bench.roofline import cost_of, measure_floor
-from specx.bench.schema import JsonRecord, Plan
+from specx.bench.schema import Plan
 from specx.checkpoints import load as hub
 from specx.checkpoints.config import ModelConfig
 from specx.checkpoints.eagle.config import read_head
@@ -23,11 +23,9 @@ from specx.checkpoints.weights import outline
 from specx.core.architecture import Shape
 from specx.core.decoder import Footprint, Model
 from specx.preset.preset import Preset
-from specx.preset.shapes import HeadShapeSpec
+from specx.preset.sections import HeadShapeSpec
 from specx.standin.head_implant import tensor_shapes
-
-#: Real runs of the bundled pair take about this many times the least possible time.
-_USUAL = 2.0
+from specx.trace.records import Record
 
 
 @dataclass(slots=True)
@@ -40,7 +38,7 @@ class Outline:
     footprint: Footprint
 
 
-class EstimateRow(JsonRecord):
+class EstimateRow(Record):
     """The runs of one preset at one length: each takes at least so long and so much memory."""
 
     preset: str
@@ -51,7 +49,7 @@ class EstimateRow(JsonRecord):
     memory_bytes: int
 
 
-class Estimate(JsonRecord):
+class Estimate(Record):
     """What a plan will cost: ``specx.bench-plan/1``."""
 
     schema_name: Literal["specx.bench-plan/1"] = Field(default="specx.bench-plan/1", alias="schema")
@@ -65,14 +63,10 @@ class Estimate(JsonRecord):
 def estimate(setup: Setup) -> Estimate:
     """Runs, memory and time of a plan, by preset and length."""
     rows = [row for name in setup.presets for row in _rows(setup, name)]
+    runs = sum(row.runs for row in rows)
     least_s = sum(row.runs * (row.prefill_s + row.decode_s) for row in rows)
-    return Estimate(
-        plan=setup.plan,
-        runs=sum(row.runs for row in rows),
-        rows=rows,
-        least_s=least_s,
-        likely_s=_USUAL * least_s,
-    )
+    # Real runs of the bundled pair take about twice the least possible time.
+    return Estimate(plan=setup.plan, runs=runs, rows=rows, least_s=least_s, likely_s=2 * least_s)
 
 
 def estimate_lines(found: Estimate) -> Iterator[str]:
@@ -89,7 +83,10 @@ def estimate_lines(found: Estimate) -> Iterator[str]:
             f"{row.prefill_s:.1f} s prefill and {row.decode_s:.1f} s decode each, "
             f"{size(row.memory_bytes)} of weights and caches"
         )
-    least, likely = _minutes(found.least_s), _minutes(found.likely_s)
+    least, likely = (
+        f"{time_s:.0f} s" if time_s < 120 else f"{time_s / 60:.0f} minutes"
+        for time_s in (found.least_s, found.likely_s)
+    )
     yield f"time: at least {least} at this machine's floor, likely about {likely}"
     for skipped in plan.data.skipped:
         yield f"skipped: {skipped.where}: {skipped.reason}"
@@ -97,12 +94,11 @@ def estimate_lines(found: Estimate) -> Iterator[str]:
 
 def _rows(setup: Setup, name: str) -> Iterator[EstimateRow]:
     plan, preset = setup.plan, setup.presets[name]
-    device = torch.device(plan.device)
     files = find_pair(preset, setup.options)
-    target = _outline(files.target_config, preset.target.dtype, setup, device)
+    target = _outline(files.target_config, preset.target.dtype, setup)
     draft = None
     if files.draft_config is not None:
-        draft = _outline(files.draft_config, preset.draft.dtype, setup, device)
+        draft = _outline(files.draft_config, preset.draft.dtype, setup)
     costs = [cost_of(model) for model in (target, draft) if model is not None]
     for length in plan.lengths:
         floor = measure_floor(preset, target, draft, length)
@@ -120,32 +116,21 @@ def _rows(setup: Setup, name: str) -> Iterator[EstimateRow]:
 
 
 def _head_numbers(preset: Preset, files: hub.PairFiles, rows: int) -> int:
-    """How many numbers a head's weights, and its keys and values of ``rows`` tokens, consist of;
-    0 for other drafts."""
+    """Of a head's weights, and of its keys and values of ``rows`` tokens; 0 for other drafts."""
     if files.head_config is None:
         return 0
-    generation = preset.draft.generation
-    shape = preset.draft.head_shape
+    generation, shape = preset.draft.generation, preset.draft.head_shape
     if shape is None:
         facts = read_head(files.head_config)
-        shape = HeadShapeSpec(
-            hidden=facts.hidden,
-            mlp=facts.mlp,
-            heads=facts.heads,
-            kv_heads=facts.kv_heads,
-            head_dim=facts.head_dim,
-            vocabulary=facts.draft_vocabulary,
-            features=generation,
-        )
+        names = ("hidden", "mlp", "heads", "kv_heads", "head_dim")
+        sizes = {name: getattr(facts, name) for name in names}
+        shape = HeadShapeSpec(**sizes, vocabulary=facts.draft_vocabulary, features=generation)
     weights = tensor_shapes(shape, generation, files.target_config.shape.vocabulary).values()
     return sum(map(math.prod, weights)) + 2 * shape.kv_heads * shape.head_dim * rows
 
 
-def _outline(config: ModelConfig, dtype: str, setup: Setup, device: torch.device) -> Outline:
+def _outline(config: ModelConfig, dtype: str, setup: Setup) -> Outline:
+    device = torch.device(setup.plan.device)
     chosen = hub.choose_dtype(setup.options.dtype, dtype, device.type)
     footprint = Model(config.decoder, outline(config, chosen)).footprint
     return Outline(shape=config.shape, dtype=chosen, device=device, footprint=footprint)
-
-
-def _minutes(value_s: float) -> str:
-    return f"{value_s:.0f} s" if value_s < 120 else f"{value_s / 60:.0f} minutes"

@@ -1,13 +1,12 @@
 """The journal of a bench: one JSON line a finished run, on disk before the next run starts.
 
-In: a path, a plan, records. Out: a file that survives ``kill -9`` at any moment, and what was
-finished when it is opened again. It does not know how runs are made or what they mean.
+The file survives ``kill -9`` at any moment. How runs are made and what they mean is not known here.
 """
 
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -18,11 +17,6 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from specx.bench.schema import BenchCell, BenchDifference, Build, Floor, MachineFacts, Plan, Sample
 from specx.errors import ResourceError, UsageError
 
-#: Facts of the environment that may not change within one journal.
-_ENVIRONMENT = (
-    *("device", "gpu", "cpu", "threads"),
-    *("cuda", "driver", "torch", "transformers", "specx"),
-)
 _MAX_BYTES = 1 << 29
 
 
@@ -126,9 +120,8 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("x+b", buffering=0)
         except FileExistsError as error:
-            raise UsageError(
-                f"the journal {path} exists", hints=[f"--resume {path} goes on with it"]
-            ) from error
+            hint = f"--resume {path} goes on with it"
+            raise UsageError(f"the journal {path} exists", hints=[hint]) from error
         except OSError as error:
             raise _cannot_write(path, error) from error
         journal = cls(path, file, Finished())
@@ -143,17 +136,15 @@ class Journal:
         A last line that was not finished is dropped. Raises ``UsageError`` for another plan or
         environment, with what differs, and for a file that is no journal.
         """
-        try:
-            file = path.open("r+b", buffering=0)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UsageError(f"cannot resume {path}", reason=reason) from error
-        try:
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(path.open("r+b", buffering=0))
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise UsageError(f"cannot resume {path}", reason=reason) from error
             header, finished = _read(path, file)
             _check_same(path, header, plan, _facts(environment, build))
-        except UsageError:
-            file.close()
-            raise
+            stack.pop_all()  # the journal closes it
         return cls(path, file, finished)
 
     def keep(self, line: Line) -> None:
@@ -227,42 +218,37 @@ def _no_journal(path: Path, reason: str) -> UsageError:
 
 
 def _facts(environment: MachineFacts, build: Build) -> dict[str, Any]:
-    return {**environment.as_json(), "specx": build.as_json()}
+    return {**environment.model_dump(), "specx": build.as_json()}
 
 
 def _check_same(path: Path, header: HeaderLine, plan: Plan, facts: dict[str, Any]) -> None:
-    ours, theirs = (
-        {key: each.get(key) for key in _ENVIRONMENT} for each in (facts, header.environment)
-    )
     found = differences(plan.as_json(), header.plan)
-    found += [f"env.{line}" for line in differences(ours, theirs)]
+    for line in differences(facts, header.environment):
+        if not line.startswith(("python:", "os:")):  # these may change within one journal
+            found.append(f"env.{line}")
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        raise UsageError(
-            f"{path} is the journal of another bench",
-            reason="; ".join(found[:3]) + more,
-            hints=["give the same options as before, or start anew without --resume"],
-        )
+        hint = "give the same options as before, or start anew without --resume"
+        reason = "; ".join(found[:3]) + more
+        raise UsageError(f"{path} is the journal of another bench", reason=reason, hints=[hint])
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Sentences that name every setting in which two plans (or environments) differ."""
-    a, b = dict(_leaves(ours)), dict(_leaves(theirs))
-    keys = list(dict.fromkeys([*a, *b]))
+    a, b = _leaves(ours), _leaves(theirs)
     return [
-        f"{key}: {_short(b, key)} → {_short(a, key)}" for key in keys if a.get(key) != b.get(key)
+        f"{key}: {_short(b, key)} → {_short(a, key)}" for key in a | b if a.get(key) != b.get(key)
     ]
 
 
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, key: str = "") -> dict[str, Any]:
     if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
-        for index, inner in enumerate(value):
-            yield from _leaves(inner, f"{prefix}[{index}]")
+        inner = {f"{key}.{name}".removeprefix("."): each for name, each in value.items()}
+    elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+        inner = {f"{key}[{index}]": each for index, each in enumerate(value)}
     else:
-        yield prefix, value
+        return {key: value}
+    return {leaf: it for name, each in inner.items() for leaf, it in _leaves(each, name).items()}
 
 
 def _short(values: Mapping[str, Any], key: str) -> str:
@@ -271,11 +257,8 @@ def _short(values: Mapping[str, Any], key: str) -> str:
 
 
 def _cannot_write(path: Path, error: OSError) -> ResourceError | UsageError:
-    reason = error.strerror or str(error)
+    what, reason = f"cannot write the journal {path}", error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ResourceError(
-            f"cannot write the journal {path}",
-            reason=reason,
-            hints=["free some space", f"then --resume {path}: finished runs are kept"],
-        )
-    return UsageError(f"cannot write the journal {path}", reason=reason)
+        hints = ["free some space", f"then --resume {path}: finished runs are kept"]
+        return ResourceError(what, reason=reason, hints=hints)
+    return UsageError(what, reason=reason)

@@ -1,28 +1,28 @@
 """Lists of prompt lengths as people write them: ``512,1k..16k``.
 
-    list    := item ("," item)*                     union, sorted, without repeats
-    item    := length | length ".." length [":" spacing]
-    spacing := COUNT points | "x" FACTOR | "+" length
-    length  := DIGITS ["." DIGITS] [k|K|m|M]        k = K = 1024, m = M = 1024 k
-
-Without a spacing a range doubles. The end of a range is always part of it. What is wrong is shown
-with a caret under its character.
+In: a text. Out: token counts, or an error with a caret under the character that is wrong.
 """
 
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 
 from specx.errors import UsageError
 
 MAX_LENGTH_TOKENS = 16 << 20
 MAX_LENGTHS = 1000
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
-_NUMBER = re.compile(r"([0-9]+)(?:\.([0-9]+))?([kKmM]?)")
-_FACTOR = re.compile(r"[0-9]+(?:\.[0-9]+)?")
-_COUNT = re.compile(r"[0-9]+")
-_MAX_DIGITS = 20  # 1024² divides by no higher power of ten, and no larger count is of use
+_LENGTH = r"[0-9]+(?:\.[0-9]+)?[kKmM]?"
+_SPACING = rf"(?P<count>[0-9]+)|x(?P<factor>[0-9]+(?:\.[0-9]+)?)|\+(?P<step>{_LENGTH})"
+_ITEM = re.compile(rf"(?P<start>{_LENGTH})(?:\.\.(?P<end>{_LENGTH})(?::(?:{_SPACING}))?)?")
+#: What goes on after a part of an item, and what has to follow then.
+_MISSING = {
+    "start": {"..": "a length"},
+    "end": {":x": "a factor", ":+": "a length", ":": "a number of points, x or +"},
+}
+_SIGNS = {":": "a spacing comes after a range", "*": "a factor is written :x4"}
+_EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)  # for products, of any digits
 _ROUND_TO = 64
 _SHOWN_CHARACTERS = 30  # to either side of the fault
 _HINTS = (
@@ -34,114 +34,91 @@ _HINTS = (
 def parse_lengths(text: str) -> tuple[int, ...]:
     """Token counts of a list such as ``512,1k..16k``, sorted, without repeats.
 
+        list    := item ("," item)*
+        item    := length | length ".." length [":" spacing]     both ends are part of a range
+        spacing := COUNT points | "x" FACTOR | "+" length        none: the range doubles
+        length  := DIGITS ["." DIGITS] [k|K|m|M]                 k = 1024, m = 1024 k
+
     Raises ``UsageError``; its ``reason`` is two lines, the text and a caret below the fault.
     """
-    scanner = _Scanner(text)
     lengths: set[int] = set()
+    at = 0
     while True:
-        begin = scanner.at
-        more = list(itertools.islice(_item(scanner), MAX_LENGTHS + 1))
+        item = _ITEM.match(text, at)
+        if item is None:
+            raise _fault(text, at, "a length is missing")
+        if item.end() < len(text) and text[item.end()] != ",":
+            raise _unexpected(item)
+        more = list(itertools.islice(_lengths(item), MAX_LENGTHS + 1))
         lengths.update(more)
-        if len(more) > MAX_LENGTHS or len(lengths) > MAX_LENGTHS:
-            raise scanner.fault(begin, f"more than {MAX_LENGTHS:,} lengths")
-        if scanner.is_done:
+        if max(len(more), len(lengths)) > MAX_LENGTHS:
+            raise _fault(text, at, f"more than {MAX_LENGTHS:,} lengths")
+        at = item.end() + 1
+        if at > len(text):
             return tuple(sorted(lengths))
-        if not scanner.take(","):
-            raise scanner.unexpected()
 
 
-@dataclass(slots=True)
-class _Scanner:
-    text: str
-    at: int = 0
-
-    @property
-    def is_done(self) -> bool:
-        return self.at == len(self.text)
-
-    def take(self, sign: str) -> bool:
-        """Whether ``sign`` comes next; if so it is passed."""
-        found = self.text.startswith(sign, self.at)
-        self.at += len(sign) * found
-        return found
-
-    def match(self, pattern: re.Pattern[str], wanted: str) -> re.Match[str]:
-        found = pattern.match(self.text, self.at)
-        if found is None:
-            raise self.fault(self.at, f"{wanted} is missing")
-        self.at = found.end()
-        return found
-
-    def unexpected(self) -> UsageError:
-        """An error about the next character."""
-        sign = self.text[self.at]
-        known = {":": "a spacing comes after a range", "*": "a factor is written :x4"}
-        other = "a space is not allowed" if sign.isspace() else f"unexpected {_shown(sign)!r}"
-        return self.fault(self.at, known.get(sign, other))
-
-    def fault(self, at: int, what: str) -> UsageError:
-        """An error about the character at ``at``; one past the end is allowed."""
-        first, last = max(0, at - _SHOWN_CHARACTERS), at + _SHOWN_CHARACTERS
-        before = ("…" if first else "") + _shown(self.text[first:at])
-        after = _shown(self.text[at:last]) + ("…" if last < len(self.text) else "")
-        caret = " " * len(before) + "^"  # what comes before a fault is ASCII
-        return UsageError(f"lengths: {what}", reason=f"{before}{after}\n{caret}", hints=_HINTS)
-
-
-def _item(scanner: _Scanner) -> Iterator[int]:
-    """The item at the scanner, which is passed; its lengths come as they are asked for."""
-    start = _length(scanner)
-    if not scanner.take(".."):
+def _lengths(item: re.Match[str]) -> Iterator[int]:
+    """The lengths of an item, as they are asked for."""
+    start = _length(item, "start")
+    if item["end"] is None:
         return iter((start,))
-    begin = scanner.at
-    end = _length(scanner)
+    end = _length(item, "end")
     if end < start:
-        raise scanner.fault(begin, "a range must not end below its start")
-    if not scanner.take(":"):
-        return _multiplied(start, end, 2.0)
-    if scanner.take("+"):
-        return itertools.chain(range(start, end, _length(scanner)), (end,))
-    begin = scanner.at
-    if scanner.take("x"):
-        factor = float(scanner.match(_FACTOR, "a factor")[0])
-        if factor <= 1:
-            raise scanner.fault(begin + 1, "a factor is above 1")
-        # From there on it only skips to the end.
-        return _multiplied(start, end, min(factor, 2.0 * MAX_LENGTH_TOKENS))
-    count = _whole(scanner.match(_COUNT, "a number of points, x or +")[0])
-    if not 2 <= count <= MAX_LENGTHS:
-        raise scanner.fault(begin, f"a range has 2 to {MAX_LENGTHS:,} points")
-    return _points(start, end, count)
+        raise _fault(item.string, item.start("end"), "a range must not end below its start")
+    if item["step"] is not None:
+        return itertools.chain(range(start, end, _length(item, "step")), (end,))
+    if item["count"] is not None:
+        count = Decimal(item["count"])
+        if not 2 <= count <= MAX_LENGTHS:
+            wrong = f"a range has 2 to {MAX_LENGTHS:,} points"
+            raise _fault(item.string, item.start("count"), wrong)
+        return _points(start, end, int(count))
+    factor = float(item["factor"] or 2)
+    if factor <= 1:
+        raise _fault(item.string, item.start("factor"), "a factor is above 1")
+    # From there on it only skips to the end.
+    return _multiplied(start, end, min(factor, 2.0 * MAX_LENGTH_TOKENS))
 
 
-def _length(scanner: _Scanner) -> int:
-    begin = scanner.at
-    found = scanner.match(_NUMBER, "a length")
-    digits, fraction, unit = found[1], found[2], found[3].lower()
-    rest = scanner.text[scanner.at : scanner.at + 1]
-    if rest.isalpha():
-        raise scanner.fault(scanner.at, f"{_shown(found[3] + rest)!r} is not a unit, k and m are")
-    tokens = _whole(digits) * _UNITS[unit]
-    if fraction is not None:
-        point = found.end(1)
-        if not unit:
-            raise scanner.fault(point, "a fraction needs k or m after it")
-        fraction = fraction.rstrip("0")
-        share = int(fraction[: _MAX_DIGITS + 1] or 0) * _UNITS[unit]
-        if len(fraction) > _MAX_DIGITS or share % 10 ** len(fraction):
-            raise scanner.fault(point, "that is not a whole number of tokens")
-        tokens += share // 10 ** len(fraction)
-    if tokens < 1:
-        raise scanner.fault(begin, "a length is at least 1")
+def _length(item: re.Match[str], part: str) -> int:
+    begin, number = item.start(part), item[part].rstrip("kKmM")
+    unit = item[part][len(number) :].lower()
+    point = begin + number.find(".")
+    if "." in number and not unit:
+        raise _fault(item.string, point, "a fraction needs k or m after it")
+    tokens = _EXACT.multiply(Decimal(number), _UNITS[unit])
     if tokens > MAX_LENGTH_TOKENS:
-        raise scanner.fault(begin, f"a length is at most {MAX_LENGTH_TOKENS >> 20}m")
-    return tokens
+        wrong = f"a length is at most {MAX_LENGTH_TOKENS >> 20}m"
+        raise _fault(item.string, begin, wrong)
+    if tokens % 1:
+        raise _fault(item.string, point, "that is not a whole number of tokens")
+    if tokens < 1:
+        raise _fault(item.string, begin, "a length is at least 1")
+    return int(tokens)
 
 
-def _whole(digits: str) -> int:
-    """The number, or some number that is too large: Python refuses to read thousands of digits."""
-    digits = digits.lstrip("0")
-    return int(digits or 0) if len(digits) <= _MAX_DIGITS else 10**_MAX_DIGITS
+def _unexpected(item: re.Match[str]) -> UsageError:
+    """An error about what comes after an item and is no comma."""
+    text, at, part = item.string, item.end(), item.lastgroup or ""
+    for sign, wanted in _MISSING.get(part, {}).items():
+        if text.startswith(sign, at):
+            return _fault(text, at + len(sign), f"{wanted} is missing")
+    sign = text[at]
+    if sign.isalpha() and part in ("start", "end", "step"):
+        unit = item[0][-1].strip("0123456789")
+        return _fault(text, at, f"{_shown(unit + sign)!r} is not a unit, k and m are")
+    other = "a space is not allowed" if sign.isspace() else f"unexpected {_shown(sign)!r}"
+    return _fault(text, at, _SIGNS.get(sign, other))
+
+
+def _fault(text: str, at: int, what: str) -> UsageError:
+    """An error about the character at ``at``; one past the end is allowed."""
+    first, last = max(0, at - _SHOWN_CHARACTERS), at + _SHOWN_CHARACTERS
+    before = ("…" if first else "") + _shown(text[first:at])
+    after = _shown(text[at:last]) + ("…" if last < len(text) else "")
+    caret = " " * len(before) + "^"  # what comes before a fault is ASCII
+    return UsageError(f"lengths: {what}", reason=f"{before}{after}\n{caret}", hints=_HINTS)
 
 
 def _multiplied(start: int, end: int, factor: float) -> Iterator[int]:

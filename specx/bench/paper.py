@@ -1,12 +1,12 @@
-"""Published results beside our own: which rows of a preset's paper belong to a bench.
-
-Nothing is judged: devices, texts and clocks differ, and every row says so.
+"""Published results beside our own: which rows of a preset's paper belong to a bench. Nothing is
+judged: devices, texts and clocks differ, and every row says so.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from specx.bench.schema import Bench, BenchRow, PublishedRow
+from specx.bench.schema import Bench, PublishedRow
 from specx.errors import UsageError
 from specx.preset.preset import Preset, available_presets, load_preset
 from specx.preset.sections import PaperRow
@@ -57,29 +57,19 @@ def with_paper(bench: Bench, presets: Mapping[str, Preset]) -> Bench:
     rows: list[PublishedRow] = []
     for name, preset in presets.items():
         chosen, is_same = _of_data(preset.paper, bench.plan.data.name)
-        rows += [_published(name, None, row, is_same) for row in chosen if not row.prompt_tokens]
-        rows += [
-            _published(name, cell, row, is_same)
-            for cell in bench.cells
-            for row in chosen
-            if (cell.preset, cell.length) == (name, row.prompt_tokens)
-            and cell.mode in _MODES[row.mode]
-        ]
+        places: list[tuple[str, PaperRow]] = []
+        places += [(row.mode, row) for row in chosen if not row.prompt_tokens]
+        for cell in (cell for cell in bench.cells if cell.preset == name):
+            fitting = (row for row in chosen if row.prompt_tokens == cell.length)
+            places += [(cell.mode, row) for row in fitting if cell.mode in _MODES[row.mode]]
+        for mode, row in places:
+            here: dict[str, Any] = {"preset": name, "mode": mode, "length": row.prompt_tokens}
+            rows.append(PublishedRow.of(row, same_data=is_same, **here))
     return bench.model_copy(update={"paper": rows})
 
 
-def _of_data(rows: tuple[PaperRow, ...], name: str) -> tuple[list[PaperRow], bool]:
+def _of_data(rows: Sequence[PaperRow], name: str) -> tuple[list[PaperRow], bool]:
     """The rows over the texts called ``name``, however that is spelt; True if there are any."""
     folded = re.sub(r"[^a-z0-9]", "", name.lower())
     same = [row for row in rows if row.data in folded]
     return (same, True) if same else ([row for row in rows if row.data == rows[0].data], False)
-
-
-def _published(preset: str, cell: BenchRow | None, row: PaperRow, is_same: bool) -> PublishedRow:
-    return PublishedRow(
-        preset=preset,
-        mode=cell.mode if cell else row.mode,
-        length=row.prompt_tokens,
-        same_data=is_same,
-        **row.model_dump(exclude={"prompt_tokens", "mode"}),
-    )

@@ -1,33 +1,20 @@
 """From what was asked to a plan that can run: presets, texts that are long enough, one environment.
 
-In: ``Options``. Out: a ``Setup``. Tokenizers are read here, weights only when a preset's turn has
-come. It does not know screens or journals.
+In: ``Options``. Out: a ``Setup``. Tokenizers are read here, weights when a preset's turn has come.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from specx._version import __version__
+from specx.bench import schema
 from specx.bench.data import BenchData, Text, cut_prompt, load_data
 from specx.bench.energy import GpuEnergy, open_energy
-from specx.bench.engine_runner import Subject
-from specx.bench.modes import Variant, parse_mode, parse_modes
-from specx.bench.schema import (
-    Build,
-    DataFacts,
-    DraftFacts,
-    MachineFacts,
-    Plan,
-    PresetFacts,
-    SkippedText,
-    StandInFacts,
-    TargetFacts,
-)
+from specx.bench.modes import WITNESSES, parse_mode, parse_modes
 from specx.checkpoints import load as hub
 from specx.core.config import SamplingConfig
-from specx.engine import Engine, kernels_on, load
+from specx.engine import kernels_on
 from specx.environment import environment, source_commit
 from specx.errors import ContextError, DocumentError, UsageError
 from specx.preset.preset import Preset, load_preset
@@ -69,37 +56,14 @@ class Options:
 class Setup:
     """A plan and everything that running it needs."""
 
-    plan: Plan
-    variants: Mapping[str, Variant]
+    plan: schema.Plan
     texts: tuple[str, ...]
-    environment: MachineFacts
-    build: Build
+    environment: schema.MachineFacts
+    build: schema.Build
     notes: tuple[str, ...]  # what was decided that was not asked for
     presets: Mapping[str, Preset]
     options: Options
-    energy: GpuEnergy | None = None
-
-    def load(self, name: str) -> Subject:
-        """Read the weights of a preset of the plan, or build the stand-in's."""
-        preset, options = self.presets[name], self.options
-        witness_pair = None
-        if options.stand_in:
-            began = time.perf_counter()
-            pair = standin.load_pair(preset, device=self.plan.device, dtype=options.dtype)
-            if any(variant.witness for variant in self.variants.values()):
-                witness_pair = standin.twin(pair)
-            engine = Engine(preset, pair, load_s=time.perf_counter() - began)
-        else:
-            engine = load(
-                preset, device=self.plan.device, dtype=options.dtype, offline=options.offline
-            )
-        return Subject(
-            engine,
-            self.plan,
-            witness_pair=witness_pair,
-            offline=options.offline,
-            energy=self.energy,
-        )
+    energy: GpuEnergy | None
 
 
 def prepare(options: Options) -> Setup:
@@ -107,12 +71,13 @@ def prepare(options: Options) -> Setup:
 
     Raises ``UsageError``, ``DocumentError``, ``ContextError``, and what finding models raises.
     """
+    notes: list[str] = []
     presets = _presets(options)
-    variants, notes = _variants(options)
+    modes = _modes(options, notes)
     sampling = _sampling(options, presets[0])
-    if sampling.temperature > 0 and any(variant.witness for variant in variants):
+    if sampling.temperature > 0 and any(mode in WITNESSES for mode in modes):
         raise UsageError("the witnesses decode greedily", hints=["leave out -t, or hf"])
-    lengths, dropped = _lengths(options, presets)
+    lengths = _lengths(options, presets, notes)
     device = hub.choose_device(options.device)
     prompters = [Prompter(find_pair(each, options).tokenizer, each.prompt) for each in presets]
     data = load_data(
@@ -121,19 +86,16 @@ def prepare(options: Options) -> Setup:
     for each in prompters:
         cut_prompt(each, data.documents[0].text, min(lengths))  # refuses one without any room
     texts, too_short = _long_enough(data, prompters, max(lengths), options.samples)
-    meter = None
-    if options.energy:
-        opened = open_energy(device)
-        if isinstance(opened, str):
-            notes.append(f"no energy: {opened}")
-        else:
-            meter = opened
+    meter = open_energy(device) if options.energy else None
+    if isinstance(meter, str):
+        notes.append(f"no energy: {meter}")
+        meter = None
     facts = [_facts(preset, options, device) for preset in presets]
-    plan = Plan(
+    plan = schema.Plan(
         presets=tuple(facts),
-        modes=tuple(variant.name for variant in variants),
+        modes=modes,
         lengths=lengths,
-        data=DataFacts(
+        data=schema.DataFacts(
             name=data.name,
             documents=tuple(text.document for text in texts),
             skipped=(*data.skipped, *too_short),
@@ -144,13 +106,13 @@ def prepare(options: Options) -> Setup:
         device=device,
         dtype=", ".join(dict.fromkeys(each.target.dtype for each in facts)),
     )
+    notes += [] if options.stand_in else _unpinned(presets)
     return Setup(
         plan=plan,
-        variants={variant.name: variant for variant in variants},
         texts=tuple(text.text for text in texts),
-        environment=MachineFacts(**environment(device)),
-        build=Build(version=__version__, commit=source_commit()),
-        notes=(*notes, *dropped, *([] if options.stand_in else _unpinned(presets))),
+        environment=schema.MachineFacts(**environment(device)),
+        build=schema.Build(version=__version__, commit=source_commit()),
+        notes=tuple(notes),
         presets={preset.name: preset for preset in presets},
         options=options,
         energy=meter,
@@ -168,43 +130,41 @@ def _presets(options: Options) -> list[Preset]:
     return presets
 
 
-def _variants(options: Options) -> tuple[list[Variant], list[str]]:
+def _modes(options: Options, notes: list[str]) -> tuple[str, ...]:
     """The modes asked for; the baseline comes first, and plain where outputs are compared."""
-    variants = {variant.name: variant for variant in parse_modes(options.modes)}
-    notes = []
+    modes = tuple(variant.name for variant in parse_modes(options.modes))
     needed = ("plain", options.baseline) if options.verify else (options.baseline,)
     for name in dict.fromkeys(needed):
-        if name not in variants:
-            variants = {name: parse_mode(name), **variants}
+        if name not in modes:
+            modes = (parse_mode(name).name, *modes)
             notes.append(f"{name} is measured too: the others are compared with it")
-    return list(variants.values()), notes
+    return modes
 
 
 def _sampling(options: Options, preset: Preset) -> SamplingConfig:
     given: dict[str, Any] = {"temperature": options.temperature, "seed": options.seed}
-    given = {name: value for name, value in given.items() if value is not None}
     try:
-        return replace(preset.sampling, **given)
+        return replace(
+            preset.sampling, **{name: each for name, each in given.items() if each is not None}
+        )
     except ValueError as error:
         raise UsageError(f"--{error}") from error
 
 
-def _lengths(options: Options, presets: Sequence[Preset]) -> tuple[tuple[int, ...], list[str]]:
+def _lengths(options: Options, presets: Sequence[Preset], notes: list[str]) -> tuple[int, ...]:
     """The lengths that fit every preset's context with the output after them."""
     context = min(preset.context_tokens for preset in presets)
     fit = tuple(length for length in options.lengths if length + options.max_tokens <= context)
-    unfit = [f"{length:,}" for length in options.lengths if length not in fit]
-    if not unfit:
-        return fit, []
-    new = f"{options.max_tokens:,} new tokens"
-    sentence = f"{', '.join(unfit)} and {new} exceed the context of {context:,}"
-    if not options.skip_unfit or not fit:
+    unfit = ", ".join(f"{length:,}" for length in options.lengths if length not in fit)
+    sentence = f"{unfit} and {options.max_tokens:,} new tokens exceed the context of {context:,}"
+    if unfit and not (options.skip_unfit and fit):
         raise ContextError(
             "lengths exceed the context",
             reason=sentence,
             hints=["give shorter --lengths", "--skip-unfit leaves these out"],
         )
-    return fit, [f"left out: {sentence}"]
+    notes += [f"left out: {sentence}"] if unfit else []
+    return fit
 
 
 def find_pair(preset: Preset, options: Options) -> hub.PairFiles:
@@ -226,10 +186,10 @@ def _unpinned(presets: Sequence[Preset]) -> list[str]:
 
 def _long_enough(
     data: BenchData, prompters: Sequence[Prompter], longest: int, samples: int
-) -> tuple[list[Text], list[SkippedText]]:
+) -> tuple[list[Text], list[schema.SkippedText]]:
     """The first texts that reach the longest length for every preset: all lengths cut the same."""
     chosen: list[Text] = []
-    skipped: list[SkippedText] = []
+    skipped: list[schema.SkippedText] = []
     for text in data.documents:
         if len(chosen) == samples:
             break
@@ -237,7 +197,7 @@ def _long_enough(
             chosen.append(text)
         else:
             reason = f"shorter than {longest:,} tokens"
-            skipped.append(SkippedText(where=text.name, reason=reason))
+            skipped.append(schema.SkippedText(where=text.name, reason=reason))
     if not chosen:
         raise DocumentError(
             f"no document of {data.name} reaches {longest:,} tokens",
@@ -247,20 +207,20 @@ def _long_enough(
     return chosen, skipped
 
 
-def _facts(preset: Preset, options: Options, device: str) -> PresetFacts:
+def _facts(preset: Preset, options: Options, device: str) -> schema.PresetFacts:
     """``preset`` as the plan keeps it, with the dtype that it will run in."""
     target = preset.target
     dtype = hub.choose_dtype(options.dtype, target.dtype, device)
-    stand_in = StandInFacts(
+    stand_in = schema.StandInFacts(
         pair="pocket", trained_tokens=standin.TRAINED_TOKENS, about=standin.about(preset)
     )
-    return PresetFacts(
+    return schema.PresetFacts(
         name=preset.name,
         sha256=preset.fingerprint,
-        target=TargetFacts(
+        target=schema.TargetFacts(
             repo=target.repo, revision=target.revision, dtype=str(dtype).removeprefix("torch.")
         ),
-        draft=DraftFacts.model_validate(preset.draft),
+        draft=schema.DraftFacts.model_validate(preset.draft),
         kernels=kernels_on(device),
         stand_in=stand_in if options.stand_in else None,
     )

@@ -1,21 +1,7 @@
 """The least time that this machine allows for a step and for a prefill.
 
-In: a target, its draft, a length. Out: ``schema.Floor``: bytes and operations counted from the
-models' shapes, and the bandwidth and matmul rate measured here, in this process, on this device.
-It knows no runs and no engine.
-
-What is counted is what no implementation can avoid. A forward of the target over one row reads
-every weight once, except the rows of an input embedding that other tokens use, and the keys and
-values of every earlier token. A product of one row with n weights is 2·n operations; attention of
-one row over L tokens is 4·H·D·L a layer; of L rows over each other, causally, 2·H·D·L².
-
-Bandwidth is measured by summing a float32 buffer and by copying one half of it over the other, and
-the faster way counts. On a CPU both are as fast as or faster than ``dot``, ``amax`` or a float64
-sum, and up to three times as fast as a product of a matrix with one row; on a GPU the copy wins
-on small buffers, the sum on large ones. The buffer is as large as what a step reads: a cache that
-helps the step helps the floor. A draft is smaller than that, so its levels may run faster than
-their floor says. The matmul rate comes from the linear layer that the engine itself would use.
-Other work on the machine only ever lowers these figures, so the best one of a process stands.
+In: a target, its draft, a length. Out: ``schema.Floor``: what no implementation can avoid, counted
+from the models' shapes, and the bandwidth and matmul rate measured here, in this process.
 """
 
 import math
@@ -23,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -43,7 +30,8 @@ _RATE_S = 1.0
 _LONGEST_PRODUCT_S = 0.25
 #: Rows and width of square linear layers, from one that suits two cores to one that suits a GPU.
 _PRODUCTS = ((256, 1024), (1024, 2048), (2048, 4096), (4096, 8192))
-#: What this process has measured: bytes a second by buffer size, and operations a second.
+# What this process has measured: bytes a second by buffer size, and operations a second. Other
+# work on the machine only ever lowers these figures, so the best ones are kept.
 _BANDWIDTHS: dict[torch.device, dict[int, float]] = {}
 _RATES: dict[tuple[torch.device, torch.dtype], float] = {}
 
@@ -51,14 +39,9 @@ _RATES: dict[tuple[torch.device, torch.dtype], float] = {}
 class Weighed(Protocol):
     """What has to be known of a model or a head."""
 
-    @property
-    def shape(self) -> Shape: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def device(self) -> torch.device: ...
+    shape: Shape
+    dtype: torch.dtype
+    device: torch.device
 
     @property
     def footprint(self) -> Footprint: ...
@@ -66,46 +49,43 @@ class Weighed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelCost:
-    """What forwards of one model cost, by the shapes of its parts."""
+    """What forwards of one model cost, by the shapes of its parts.
 
-    weight_bytes: int  # that one forward reads
-    layer_parameters: int  # of all matrices but the head's
-    head_parameters: int
+    A product of one row with n weights is 2·n operations; attention of one row over L tokens is
+    4·H·D·L a layer, of L rows over each other, causally, 2·H·D·L².
+    """
+
+    weights: Footprint  # one forward reads them once; a tied table counts once, as the head
     kv_row_bytes: int  # keys and values of one token, all layers
     attention_flop: int  # of one row over one earlier token, all layers
 
     def step_bytes(self, length: int) -> int:
         """Bytes that one row after ``length`` tokens has to read."""
-        return self.weight_bytes + self.kv_row_bytes * length
+        return self.weights.forward_bytes + self.kv_row_bytes * length
 
     def step_flop(self, length: int) -> int:
         """Operations of one row after ``length`` tokens."""
-        linear = 2 * (self.layer_parameters + self.head_parameters)
+        linear = 2 * (self.weights.layer_parameters + self.weights.head_parameters)
         return linear + self.attention_flop * length
 
     def prefill_flop(self, length: int) -> int:
         """Operations of reading ``length`` tokens, logits of the last one only."""
-        linear = 2 * (self.layer_parameters * length + self.head_parameters)
+        linear = 2 * (self.weights.layer_parameters * length + self.weights.head_parameters)
         return linear + self.attention_flop * length * length // 2
 
 
 def cost_of(model: Weighed) -> ModelCost:
-    """Count one model's weights. A tied table counts once: it is read as the head."""
-    shape, found = model.shape, model.footprint
-    return ModelCost(
-        weight_bytes=found.forward_bytes,
-        layer_parameters=found.layer_parameters,
-        head_parameters=found.head_parameters,
-        kv_row_bytes=shape.numbers_per_token * model.dtype.itemsize,
-        attention_flop=4 * shape.layers * shape.heads * shape.head_dim,
-    )
+    """Count one model's weights, rows and operations."""
+    shape = model.shape
+    kv_row_bytes = shape.numbers_per_token * model.dtype.itemsize
+    return ModelCost(model.footprint, kv_row_bytes, 4 * shape.layers * shape.heads * shape.head_dim)
 
 
 def level_weights(draft: Weighed) -> int:
     """Bytes of the weights that one level of a draft reads, after its first. EAGLE-3 merges the
     target's features once a draft."""
     merging = draft.fuse_bytes if isinstance(draft, EagleHead) else 0
-    return cost_of(draft).weight_bytes - merging
+    return draft.footprint.forward_bytes - merging
 
 
 def measure_floor(
@@ -116,8 +96,7 @@ def measure_floor(
     The first call measures for about three seconds, later ones at similar sizes not at all.
     ``again`` measures once more and takes the better figure: worth it on a busy machine.
     """
-    cost = cost_of(target)
-    level_bytes = 0
+    cost, level_bytes = cost_of(target), 0
     if draft is not None:
         # The least that a drafter of this preset keeps in sight; the ``full`` cache reads more.
         rows = min(length, preset.retrieval.budget_tokens)
@@ -136,7 +115,11 @@ def measure_floor(
 
 
 def bandwidth(device: torch.device, count: int, *, again: bool = False) -> float:
-    """Bytes a second at which about ``count`` bytes are read over and over."""
+    """Bytes a second at which about ``count`` bytes are read over and over.
+
+    The buffer is as large as what a step reads: a cache that helps the step helps the floor. A
+    draft is smaller than that, so its levels may run faster than their floor says.
+    """
     most = _MOST_BYTES.get(device.type, _MOST_BYTES_ELSEWHERE)
     largest = min(most, max(free_bytes(device) // 4, 1 << 20))
     size = rounded(min(max(count, _LEAST_BYTES), largest))
@@ -148,7 +131,7 @@ def bandwidth(device: torch.device, count: int, *, again: bool = False) -> float
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, *, again: bool = False) -> float:
-    """Operations a second of the fastest linear layer of prefill-like size."""
+    """Operations a second of the engine's own linear layer at its fastest prefill-like size."""
     key = (device, dtype)
     if again or key not in _RATES:
         _RATES[key] = max(_RATES.get(key, 0.0), _product_flop_s(device, dtype))
@@ -156,7 +139,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, *, again: bool = False
 
 
 def rounded(count: int) -> int:
-    """``count`` to two significant binary digits behind the first: similar sizes share a figure."""
+    """``count`` to two significant binary digits after the first: similar sizes share a figure."""
     grain = 1 << max(0, count.bit_length() - 3)
     return max(grain, round(count / grain) * grain)
 
@@ -164,25 +147,26 @@ def rounded(count: int) -> int:
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on ``device``; as much as is needed here where nobody says."""
     free = room_on(device).free_bytes
-    return _system_free_bytes() if free is None else free
-
-
-def _system_free_bytes() -> int:
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if free is None else free
     except (AttributeError, ValueError, OSError):  # Windows, macOS
         return 4 * _LEAST_BYTES
 
 
 @torch.inference_mode()
 def _read_bytes_s(device: torch.device, count: int) -> float:
+    """By summing a buffer, and by copying one half of it over the other; the faster way counts.
+
+    On a CPU both are as fast as or faster than ``dot``, ``amax`` or a float64 sum; on a GPU the
+    copy wins on small buffers, the sum on large ones.
+    """
     buffer = torch.ones(count // 8 * 2, dtype=torch.float32, device=device)
     low, high = buffer.chunk(2)
     ways = (buffer.sum, lambda: low.copy_(high))  # a copy reads one half and writes the other
-    best_s = min(_best_s(way, device, _BANDWIDTH_S / len(ways)) for way in ways)
-    return buffer.nbytes / best_s
+    return buffer.nbytes / min(_best_s(way, device, _BANDWIDTH_S / len(ways)) for way in ways)
 
 
+@torch.inference_mode()
 def _product_flop_s(device: torch.device, dtype: torch.dtype) -> float:
     best, left_s = 0.0, _RATE_S
     for rows, width in _PRODUCTS:
@@ -190,17 +174,10 @@ def _product_flop_s(device: torch.device, dtype: torch.dtype) -> float:
         if best and flop / best > _LONGEST_PRODUCT_S:
             break
         left_s /= 2
-        best = max(best, flop / _product_s(device, dtype, rows, width, left_s))
+        layer = linear_of(torch.randn(width, width, device=device, dtype=dtype) * width**-0.5)
+        inputs = torch.randn(rows, width).to(device, dtype)
+        best = max(best, flop / _best_s(partial(layer, inputs), device, left_s))
     return best
-
-
-@torch.inference_mode()
-def _product_s(
-    device: torch.device, dtype: torch.dtype, rows: int, width: int, limit_s: float
-) -> float:
-    layer = linear_of(torch.randn(width, width, device=device, dtype=dtype) * width**-0.5)
-    inputs = torch.randn(rows, width).to(device, dtype)
-    return _best_s(lambda: layer(inputs), device, limit_s)
 
 
 def _best_s(work: Callable[[], object], device: torch.device, limit_s: float) -> float:
@@ -215,8 +192,7 @@ def _best_s(work: Callable[[], object], device: torch.device, limit_s: float) ->
 
 def _timed_s(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
-        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        stop = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         work()
         stop.record()

@@ -5,10 +5,10 @@ the rest.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from specx.bench.engine_runner import Interrupted, Subject
+from specx.bench.engine_runner import Subject
 from specx.bench.journal import (
     DifferenceLine,
     FloorLine,
@@ -17,7 +17,6 @@ from specx.bench.journal import (
     NotesLine,
     SampleLine,
 )
-from specx.bench.modes import Variant
 from specx.bench.schema import BenchCell, Place, Plan, Sample
 from specx.errors import ResourceError
 from specx.prompts import Prompt
@@ -39,7 +38,6 @@ class Running:
     cell: BenchCell
     is_warmup: bool
     done: int
-    total: int
     left_s: float | None  # predicted time of the cells that are left; None: nothing known yet
 
 
@@ -60,6 +58,10 @@ class Missed:
     reason: str
 
 
+class Interrupted(Exception):
+    """The bench ends here, without a sample of the cell; the text says why."""
+
+
 Event = Loading | Running | Measured | Missed
 
 
@@ -69,7 +71,6 @@ class Runner:
     def __init__(
         self,
         plan: Plan,
-        variants: Mapping[str, Variant],
         texts: Sequence[str],
         load: Callable[[str], Subject],
         journal: Journal,
@@ -78,81 +79,82 @@ class Runner:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``load`` opens a preset of the plan by name; one at a time is held."""
-        self._plan, self._variants, self._texts = plan, variants, texts
-        self._load, self._journal, self._budget_s, self._clock = load, journal, budget_s, clock
-        self._subject: Subject | None = None
-        self._began = clock()
+        self._plan, self._texts, self._load, self._journal = plan, texts, load, journal
+        self._budget_s, self._clock, self._began = budget_s, clock, clock()
         self._before_s = journal.finished.elapsed_s
         self._costs_s: dict[Place, float] = {}  # newest durations
-        self._done = sum(self._is_known(cell) for cell in plan.cells())
         self._is_cancelled = False
         self.stopped = ""
 
     @property
     def elapsed_s(self) -> float:
         """Running time of the bench, earlier sessions of the journal included."""
-        return self._before_s + self._clock() - self._began
+        return self._before_s + self._spent_s
+
+    @property
+    def _spent_s(self) -> float:
+        return self._clock() - self._began
 
     def cancel(self) -> None:
         """End after the step under way; safe from a signal handler."""
         self._is_cancelled = True
-        if self._subject is not None:
-            self._subject.cancel()
+
+    def _check(self) -> None:
+        if self._is_cancelled:
+            raise Interrupted("interrupted")
 
     def run(self) -> Iterator[Event]:
         """Every cell that the journal does not have yet. Raises ``SpecxError``."""
         try:
             for preset in self._plan.presets:
-                groups = [
-                    [cell for cell in group if not self._is_known(cell)]
-                    for group in self._plan.groups(preset.name)
-                ]
-                if not any(groups) and self._has_floors(preset.name):
-                    continue
-                yield Loading(preset.name)
-                self._subject = self._load(preset.name)
-                if self._is_cancelled:
-                    raise Interrupted
-                self._journal.keep(NotesLine(preset=preset.name, notes=self._subject.notes))
-                self._measure_floors(self._subject, again=False)
-                for group in groups:
-                    if group:
-                        yield from self._group(self._subject, group)
-                if self._clock() - self._began > _LONG_RUN_S:
-                    # What slowed this machine at the start must not stay as its floor.
-                    self._measure_floors(self._subject, again=True)
-                self._subject = None
-        except Interrupted:
-            self.stopped = "interrupted"
-        except _BudgetSpent:
-            self.stopped = "budget"
+                yield from self._preset(preset.name)
+        except Interrupted as error:
+            self.stopped = str(error)
+
+    def _preset(self, name: str) -> Iterator[Event]:
+        groups = [[*filter(self._is_left, group)] for group in self._plan.groups(name)]
+        floors = self._journal.finished.floors
+        if not any(groups) and all((name, length) in floors for length in self._plan.lengths):
+            return
+        yield Loading(name)
+        subject = self._load(name)
+        self._check()
+        self._journal.keep(NotesLine(preset=name, notes=subject.notes))
+        self._measure_floors(subject, again=False)
+        for group in filter(None, groups):
+            yield from self._group(subject, group)
+        if self._spent_s > _LONG_RUN_S:
+            # What slowed this machine at the start must not stay as its floor.
+            self._measure_floors(subject, again=True)
+
+    def _measure_floors(self, subject: Subject, *, again: bool) -> None:
+        for length in self._plan.lengths:
+            self._journal.keep(FloorLine(floor=subject.floor(length, again=again)))
 
     def _group(self, subject: Subject, group: list[BenchCell]) -> Iterator[Event]:
         """Cells with one prompt, and then the comparison with plain decoding."""
-        first = group[0]
-        prompt = subject.prompt(self._texts[first.document], first.length)
-        if prompt is None:
-            for cell in group:
-                yield self._miss(cell, "the document is too short")
-            return
+        prompt = subject.prompt(self._texts[group[0].document], group[0].length)
         for cell in group:
-            self._check_budget(cell)
+            if prompt is None:
+                yield self._miss(cell, "the document is too short")
+                continue
+            runs_s = self._runs_of(cell) * self._predicted_s(cell)
+            if self._budget_s is not None and self._spent_s + runs_s > self._budget_s:
+                raise Interrupted("budget")
             yield from self._cell(subject, cell, prompt)
-        if self._plan.verify:
+        if self._plan.verify and prompt is not None:
             self._compare(subject, group, prompt)
 
     def _cell(self, subject: Subject, cell: BenchCell, prompt: Prompt) -> Iterator[Event]:
-        variant = self._variants[cell.mode]
         try:
             for to_come in range(self._runs_of(cell), 0, -1):
-                yield self._running(cell, is_warmup=to_come > 1)
+                yield Running(cell, to_come > 1, self._done, self._left_s())
                 began = self._clock()
-                sample = subject.run(cell, variant, prompt)
+                sample = subject.run(cell, prompt, self._check)
                 self._costs_s[cell.place] = self._clock() - began
         except ResourceError as error:
             yield self._miss(cell, error.reason or error.message)
             return
-        self._done += 1
         self._journal.keep(SampleLine(elapsed_s=self.elapsed_s, sample=sample))
         yield Measured(sample, self._done, self._plan.size)
 
@@ -168,36 +170,25 @@ class Runner:
             if found is not None:
                 self._journal.keep(DifferenceLine(cell=cell, difference=found))
 
-    def _measure_floors(self, subject: Subject, *, again: bool) -> None:
-        for length in self._plan.lengths:
-            self._journal.keep(FloorLine(floor=subject.floor(length, again=again)))
-
-    def _has_floors(self, preset: str) -> bool:
-        floors = self._journal.finished.floors
-        return all((preset, length) in floors for length in self._plan.lengths)
-
-    def _is_known(self, cell: BenchCell) -> bool:
-        finished = self._journal.finished
-        return cell in finished.samples or cell in finished.missing
-
     def _miss(self, cell: BenchCell, reason: str) -> Missed:
         self._journal.keep(MissingLine(cell=cell, reason=reason))
-        self._done += 1
         return Missed(cell, reason)
 
-    def _check_budget(self, cell: BenchCell) -> None:
-        if self._budget_s is None:
-            return
-        spent_s = self._clock() - self._began
-        if spent_s + self._runs_of(cell) * self._predicted_s(cell) > self._budget_s:
-            raise _BudgetSpent
+    @property
+    def _done(self) -> int:
+        return len(self._journal.finished.samples) + len(self._journal.finished.missing)
 
-    def _running(self, cell: BenchCell, *, is_warmup: bool) -> Running:
-        left = [each for each in self._plan.cells() if not self._is_known(each)]
-        first = {each.place: each for each in reversed(left)}.values()
-        runs = [*left, *(each for each in first for _ in range(self._runs_of(each) - 1))]
-        left_s = sum(map(self._predicted_s, runs)) if self._costs_s else None
-        return Running(cell, is_warmup, self._done, self._plan.size, left_s)
+    def _is_left(self, cell: BenchCell) -> bool:
+        finished = self._journal.finished
+        return cell not in finished.samples and cell not in finished.missing
+
+    def _left_s(self) -> float | None:
+        if not self._costs_s:
+            return None
+        left = [*filter(self._is_left, self._plan.cells())]
+        warmups = {cell.place: cell for cell in left}.values()
+        runs = [*left, *(cell for cell in warmups for _ in range(self._runs_of(cell) - 1))]
+        return sum(map(self._predicted_s, runs))
 
     def _runs_of(self, cell: BenchCell) -> int:
         """How often ``cell`` runs: the first of its cost is warmed up before."""
@@ -206,13 +197,9 @@ class Runner:
     def _predicted_s(self, cell: BenchCell) -> float:
         """What this mode took at this length, else another mode there, else by proportion; 0 where
         nothing has run."""
-        if not self._costs_s:
-            return 0.0
         nearest = min(
-            self._costs_s, key=lambda at: (at != cell.place, abs(at.length - cell.length))
+            self._costs_s,
+            key=lambda at: (at != cell.place, abs(at.length - cell.length)),
+            default=None,
         )
-        return self._costs_s[nearest] * cell.length / nearest.length
-
-
-class _BudgetSpent(Exception):
-    """The next cell would end after the budget."""
+        return 0.0 if nearest is None else self._costs_s[nearest] * cell.length / nearest.length

@@ -1,54 +1,39 @@
 """Saved benches: read one back, and join two of them row by row.
 
-In: paths of ``specx.bench/1`` files from anywhere, so nothing in them is believed. Out: the checked
-bench, and a ``SavedComparison`` of two: joined on preset, mode and length, and inside such a row on
-the SHA-256 of the documents. What changed is measured on the same texts or not at all.
+The files come from anywhere, so nothing in them is believed. Benches are joined on preset, mode
+and length, and inside such a row on the SHA-256 of the documents: what changed is measured on the
+same texts or not at all.
 """
 
-import math
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass, field
-from statistics import fmean, median
+from statistics import geometric_mean, median
 from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from specx.bench.schema import (
-    Bench,
-    BenchDocument,
-    BenchRow,
-    Change,
-    Metric,
-    Origin,
-    Place,
-    SavedComparison,
-    Unmatched,
-    complaint,
-    shown,
-)
+from specx.bench import schema
+from specx.bench.schema import Bench, Change, Place, SavedComparison, Unmatched, shown
 from specx.bench.statistics import geometric_interval
-from specx.bench.summary import paired_ratios
+from specx.bench.summary import known, paired_ratios
 from specx.bench.warnings import by_document
+from specx.documents.document import read_file
 from specx.errors import DocumentError, UsageError
 from specx.preset.yaml import did_you_mean
 
-METRICS: tuple[Metric, ...] = get_args(Metric)
+METRICS: tuple[schema.Metric, ...] = get_args(schema.Metric)
 MAX_BENCH_BYTES = 512 << 20
 _PLAUSIBLE = 1e100  # a metric beyond this, or under its inverse, was not measured by a clock
-_SETTINGS = ("max_tokens", "ignore_eos", "sampling")
+_SETTINGS = ("max_tokens", "ignore_eos", "sampling", "baseline")
 
 
 @dataclass(slots=True)
 class _Measured:
     """What one bench says of one document in one row."""
 
-    document: BenchDocument
+    document: schema.BenchDocument
     values: list[float] = field(default_factory=list)
     texts: set[tuple[int, ...]] = field(default_factory=set)
-
-    @property
-    def value(self) -> float:
-        return median(self.values)
 
 
 _Rows = dict[Place, dict[str, _Measured]]  # by SHA-256 of the document
@@ -59,38 +44,44 @@ class _Labelled(BaseModel):
 
 
 def read_bench(path: str) -> Bench:
-    """The saved bench in a file, checked.
+    """The saved bench in a file, checked; fields that a newer specx added are passed over.
 
-    Fields that a newer specx added within version 1 are passed over. Raises ``DocumentError`` for
-    what is no such file or damaged, naming the place (``cells[3].samples[0].decode_s``), and
-    ``UsageError`` for another kind or version.
+    Raises ``DocumentError`` for what is no such file or damaged, naming the place
+    (``cells[3].samples[0].decode_s``), and ``UsageError`` for another kind or version.
     """
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_BENCH_BYTES + 1).removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise DocumentError(f"{path} cannot be read", reason=error.strerror or "") from error
-    except ValueError as error:  # a NUL character in the path
-        raise DocumentError("that is not a file name", reason=str(error)) from error
+    raw = read_file(path, MAX_BENCH_BYTES).removeprefix(b"\xef\xbb\xbf")
     if len(raw) > MAX_BENCH_BYTES:
         raise _no_bench(path, f"it is larger than {MAX_BENCH_BYTES >> 20} MiB")
     try:
-        schema = _Labelled.model_validate_json(raw).schema_name
+        name = _Labelled.model_validate_json(raw).schema_name
     except ValidationError as error:
-        raise _no_bench(path, complaint(error)) from error
-    if schema != "specx.bench/1":
-        found = "names no schema" if schema is None else f"is {shown(schema)}"
+        raise _no_bench(path, _complaint(error)) from error
+    if name != "specx.bench/1":
+        found = "names no schema" if name is None else f"is {shown(name)}"
         hint = "a saved bench comes from: specx bench --export FILE.json"
         raise UsageError(f"{path} {found}; this specx reads specx.bench/1", hints=[hint])
     try:
         return Bench.model_validate_json(raw, strict=True)
     except ValidationError as error:
-        raise DocumentError(f"{path} is damaged", reason=complaint(error)) from error
+        raise DocumentError(f"{path} is damaged", reason=_complaint(error)) from error
 
 
 def _no_bench(path: str, reason: str) -> DocumentError:
     hint = "give the .json that specx bench wrote, not a journal, .jsonl or .csv"
     return DocumentError(f"{path} is not a saved bench", reason=reason, hints=[hint])
+
+
+def _complaint(error: ValidationError) -> str:
+    """The first thing wrong, on one line: ``cells[1].samples[0].decode_s must be …, not -1``."""
+    first = error.errors(include_url=False)[0]
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]]
+    where, message = "".join(parts)[1:], first["msg"].removeprefix("Value error, ")
+    wanted = re.sub("^(Input|String) should", "must", message)
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    if wanted == message:
+        return f"{where}: {message}" if where else message[:1].lower() + message[1:]
+    return f"{where} {wanted}, not {shown(first['input'])}"
 
 
 def join(
@@ -109,11 +100,11 @@ def join(
         raise UsageError(f"unknown metric {shown(metric)}", hints=hints)
     ours, theirs = _rows(a, metric), _rows(b, metric)
     rows = []
-    for place, documents in ours.items():
-        others = theirs.get(place, {})
-        both = [(documents[sha], others[sha]) for sha in documents if sha in others]
-        if both:
-            rows.append(_change(place, both, *_differences(a, b, place.preset, metric)))
+    for place in [place for place in ours if place in theirs]:
+        mine, yours = ours[place], theirs[place]
+        if both := [(mine[sha], yours[sha]) for sha in mine if sha in yours]:
+            one, other = (_facts(bench, place.preset, metric) for bench in (a, b))
+            rows.append(_change(place, both, [name for name in one if one[name] != other[name]]))
     if not rows:
         hint = "run the second with the presets, --modes, --lengths and --data of the first"
         reason = _why_apart(ours, theirs)
@@ -134,94 +125,70 @@ def _rows(bench: Bench, metric: str) -> _Rows:
     by_place = {row.place: row for row in bench.cells}
     rows: _Rows = {}
     for place, row in by_place.items():
-        baseline = by_place.get(place._replace(mode=bench.plan.baseline or ""))
-        repetitions = by_document(row.samples)
+        runs = by_document(row.samples)
+        values = {number: known(group, metric) for number, group in runs.items()}
+        if metric == "speedup":
+            baseline = by_place.get(place._replace(mode=bench.plan.baseline or ""), row)
+            below = [] if baseline is row else baseline.samples
+            values = paired_ratios(row.samples, below, "decode_tok_s")
         by_sha: dict[str, _Measured] = {}
-        for number, values in _values(row, baseline, metric).items():
-            plausible = [value for value in values if 1 / _PLAUSIBLE < value < _PLAUSIBLE]
-            if plausible:
+        for number, found in values.items():
+            if plausible := [value for value in found if 1 / _PLAUSIBLE < value < _PLAUSIBLE]:
                 measured = by_sha.setdefault(listed[number].sha256, _Measured(listed[number]))
                 measured.values += plausible
-                measured.texts |= {tuple(run.tokens) for run in repetitions[number]}
+                measured.texts |= {tuple(run.tokens) for run in runs[number]}
         if by_sha:
             rows[place] = by_sha
     return rows
 
 
-def _values(row: BenchRow, baseline: BenchRow | None, metric: str) -> dict[int, list[float]]:
-    """Document → the metric of its repetitions, where it is defined."""
-    if metric == "speedup":
-        if baseline is None or baseline is row:
-            return {}
-        return paired_ratios(row.samples, baseline.samples, "decode_tok_s")
-    return {
-        number: [value for run in runs if (value := getattr(run, metric)) is not None]
-        for number, runs in by_document(row.samples).items()
-    }
-
-
-def _change(
-    place: Place,
-    both: Sequence[tuple[_Measured, _Measured]],
-    environment: list[str],
-    settings: list[str],
-) -> Change:
-    change = geometric_interval([[b.value / a.value] for a, b in both])
-    same = all(len(a.texts | b.texts) == 1 for a, b in both)
+def _change(place: Place, both: list[tuple[_Measured, _Measured]], differs: list[str]) -> Change:
+    pairs = [(median(a.values), median(b.values)) for a, b in both]
+    found = geometric_interval([[b / a] for a, b in pairs])
+    low, high = (None if end is None else 100 * (end - 1) for end in (found.low, found.high))
+    text_equal: bool | None = all(len(a.texts | b.texts) == 1 for a, b in both)
+    if not text_equal and not set(_SETTINGS).isdisjoint(differs):
+        text_equal = None
     return Change(
         **place._asdict(),
-        n=change.n,
-        a=math.exp(fmean(math.log(a.value) for a, _ in both)),
-        b=math.exp(fmean(math.log(b.value) for _, b in both)),
-        change_percent=100 * (change.value - 1),
-        low_percent=None if change.low is None else 100 * (change.low - 1),
-        high_percent=None if change.high is None else 100 * (change.high - 1),
-        text_equal=True if same else None if settings else False,
-        differs=environment + settings,
+        n=found.n,
+        a=geometric_mean(a for a, _ in pairs),
+        b=geometric_mean(b for _, b in pairs),
+        change_percent=100 * (found.value - 1),
+        low_percent=low,
+        high_percent=high,
+        text_equal=text_equal,
+        differs=differs,
     )
 
 
-def _differences(a: Bench, b: Bench, preset: str, metric: str) -> tuple[list[str], list[str]]:
-    """Names of what differs in the surroundings of one preset, and of settings that do."""
-    ours, theirs = _facts(a, preset), _facts(b, preset)
-    settings = (*_SETTINGS, "baseline") if metric == "speedup" else _SETTINGS
-    return (
-        [name for name in ours if ours[name] != theirs[name]],
-        [name for name in settings if getattr(a.plan, name) != getattr(b.plan, name)],
-    )
-
-
-def _facts(bench: Bench, preset: str) -> dict[str, Any]:
-    settings = next(each for each in bench.plan.presets if each.name == preset)
+def _facts(bench: Bench, preset: str, metric: str) -> dict[str, Any]:
+    """What surrounds the numbers of one preset, by the names under which differences are shown."""
+    facts = next(each for each in bench.plan.presets if each.name == preset)
+    settings = _SETTINGS if metric == "speedup" else _SETTINGS[:-1]
     return {
-        **bench.env.as_json(),
-        "dtype": (bench.plan.dtype, settings.target.dtype),
-        "kernels": settings.kernels,
-        "preset.sha256": settings.sha256,
-        "stand_in": settings.stand_in is not None,
-        "specx.version": bench.specx.version,
-        "specx.commit": bench.specx.commit,
+        **bench.env.model_dump(),
+        "dtype": (bench.plan.dtype, facts.target.dtype),
+        "kernels": facts.kernels,
+        "preset.sha256": facts.sha256,
+        "stand_in": facts.stand_in is not None,
+        **{f"specx.{name}": value for name, value in bench.specx},
+        **{name: getattr(bench.plan, name) for name in settings},
     }
 
 
-def _origin(bench: Bench, path: str | None) -> Origin:
-    return Origin(
-        path=path,
-        created=bench.created,
-        specx=bench.specx,
-        env=bench.env,
-        stand_in=any(preset.stand_in for preset in bench.plan.presets),
-    )
+def _origin(bench: Bench, path: str | None) -> schema.Origin:
+    stand_in = any(preset.stand_in for preset in bench.plan.presets)
+    return schema.Origin.of(bench, path=path, stand_in=stand_in)
 
 
 def _rest(ours: _Rows, theirs: _Rows) -> list[Unmatched]:
     """What ``ours`` has and ``theirs`` has not."""
     rest = []
-    for place, documents in ours.items():
-        others = theirs.get(place, {})
-        alone = [measured.document for sha, measured in documents.items() if sha not in others]
-        if alone:
-            rest.append(Unmatched(**place._asdict(), whole_row=not others, documents=alone))
+    for place, mine in ours.items():
+        yours = theirs.get(place, {})
+        if alone := [measured.document for sha, measured in mine.items() if sha not in yours]:
+            rest.append(Unmatched(**place._asdict(), whole_row=not yours, documents=alone))
     return rest
 
 

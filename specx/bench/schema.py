@@ -1,60 +1,39 @@
-"""``specx.bench/1`` and ``specx.compare/1``, from one measured run to the whole report.
-
-Their JSON Schemas are generated from these models, and files of unknown origin are read through
-them. Times are in seconds, sizes in bytes, nothing is rounded, and None is what was not measured.
-Unknown keys are passed over: a later specx may add some within version 1.
+"""``specx.bench/1`` and ``specx.compare/1``: their JSON Schemas come from these models, and files
+of unknown origin are read through them. Times are in seconds, sizes in bytes, nothing is rounded,
+and None is what was not measured.
 """
 
 import itertools
 import json
 import math
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    computed_field,
-    model_validator,
-)
+from pydantic import Field, computed_field, model_validator
 
 from specx.core.config import SamplingConfig
-from specx.core.stats import FinishReason, Memory
-from specx.trace.result import LoadedDraft, LoadedTarget, Remark, SourceFacts, TokenCounts
+from specx.core.stats import FinishReason
+from specx.trace import result
+from specx.trace.records import Program, Record
 
-if TYPE_CHECKING:
-    from specx.stream import Difference
-
+# Both formats say these things in the same words.
+MemoryBytes = result.MemoryBytes
+BenchDifference = result.FirstDifference
+TargetFacts = result.LoadedTarget
+DraftFacts = result.LoadedDraft
+MachineFacts = result.MachineFacts
+Amount = result.Amount
+Sha256 = result.Sha256
 Count = Annotated[int, Field(ge=0, lt=10**18)]
 Positive = Annotated[int, Field(ge=1, lt=10**18)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
-Amount = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Metric = Literal[
     "prefill_tok_s", "decode_tok_s", "end_to_end_tok_s", "ttft_s", "tokens_per_step", "speedup"
 ]
 
 #: Parts of a verify step, in the order in which they happen (see ``Phases``).
 PHASES = ("draft_levels", "draft_tree", "verify", "accept", "commit", "retrieve", "host")
-_LONGEST_VALUE = 60
-
-
-class JsonRecord(BaseModel):
-    """A frozen record; what it holds can be written as JSON and read back."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="ignore", allow_inf_nan=False, serialize_by_alias=True
-    )
-
-    def as_json(self) -> dict[str, Any]:
-        """The record as plain JSON values."""
-        return self.model_dump(mode="json")
-
-
-# One run
 
 
 class Place(NamedTuple):
@@ -65,7 +44,7 @@ class Place(NamedTuple):
     length: int
 
 
-class BenchPlace(JsonRecord):
+class BenchPlace(Record):
     """A preset in a mode at a length: a row of every table."""
 
     preset: Name
@@ -74,7 +53,6 @@ class BenchPlace(JsonRecord):
 
     @property
     def place(self) -> Place:
-        """The same as a key."""
         return Place(self.preset, self.mode, self.length)
 
 
@@ -85,7 +63,7 @@ class BenchCell(BenchPlace):
     rep: Count = Field(description="Repetition, from 0.")
 
 
-class Phases(JsonRecord):
+class Phases(Record):
     """Where verify steps spent their time: seconds of a run, or mean milliseconds of a step."""
 
     draft_levels: list[Amount] = Field(
@@ -101,48 +79,14 @@ class Phases(JsonRecord):
     host: Amount = Field(default=0.0, description="The rest: stop rule, bookkeeping, text.")
 
 
-class MemoryBytes(JsonRecord):
-    """Bytes by owner; of a summary the largest over its samples."""
-
-    weights: Count = 0
-    kv_target: Count = 0
-    kv_draft: Count = 0
-    peak: Count = Field(
-        default=0, description="High mark of the process (CPU) or the allocator (GPU)."
-    )
-
-
-def memory_bytes(memory: Memory) -> MemoryBytes:
-    """A run's memory as it is written."""
-    owners = MemoryBytes.model_fields
-    return MemoryBytes(**{owner: getattr(memory, f"{owner}_bytes") for owner in owners})
-
-
-class Joules(JsonRecord):
+class Joules(Record):
     """Energy of the whole GPU during the two halves of a run."""
 
     prefill: Amount
     decode: Amount
 
 
-class BenchDifference(JsonRecord):
-    """Where an output leaves the one that it was compared with."""
-
-    index: Count = Field(description="Of the output token, from 0.")
-    expected: TokenId | None = Field(description="null: the end of the text.")
-    got: TokenId | None
-    margin: float | None = Field(description="Logit distance of the two in the target.")
-
-
-def first_difference(found: "Difference | None") -> BenchDifference | None:
-    """A difference as it is written: no margin where the filters had removed one of the tokens."""
-    if found is None:
-        return None
-    margin = found.margin if found.margin is not None and math.isfinite(found.margin) else None
-    return BenchDifference(index=found.index, expected=found.expected, got=found.got, margin=margin)
-
-
-class Sample(JsonRecord):
+class Sample(Record):
     """One run, as it was measured."""
 
     cell: BenchCell
@@ -207,16 +151,12 @@ def ratio_of(top: float, bottom: float) -> float | None:
     return ratio if ratio < math.inf else None
 
 
-class Floor(JsonRecord):
-    """The least time that this hardware allows, for one preset at one length.
-
-    Bytes are what a step cannot avoid reading: the target's weights, and its keys and values of
-    ``length`` tokens. Bandwidth and rate are measured here, not taken from a data sheet.
-    """
+class Floor(Record):
+    """The least time that this hardware, measured here, allows for one preset at one length."""
 
     preset: Name
     length: Positive
-    step_bytes: Count
+    step_bytes: Count = Field(description="Weights, and keys and values of ``length`` tokens.")
     step_flop: Count = Field(description="Of one row.")
     draft_level_bytes: Count = Field(description="The draft's weights and its working cache.")
     prefill_flop: Count
@@ -239,16 +179,18 @@ class Floor(JsonRecord):
         memory_s = self.step_bytes / self.bandwidth_bytes_s
         return "memory" if memory_s >= self.step_flop / self.rate_flop_s else "compute"
 
+    @property
+    def step_tok_s(self) -> float:
+        """What plain decoding can reach; 0 for a step without work."""
+        return 1 / self.step_s if self.step_s else 0.0
 
-# What was to be measured
+    @property
+    def prefill_tok_s(self) -> float:
+        """Prompt tokens a second at most; 0 as above."""
+        return self.length / self.prefill_s if self.prefill_s else 0.0
 
 
-# The same as in a result.
-TargetFacts = LoadedTarget
-DraftFacts = LoadedDraft
-
-
-class StandInFacts(JsonRecord):
+class StandInFacts(Record):
     """Weights that are not the checkpoints' own: the shapes are the preset's, the text is not."""
 
     pair: str = Field(description="Whose behaviour is measured.")
@@ -256,7 +198,7 @@ class StandInFacts(JsonRecord):
     about: str
 
 
-class PresetFacts(JsonRecord):
+class PresetFacts(Record):
     """A preset as far as a measurement depends on it."""
 
     name: Name
@@ -267,7 +209,7 @@ class PresetFacts(JsonRecord):
     stand_in: StandInFacts | None = None
 
 
-class BenchDocument(JsonRecord):
+class BenchDocument(Record):
     """A text to measure on."""
 
     name: str
@@ -275,14 +217,14 @@ class BenchDocument(JsonRecord):
     characters: Count
 
 
-class SkippedText(JsonRecord):
+class SkippedText(Record):
     """Something that was left out, where, and why. Counted, never fatal."""
 
     where: str
     reason: str
 
 
-class DataFacts(JsonRecord):
+class DataFacts(Record):
     """The texts, and what was left out."""
 
     name: str
@@ -290,12 +232,11 @@ class DataFacts(JsonRecord):
     skipped: tuple[SkippedText, ...] = ()
 
 
-class Plan(JsonRecord):
+class Plan(Record):
     """Everything that decides what is measured; equal plans may share a journal.
 
-    The order of its cells interleaves: documents outermost, then lengths, then the modes in a
-    rotating order. A machine that slows down for a while slows every mode, and a run that ends
-    early has all lengths.
+    Cells interleave, modes innermost and in a rotating order: a machine that slows down for a
+    while slows every mode, and a run that ends early has all lengths.
     """
 
     presets: tuple[PresetFacts, ...]
@@ -327,8 +268,7 @@ class Plan(JsonRecord):
     def cells(self) -> Iterator[BenchCell]:
         """Every cell, in the order of running."""
         for preset in self.presets:
-            for group in self.groups(preset.name):
-                yield from group
+            yield from itertools.chain.from_iterable(self.groups(preset.name))
 
     @property
     def size(self) -> int:
@@ -337,32 +277,13 @@ class Plan(JsonRecord):
         return groups * len(self.modes)
 
 
-class MachineFacts(JsonRecord):
-    """Machine and libraries."""
-
-    device: str
-    gpu: str | None
-    cuda: str | None
-    driver: str | None = None
-    cpu: str
-    threads: Positive
-    torch: str
-    transformers: str | None
-    python: str
-    os: str
-
-
-class Build(JsonRecord):
+class Build(Program):
     """The program, and the short hash of its source where that is known."""
 
-    version: str
     commit: str | None
 
 
-# The report
-
-
-class Spread(JsonRecord):
+class Spread(Record):
     """How values lie over samples; ``low`` and ``high`` are the extremes."""
 
     median: Amount
@@ -373,7 +294,7 @@ class Spread(JsonRecord):
     outliers: Count = Field(description="Modified z-score above 3.5.")
 
 
-class Interval(JsonRecord):
+class Interval(Record):
     """An estimate over documents with its 95 % bootstrap interval; one document has no bounds."""
 
     value: Amount
@@ -381,20 +302,21 @@ class Interval(JsonRecord):
     high: Amount | None
     n: Count = Field(default=0, description="Documents; older files do not always say.")
 
-    def plus(self, constant: float) -> "Interval":
-        """The same of ``constant`` more."""
-        bounds = self.model_dump(include={"value", "low", "high"}, exclude_none=True)
-        return self.model_copy(update={name: at + constant for name, at in bounds.items()})
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Least and greatest of value and bounds."""
+        known = [end for end in (self.value, self.low, self.high) if end is not None]
+        return min(known), max(known)
 
 
-class OverFloor(JsonRecord):
+class OverFloor(Record):
     """Measured time over the least time that this machine allows."""
 
     decode: Amount | None
     prefill: Amount | None
 
 
-class Equality(JsonRecord):
+class Equality(Record):
     """How many outputs were compared with plain decoding's, and how many are the same."""
 
     checked: Count
@@ -408,7 +330,7 @@ class LocatedDifference(BenchDifference):
     rep: Count
 
 
-class Summary(JsonRecord):
+class Summary(Record):
     """What the samples of one preset, mode and length say."""
 
     n: Positive = Field(description="Samples.")
@@ -432,7 +354,6 @@ class Summary(JsonRecord):
 
     @property
     def is_unequal(self) -> bool:
-        """Whether some output is not plain decoding's."""
         return self.equal is not None and self.equal.equal < self.equal.checked
 
 
@@ -443,21 +364,21 @@ class BenchRow(BenchPlace):
     summary: Summary
 
 
-class MissingCell(JsonRecord):
+class MissingCell(Record):
     """A run that was planned and not made, and why."""
 
     cell: BenchCell
     reason: str
 
 
-class BenchWarning(JsonRecord):
+class BenchWarning(Record):
     """Something that the reader should know, with what to do about it."""
 
     code: str
     message: str
 
 
-class PublishedRow(JsonRecord):
+class PublishedRow(Record):
     """A published result of the same pair, taken elsewhere."""
 
     preset: str
@@ -474,7 +395,7 @@ class PublishedRow(JsonRecord):
     reason: str
 
 
-class Bench(JsonRecord):
+class Bench(Record):
     """A finished or interrupted bench: every raw sample, and what follows from them."""
 
     schema_name: Literal["specx.bench/1"] = Field(default="specx.bench/1", alias="schema")
@@ -496,44 +417,36 @@ class Bench(JsonRecord):
         plan = self.plan
         planned: dict[str, Collection[object]] = {
             "preset": {preset.name for preset in plan.presets},
-            "mode": set(plan.modes),
-            "length": set(plan.lengths),
+            "mode": plan.modes,
+            "length": plan.lengths,
             "document": range(len(plan.data.documents)),
         }
-        places = [(f"missing[{i}]", each.cell) for i, each in enumerate(self.missing)]
+        cells = [(f"missing[{i}]", each.cell) for i, each in enumerate(self.missing)]
         seen: dict[object, str] = {}
         for i, row in enumerate(self.cells):
-            _once(seen, row.place, f"cells[{i}]")
-            for j, sample in enumerate(row.samples):
-                where, cell = f"cells[{i}].samples[{j}]", sample.cell
-                places.append((where, cell))
+            runs = [(f"cells[{i}].samples[{j}]", run.cell) for j, run in enumerate(row.samples)]
+            for where, cell in runs:
                 if cell.place != row.place:
                     raise ValueError(f"{where}.cell belongs to another row")
-                _once(seen, cell, where)
-        for where, cell in places:
+            for where, key in ((f"cells[{i}]", row.place), *runs):
+                if seen.setdefault(key, where) != where:
+                    raise ValueError(f"{where} is the same run as {seen[key]}")
+            cells += runs
+        for where, cell in cells:
             for name, known in planned.items():
-                value = getattr(cell, name)
-                if value not in known:
+                if (value := getattr(cell, name)) not in known:
                     raise ValueError(f"{where}.cell.{name} is not in the plan: {shown(value)}")
         return self
 
 
-def _once(seen: dict[object, str], what: object, where: str) -> None:
-    if seen.setdefault(what, where) != where:
-        raise ValueError(f"{where} is the same run as {seen[what]}")
-
-
-# Comparisons
-
-
-class Origin(JsonRecord):
+class Origin(Record):
     """One of two saved benches."""
 
     path: str | None = Field(description="As given.")
     created: str
     specx: Build
     env: MachineFacts
-    stand_in: bool = Field(default=False, description="Whether a preset had stand-in weights.")
+    stand_in: bool = Field(False, description="Whether a preset had stand-in weights.")
 
 
 class Change(BenchPlace):
@@ -563,7 +476,7 @@ class Unmatched(BenchPlace):
     documents: Annotated[list[BenchDocument], Field(min_length=1)]
 
 
-class SavedComparison(JsonRecord):
+class SavedComparison(Record):
     """Two saved benches, joined on preset, mode, length and the SHA-256 of the documents."""
 
     schema_name: Literal["specx.compare/1"] = Field(default="specx.compare/1", alias="schema")
@@ -576,68 +489,33 @@ class SavedComparison(JsonRecord):
     only_in_b: list[Unmatched]
 
 
-class LiveInput(SourceFacts):
-    """The document as it was read."""
-
-    sha256: Sha256
-
-
-class LiveTimes(JsonRecord):
-    """Seconds, loading excluded."""
-
-    prefill_target: Amount
-    prefill_draft: Amount
-    tune: Amount
-    ttft: Amount
-    decode: Amount
-    total: Amount
-
-
-class LiveRates(JsonRecord):
-    """Tokens per second; null where nothing was read or written to the end."""
-
-    prefill_tok_s: Amount | None = Field(description="prompt / prefill of target and draft")
-    decode_tok_s: Amount | None = Field(description="(new - 1) / decode")
-    end_to_end_tok_s: Amount | None = Field(description="new / total")
-
-
-class LiveAcceptance(JsonRecord):
-    """Drafting. All nodes of a tree count as drafted, so most cannot be accepted."""
-
-    steps: Count
-    drafted: Count
-    accepted: Count = Field(description="Draft tokens kept, bonus tokens excluded.")
-    accepted_per_step: Amount | None
-    tokens_per_step: Amount | None = Field(description="accepted_per_step + 1")
-
-
-class LiveRow(JsonRecord):
+class LiveRow(Record):
     """One mode of one preset; speed-ups and equality are against the first run."""
 
     preset: Name
     mode: Name
     text: str
     finish_reason: FinishReason
-    tokens: TokenCounts
-    time_s: LiveTimes
-    rate: LiveRates
-    accept: LiveAcceptance
+    tokens: result.TokenCounts
+    time_s: result.RunSeconds
+    rate: result.Rates
+    accept: result.Acceptance
     memory: MemoryBytes
     speedup: Amount | None
     end_to_end_speedup: Amount | None
     equal: bool | None
     first_difference: BenchDifference | None
-    warnings: list[Remark] = []
+    warnings: list[result.Remark] = Field([])
 
 
-class LiveComparison(JsonRecord):
+class LiveComparison(Record):
     """One document through several modes or presets."""
 
     schema_name: Literal["specx.compare/1"] = Field(default="specx.compare/1", alias="schema")
     kind: Literal["live"] = "live"
-    specx: dict[Literal["version"], str]
+    specx: Program
     created: str
-    input: LiveInput
+    input: result.SourceFacts
     env: MachineFacts
     runs: Annotated[list[LiveRow], Field(min_length=1)]
 
@@ -645,22 +523,6 @@ class LiveComparison(JsonRecord):
 Comparison = Annotated[SavedComparison | LiveComparison, Field(discriminator="kind")]
 
 
-def complaint(error: ValidationError) -> str:
-    """The first thing wrong, on one line: ``cells[1].samples[0].decode_s must be …, not -1``."""
-    first = error.errors(include_url=False)[0]
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]]
-    where = "".join(parts).removeprefix(".")
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        return f"{where} is missing"
-    if not where:
-        return message[:1].lower() + message[1:]
-    wanted = message.replace("Input should", "must").replace("String should", "must")
-    if wanted == message:
-        return f"{where}: {message}"
-    return f"{where} {wanted}, not {shown(first['input'])}"
-
-
 def shown(value: object) -> str:
     """``value`` as JSON in ASCII, cut short."""
-    return json.dumps(value, default=str)[:_LONGEST_VALUE]
+    return json.dumps(value, default=str)[:60]

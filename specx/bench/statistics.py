@@ -1,15 +1,15 @@
 """Statistics of few, noisy runs: spread, outliers, and intervals that stay honest for small n.
 
-The unit of every interval is the document: repetitions of one document say how noisy the machine
-is, not how the next document will behave. Intervals are bootstrap percentiles with the *expanded*
-tails of Hesterberg, "What Teachers Should Know About the Bootstrap" (2015), as ordinary ones of
-five documents are too narrow by a factor of about 1.6. No bootstrap leaves the range of its data:
-bounds of n documents hold the truth at most in 1 − 2^(1−n) of all cases, 75 % of three, 94 % of
-five. All draws come from a fixed seed: equal numbers give equal intervals.
+The unit of every interval is the document: repetitions say how noisy the machine is, not how the
+next document will behave. Intervals are bootstrap percentiles with the *expanded* tails of
+Hesterberg, "What Teachers Should Know About the Bootstrap" (2015), as ordinary ones of five
+documents are too narrow by a factor of about 1.6. No bootstrap leaves the range of its data: bounds
+of n documents hold the truth at most in 1 − 2^(1−n) of all cases, 75 % of three, 94 % of five.
+All draws come from a fixed seed: equal numbers give equal intervals.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from statistics import fmean, median, stdev
 
@@ -20,38 +20,33 @@ from specx.bench.schema import Interval, Spread
 
 RESAMPLES = 10_000
 SEED = 20_260
-OUTLIER_SCORE = 3.5  # modified z-score of Iglewicz and Hoaglin
+OUTLIER_SCORE = 3.5
 _MAD_OF_NORMAL = 0.6745  # median absolute deviation of a normal variable, in standard deviations
 _CELLS = 2_000_000  # numbers drawn at a time, to bound memory
 _MOST_DF = 10_000  # beyond it the t quantile changes by less than 0.0003
 
 Floats = NDArray[np.float64]
+Draws = NDArray[np.int64]  # numbers of documents: (draws, documents)
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Median, mean, standard deviation, extremes and outliers; None of no values."""
+    """Median, mean, standard deviation, extremes and outliers; None of no values.
+
+    Outliers have a modified z-score (Iglewicz and Hoaglin) above 3.5, of five values or more.
+    """
     if not values:
         return None
+    middle = median(values)
+    distances = [abs(value - middle) for value in values]
+    far = OUTLIER_SCORE / _MAD_OF_NORMAL * median(distances)
     return Spread(
-        median=median(values),
+        median=middle,
         mean=fmean(values),
         sd=stdev(values) if len(values) > 1 else None,
         low=min(values),
         high=max(values),
-        outliers=outliers(values),
+        outliers=sum(each > far > 0 for each in distances) if len(values) >= 5 else 0,
     )
-
-
-def outliers(values: Sequence[float]) -> int:
-    """How many values have a modified z-score above 3.5; 0 below five values or without spread."""
-    if len(values) < 5:
-        return 0
-    middle = median(values)
-    distances = [abs(value - middle) for value in values]
-    mad = median(distances)
-    if mad == 0:
-        return 0
-    return sum(_MAD_OF_NORMAL * distance / mad > OUTLIER_SCORE for distance in distances)
 
 
 def geometric_interval(ratios: Sequence[Sequence[float]]) -> Interval:
@@ -68,11 +63,19 @@ def geometric_interval(ratios: Sequence[Sequence[float]]) -> Interval:
         raise ValueError("ratios must be positive and finite")
     # Sorted, so that the draws do not depend on the order in which documents were measured.
     logs = sorted(sorted(math.log(ratio) for ratio in repetitions) for repetitions in ratios)
+    sizes = np.array([len(repetitions) for repetitions in logs])
+    most = int(sizes.max())
+    table = np.array([[*reps, *[math.nan] * (most - len(reps))] for reps in logs])
+
+    def means_of_medians(documents: Draws, rng: np.random.Generator) -> Floats:
+        size = sizes[documents][..., None]
+        picked = (rng.random((*documents.shape, most)) * size).astype(np.intp)
+        drawn = table[documents[..., None], picked]
+        drawn[np.arange(most) >= size] = math.nan  # after a shorter document's end
+        return np.asarray(np.nanmedian(drawn, axis=2).mean(axis=1))
+
     centre = fmean(median(repetitions) for repetitions in logs)
-    if len(logs) == 1:
-        return Interval(value=math.exp(centre), low=None, high=None, n=1)
-    low, high = _percentiles(_resampled_means(logs), centre, len(logs))
-    return Interval(value=math.exp(centre), low=math.exp(low), high=math.exp(high), n=len(logs))
+    return _interval(centre, len(logs), len(logs) * most, means_of_medians, math.exp)
 
 
 def ratio_of_sums_interval(pairs: Sequence[tuple[float, float]]) -> Interval | None:
@@ -83,25 +86,40 @@ def ratio_of_sums_interval(pairs: Sequence[tuple[float, float]]) -> Interval | N
     usable = sorted(pair for pair in pairs if pair[1] > 0)
     if not usable:
         return None
-    value = math.fsum(top for top, _ in usable) / math.fsum(bottom for _, bottom in usable)
-    if len(usable) == 1:
-        return Interval(value=value, low=None, high=None, n=1)
     tops, bottoms = np.array(usable, dtype=np.float64).T
+    value = math.fsum(tops) / math.fsum(bottoms)
+
+    def ratios(documents: Draws, rng: np.random.Generator) -> Floats:
+        return np.asarray(tops[documents].sum(axis=1) / bottoms[documents].sum(axis=1))
+
+    return _interval(value, len(usable), len(usable), ratios)
+
+
+def _interval(
+    value: float,
+    n: int,
+    width: int,
+    redrawn: Callable[[Draws, np.random.Generator], Floats],
+    scale: Callable[[float], float] = float,
+) -> Interval:
+    """Of ``n`` documents; a draw needs ``width`` numbers, and ``scale`` is applied last."""
+    if n == 1:
+        return Interval(value=scale(value), low=None, high=None, n=1)
     rng = np.random.default_rng(SEED)
-    drawn = (rng.integers(0, len(usable), (rows, len(usable))) for rows in _blocks(len(usable)))
-    found = np.concatenate([tops[draw].sum(axis=1) / bottoms[draw].sum(axis=1) for draw in drawn])
-    low, high = _percentiles(found, value, len(usable))
-    return Interval(value=value, low=low, high=high, n=len(usable))
+    step = max(1, _CELLS // width)
+    blocks = (min(step, RESAMPLES - start) for start in range(0, RESAMPLES, step))
+    found = np.concatenate([redrawn(rng.integers(0, n, (rows, n)), rng) for rows in blocks])
+    tail = expanded_tail(n)
+    low, high = map(float, np.quantile(found, [tail, 1 - tail]))
+    # Medians of redrawn repetitions lean towards the longer side of a skewed document, and sums
+    # round; neither may push the estimate out of its own interval.
+    low, high = min(low, value), max(high, value)
+    return Interval(value=scale(value), low=scale(low), high=scale(high), n=n)
 
 
 def expanded_tail(n: int) -> float:
     """Tail probability that replaces 0.025 for ``n`` ≥ 2 values: Φ(−√(n/(n−1)) · t(0.975, n−1))."""
-    return normal_cdf(-math.sqrt(n / (n - 1)) * t_quantile_975(n - 1))
-
-
-def normal_cdf(x: float) -> float:
-    """Φ(x), accurate far into the lower tail."""
-    return 0.5 * math.erfc(-x / math.sqrt(2))
+    return 0.5 * math.erfc(math.sqrt(n / (n - 1) / 2) * t_quantile_975(n - 1))
 
 
 @lru_cache(maxsize=256)
@@ -120,43 +138,3 @@ def t_quantile_975(df: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if area(middle) < wanted else (low, middle)
     return math.sqrt(df) * math.tan((low + high) / 2)
-
-
-def _percentiles(found: Floats, value: float, n: int) -> tuple[float, float]:
-    tail = expanded_tail(n)
-    low, high = np.quantile(found, [tail, 1 - tail])
-    # Medians of redrawn repetitions lean towards the longer side of a skewed document, and sums
-    # round; neither may push the estimate out of its own interval.
-    return min(float(low), value), max(float(high), value)
-
-
-def _resampled_means(logs: Sequence[Sequence[float]]) -> Floats:
-    """Means over redrawn documents of the medians of their redrawn repetitions."""
-    count, most = len(logs), max(len(repetitions) for repetitions in logs)
-    sizes = np.array([len(repetitions) for repetitions in logs])
-    table = np.array([[*reps, *[math.inf] * (most - len(reps))] for reps in logs])
-    rng = np.random.default_rng(SEED)
-    means = []
-    for rows in _blocks(count * most):
-        documents = rng.integers(0, count, (rows, count))
-        if most == 1:
-            means.append(table[documents, 0].mean(axis=1))
-            continue
-        size = sizes[documents]
-        picked = (rng.random((rows, count, most)) * size[..., None]).astype(np.intp)
-        drawn = table[documents[..., None], picked]
-        drawn[np.arange(most) >= size[..., None]] = math.inf  # after a shorter document's end
-        drawn.sort(axis=2)
-        middles = [
-            np.take_along_axis(drawn, index[..., None], axis=2)[..., 0]
-            for index in ((size - 1) // 2, size // 2)
-        ]
-        means.append(((middles[0] + middles[1]) / 2).mean(axis=1))
-    return np.concatenate(means)
-
-
-def _blocks(width: int) -> Iterator[int]:
-    """``RESAMPLES`` in blocks of as many rows of ``width`` numbers as fit into memory at once."""
-    step = max(1, _CELLS // width)
-    for start in range(0, RESAMPLES, step):
-        yield min(step, RESAMPLES - start)

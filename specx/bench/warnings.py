@@ -1,24 +1,40 @@
-"""What a reader of a bench should know before believing it, and what to do about it.
-
-In: a plan, its samples, what the loader said. Out: warnings with advice, one a kind, each with the
-place where it is worst. It does not know summaries or tables.
+"""What a reader of a bench should know before believing it, and what to do about it: warnings with
+advice, one a kind, each with the place where it is worst.
 """
 
+import math
+import operator
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from specx.bench.schema import BenchWarning, Place, Plan, Sample
 
-Groups = Mapping[Place, Sequence[Sample]]
+Samples = Sequence[Sample]
+Groups = Mapping[Place, Samples]
 
-NOISY = 0.10  # spread of the decode rate between repetitions of one document
-SLOW_START = 1.10  # first repetition over the slowest later one
-FEW_DOCUMENTS = 5  # of fewer, no bootstrap covers 95 %: see ``statistics``
-LOW_TOKENS_PER_STEP = 1.05
+_TEXTS = {
+    "noisy": "decode rates of the same document differ by up to {worst:.0%} between repetitions "
+    "({where}; {rows} over {limit:.0%}): close other programs, fix the clocks, or raise --reps",
+    "first_run_slow": "the first repetition is more than 10% slower than all later ones "
+    "({where}; {rows}): raise --warmup (now {warmup})",
+    "short_output": "runs ended before {limit} tokens in {rows}, the shortest after {worst} "
+    "({where}), so their rates are of few tokens: finish_reason says why; without --eos every run "
+    "has the full length",
+    "few_documents": "fewer than {limit} documents in {rows} ({where}: {worst}), where an interval "
+    "says little or is not given: raise --samples",
+    "low_acceptance": "the draft is hardly ever right: {worst:.2f} tokens a step ({where}; {rows} "
+    "below {limit}): try --modes lookup, another draft, or check that prompt and text are in the "
+    "draft's language",
+    "unequal": "{bad} of {checked} outputs differ from plain decoding ({first}): a margin near 0 "
+    "is a tie that rounding decides, and --dtype float32 makes it rare",
+    "shorter_prompts": "{rows} measured prompts of another length than asked for, by up to {worst} "
+    "tokens ({where}): compare them by prompt_tokens, or use longer documents",
+}
 
 
-def grouped(plan: Plan, samples: Sequence[Sample]) -> dict[Place, list[Sample]]:
+def grouped(plan: Plan, samples: Samples) -> dict[Place, list[Sample]]:
     """Samples by place, preset by preset, then by length, each by document and repetition."""
     groups: dict[Place, list[Sample]] = defaultdict(list)
     for sample in sorted(samples, key=lambda sample: (sample.cell.document, sample.cell.rep)):
@@ -32,7 +48,7 @@ def grouped(plan: Plan, samples: Sequence[Sample]) -> dict[Place, list[Sample]]:
     return {place: groups[place] for place in places if place in groups}
 
 
-def by_document(samples: Sequence[Sample]) -> dict[int, list[Sample]]:
+def by_document(samples: Samples) -> dict[int, list[Sample]]:
     """Samples by the number of their document, in the order given."""
     documents: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
@@ -48,11 +64,9 @@ def warnings_of_files(plan: Plan, notes: Mapping[str, Sequence[str]]) -> Iterato
             yield BenchWarning(code="model_files", message=f"{preset.name}: {note}")
     for preset in plan.presets:
         facts = preset.stand_in
-        if facts is None:
-            continue
-        most = facts.trained_tokens - plan.max_tokens
+        most = facts.trained_tokens - plan.max_tokens if facts else 0
         beyond = [str(length) for length in plan.lengths if length > most]
-        if beyond:
+        if facts and beyond:
             message = (
                 f"at {', '.join(beyond)} tokens the text and the acceptance of "
                 f"{preset.name} mean nothing: the {facts.pair} pair inside was trained on up to "
@@ -61,21 +75,28 @@ def warnings_of_files(plan: Plan, notes: Mapping[str, Sequence[str]]) -> Iterato
             yield BenchWarning(code="beyond_trained", message=message)
 
 
-def warnings_of_samples(plan: Plan, samples: Sequence[Sample]) -> Iterator[BenchWarning]:
+def warnings_of_samples(plan: Plan, samples: Samples) -> Iterator[BenchWarning]:
     """What the samples give rise to."""
     groups = grouped(plan, samples)
-    checks = {
-        "noisy": _noisy,
-        "first_run_slow": _first_run_slow,
-        "short_output": _short_output,
-        "few_documents": _few_documents,
-        "low_acceptance": _low_acceptance,
-        "unequal": _unequal,
-        "shorter_prompts": _shorter_prompts,
-    }
-    for code, check in checks.items():
-        if message := check(plan, groups):
-            yield BenchWarning(code=code, message=message)
+    for code in _TEXTS:
+        facts = _unequal(plan, groups) if code == "unequal" else _worst_row(code, plan, groups)
+        if facts:
+            yield BenchWarning(code=code, message=_TEXTS[code].format(**facts))
+
+
+def _worst_row(code: str, plan: Plan, groups: Groups) -> dict[str, object]:
+    """What the text says of the rows whose value is beyond the limit; nothing if none is."""
+    value_of, worst, limit = _ROW_CHECKS[code]
+    limit = plan.max_tokens if limit is None else limit
+    is_beyond = operator.gt if worst is max else operator.lt
+    values = {place: value_of(samples) for place, samples in groups.items()}
+    bad = {place: value for place, value in values.items() if is_beyond(value, limit)}
+    if not bad:
+        return {}
+    place = worst(bad, key=lambda each: bad[each])
+    rows = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
+    found = {"worst": bad[place], "where": _where(plan, place), "rows": rows}
+    return {**found, "limit": limit, "warmup": plan.warmup}
 
 
 def _where(plan: Plan, place: Place) -> str:
@@ -83,120 +104,54 @@ def _where(plan: Plan, place: Place) -> str:
     return f"{place.mode}{of} at {place.length} tokens"
 
 
-def _runs(groups: Groups) -> list[tuple[Place, Sample]]:
-    return [(key, run) for key, samples in groups.items() for run in samples]
+def _noise(samples: Samples) -> float:
+    widths = [0.0]
+    for runs in by_document(samples).values():
+        if rates := [rate for run in runs if (rate := run.decode_tok_s)]:
+            widths.append((max(rates) - min(rates)) / median(rates))
+    return max(widths)
 
 
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count} rows"
-
-
-def _noisy(plan: Plan, groups: Groups) -> str:
-    spreads: dict[Place, float] = {}
-    for key, samples in groups.items():
-        for runs in by_document(samples).values():
-            rates = [rate for rate in (run.decode_tok_s for run in runs) if rate]
-            if len(rates) > 1:
-                width = (max(rates) - min(rates)) / median(rates)
-                spreads[key] = max(spreads.get(key, 0.0), width)
-    noisy = {key: width for key, width in spreads.items() if width > NOISY}
-    if not noisy:
-        return ""
-    worst = max(noisy, key=lambda key: noisy[key])
-    return (
-        f"decode rates of the same document differ by up to {noisy[worst]:.0%} between "
-        f"repetitions ({_where(plan, worst)}; {_rows(len(noisy))} over {NOISY:.0%}): close other "
-        "programs, fix the clocks, or raise --reps"
-    )
-
-
-def _first_run_slow(plan: Plan, groups: Groups) -> str:
+def _slow_starts(samples: Samples) -> float:
+    """Share of the documents whose first repetition took 10 % longer than every later one."""
     slow = []
-    for key, samples in groups.items():
-        firsts: list[bool] = []  # one a document: is repetition 0 slower than every later one?
-        for runs in by_document(samples).values():
-            later = [run.total_s for run in runs if run.cell.rep > 0]
-            if later and runs[0].cell.rep == 0:
-                firsts.append(runs[0].total_s > SLOW_START * max(later))
-        if firsts and sum(firsts) > len(firsts) / 2:
-            slow.append(key)
-    if not slow:
-        return ""
-    return (
-        f"the first repetition is more than {SLOW_START - 1:.0%} slower than all later ones "
-        f"({_where(plan, slow[0])}; {_rows(len(slow))}): raise --warmup (now {plan.warmup})"
-    )
+    for first, *later in by_document(samples).values():
+        if later and first.cell.rep == 0:
+            slow.append(first.total_s > 1.1 * max(run.total_s for run in later))
+    return sum(slow) / len(slow) if slow else 0.0
 
 
-def _short_output(plan: Plan, groups: Groups) -> str:
-    runs, wanted = _runs(groups), plan.max_tokens
-    short = [run.new_tokens for _, run in runs if run.new_tokens < wanted]
-    if not short:
-        return ""
-    full = "without --eos every run has the full length"
-    remedy = "their finish_reason says why" if plan.ignore_eos else full
-    return (
-        f"{len(short)} of {len(runs)} runs ended before {wanted} tokens, the shortest after "
-        f"{min(short)}, so their rates are of few tokens: {remedy}"
-    )
+def _tokens_per_step(samples: Samples) -> float:
+    drafting = [run for run in samples if run.drafted and not run.mode_reason]
+    steps = sum(run.steps or 0 for run in drafting)
+    return 1 + sum(run.accepted or 0 for run in drafting) / steps if steps else math.inf
 
 
-def _few_documents(plan: Plan, groups: Groups) -> str:
-    counts = {key: len(by_document(samples)) for key, samples in groups.items()}
-    few = {key: count for key, count in counts.items() if count < FEW_DOCUMENTS}
-    if not few:
-        return ""
-    least = min(few, key=lambda key: few[key])
-    return (
-        f"fewer than {FEW_DOCUMENTS} documents in {_rows(len(few))} ({_where(plan, least)}: "
-        f"{few[least]}), where an interval says little or is not given: raise --samples"
-    )
-
-
-def _low_acceptance(plan: Plan, groups: Groups) -> str:
-    low: dict[Place, float] = {}
-    for key, samples in groups.items():
-        drafting = [run for run in samples if run.drafted and not run.mode_reason]
-        steps = sum(run.steps or 0 for run in drafting)
-        tokens = sum(run.accepted or 0 for run in drafting) + steps
-        if tokens < LOW_TOKENS_PER_STEP * steps:
-            low[key] = tokens / steps
-    if not low:
-        return ""
-    worst = min(low, key=lambda key: low[key])
-    return (
-        f"the draft is hardly ever right: {low[worst]:.2f} tokens a step ({_where(plan, worst)}; "
-        f"{_rows(len(low))} below {LOW_TOKENS_PER_STEP}): try --modes lookup, another draft, or "
-        "check that prompt and text are in the draft's language"
-    )
-
-
-def _unequal(plan: Plan, groups: Groups) -> str:
-    runs = _runs(groups)
-    unequal = [(key, run) for key, run in runs if run.equal is False]
+def _unequal(plan: Plan, groups: Groups) -> dict[str, object]:
+    checked = [run for samples in groups.values() for run in samples if run.equal is not None]
+    unequal = [run for run in checked if not run.equal]
     if not unequal:
-        return ""
-    checked = sum(run.equal is not None for _, run in runs)
-    key, run = unequal[0]
-    first = f"first in {_where(plan, key)}, document {run.cell.document}"
-    if run.first_difference is not None:
-        margin = run.first_difference.margin
-        first += f", token {run.first_difference.index}"
+        return {}
+    cell, difference = unequal[0].cell, unequal[0].first_difference
+    first = f"first in {_where(plan, cell.place)}, document {cell.document}"
+    if difference is not None:
+        margin = difference.margin
+        first += f", token {difference.index}"
         first += "" if margin is None else f", logit margin {margin:.3g}"
-    return (
-        f"{len(unequal)} of {checked} outputs differ from plain decoding ({first}): a margin near "
-        "0 is a tie that rounding decides, and --dtype float32 makes it rare"
-    )
+    return {"bad": len(unequal), "checked": len(checked), "first": first}
 
 
-def _shorter_prompts(plan: Plan, groups: Groups) -> str:
-    other = {
-        key: run.prompt_tokens for key, run in _runs(groups) if run.prompt_tokens != key.length
-    }
-    if not other:
-        return ""
-    key, tokens = next(iter(other.items()))
-    return (
-        f"{_rows(len(other))} measured prompts of another length than asked for "
-        f"({_where(plan, key)}: {tokens}): compare them by prompt_tokens, or use longer documents"
-    )
+#: The value of a row, the worst of several, and the limit (None: the tokens asked for).
+_ROW_CHECKS: Mapping[str, tuple[Callable[[Samples], float], Any, float | None]] = {
+    "noisy": (_noise, max, 0.10),
+    "first_run_slow": (_slow_starts, max, 0.5),
+    "short_output": (lambda samples: min(run.new_tokens for run in samples), min, None),
+    # Of fewer documents, no bootstrap covers 95 %: see ``statistics``.
+    "few_documents": (lambda samples: len(by_document(samples)), min, 5),
+    "low_acceptance": (_tokens_per_step, min, 1.05),
+    "shorter_prompts": (
+        lambda samples: max(abs(run.prompt_tokens - run.cell.length) for run in samples),
+        max,
+        0,
+    ),
+}

@@ -1,7 +1,6 @@
 """Pairs that no preset names: ``--target`` and ``--draft``, settled from their config files.
 
-Fetches configs and tokenizers alone. Whether the pair fits is found out where every other pair's
-is, by ``specx.checkpoints.check_pair``.
+Fetches configs and tokenizers alone; ``check_pair`` finds out whether the pair fits.
 """
 
 from collections.abc import Mapping
@@ -98,13 +97,9 @@ def _draft_part(draft: str, target: Mapping[str, Any], offline: bool) -> dict[st
 
 
 def _kind(directory: Path, config: Mapping[str, Any], target: Mapping[str, Any]) -> str:
-    """``lm``, ``eagle`` or ``eagle3``.
-
-    The official EAGLE-1 configs look like those of a model with one layer; what gives them away is
-    the target's own width, and no tokenizer.
-    """
-    kind = head_kind(config)
-    if kind is not None:
+    """``lm``, ``eagle`` or ``eagle3``. The official EAGLE-1 configs look like those of a model with
+    one layer; what gives them away is the target's own width, and no tokenizer."""
+    if kind := head_kind(config):
         return kind
     is_alone = config.get("num_hidden_layers") == 1 and not has_tokenizer(directory)
     names = ("hidden_size", "vocab_size")

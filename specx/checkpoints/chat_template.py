@@ -8,6 +8,7 @@ import datetime
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -28,6 +29,8 @@ _ROUNDS, _SIZE = "__rounds", "__size"  # filters that no template's own text nee
 
 Message = Mapping[str, str]
 
+_NONE: Mapping[str, bool] = {}
+
 #: What a template's own fault raises while it is compiled or rendered.
 _FAULTS = (
     *DAMAGE,
@@ -46,11 +49,12 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special: Mapping[str, str], owner: str) -> None:
-        self._source, self._special, self.owner = source, special, owner
+        self.source, self._special, self.owner = source, special, owner
         self._rounds = 0
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as text, up to where the model's answer begins."""
+    def render(self, messages: Sequence[Message], switches: Mapping[str, bool] = _NONE) -> str:
+        """The conversation as text, up to where the model's answer begins; ``switches`` are
+        variables that the template may ask for."""
         self._rounds = 0
         try:
             pieces = self._template.generate(
@@ -59,6 +63,7 @@ class ChatTemplate:
                 documents=None,
                 add_generation_prompt=True,
                 **self._special,
+                **switches,
             )
             return _joined(pieces)
         except _FAULTS as error:
@@ -82,7 +87,7 @@ class ChatTemplate:
             "dict": _Dict(),
             "namespace": _Namespace,
         }
-        return environment.from_string(_Bounds().visit(environment.parse(self._source)))
+        return environment.from_string(_Bounds().visit(environment.parse(self.source)))
 
     def _counted(self, items: Iterable[Any]) -> Iterator[Any]:
         for item in items:
@@ -90,6 +95,23 @@ class ChatTemplate:
             if self._rounds > _MAX_ROUNDS:
                 raise jinja2.TemplateRuntimeError(f"it loops more than {_MAX_ROUNDS:,} times")
             yield item
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchedTemplate:
+    """A template with values for variables that it may ask for, ``enable_thinking`` among them."""
+
+    template: ChatTemplate
+    switches: Mapping[str, bool]
+
+    @property
+    def owner(self) -> str:
+        """Names the checkpoint in errors."""
+        return self.template.owner
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """As ``ChatTemplate.render``."""
+        return self.template.render(messages, self.switches)
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):

@@ -1,8 +1,7 @@
 """Whether a target and a draft fit together, found out before any weight is there.
 
 In: a preset, and a way to the directories with its configs and tokenizers. Out: what was found in
-them, or an error that names the disagreement with both sides. This module does not know the Hub,
-weights, devices or the screen.
+them, or an error that names the disagreement with both sides.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 from specx.checkpoints.config import ModelConfig, read_config, read_json
 from specx.checkpoints.eagle.config import check_kind, feature_layers, position_limit, read_head
-from specx.checkpoints.rope import rope_parameters
+from specx.checkpoints.fields import rope_parameters
 from specx.checkpoints.tokenizer import Tokenizer, has_tokenizer, is_same_tokenizer, read_tokenizer
 from specx.errors import ModelError, PairError, SpecxError
 from specx.preset.preset import Preset
@@ -53,45 +52,56 @@ def examine(
     """
     target, draft = preset.target, preset.draft
     about_to("target config", target.repo)
-    target_dir = locate(target.repo, target.revision)
-    target_config = read_config(target_dir)
-    _check_shape("target", target, target_config)
+    directory, config = _model("target", target.repo, target, locate)
     about_to("target tokenizer", f"prompt template {preset.prompt.template}")
-    tokenizer = read_tokenizer(target_dir)
-    check_rows(tokenizer, target_config.shape.vocabulary)
+    tokenizer = read_tokenizer(directory)
+    _check_rows(tokenizer, config.shape.vocabulary)
     if preset.prompt.template == "auto" and tokenizer.template is not None:
         tokenizer.template.render([{"role": "user", "content": "text"}])  # raises if it is broken
     about_to("target context", f"{preset.context_tokens:,} tokens")
-    limit = _positions(target_config)
-    _check_positions(target.repo, limit, "context_tokens", preset.context_tokens)
+    _check_positions(target.repo, _positions(config), "context_tokens", preset.context_tokens)
     if not draft.has_weights or draft.repo is None:
-        return PairFiles(target_dir, target_config, tokenizer)
+        return PairFiles(directory, config, tokenizer)
     about_to("draft config", draft.repo)
-    draft_dir = locate(draft.repo, draft.revision)
-    trained = "draft.trained_context_tokens", draft.trained_context_tokens
     if draft.is_head:
+        draft_dir = locate(draft.repo, draft.revision)
         raw = read_json(draft_dir / "config.json")
         facts = read_head(raw, draft.head.rope_scaling if draft.head else None)
         about_to("head and target", f"{draft.kind}, {facts.hidden} wide")
-        check_head(raw, target_config, preset, tokenizer)
-        about_to("draft context", f"{draft.trained_context_tokens:,} tokens")
-        _check_positions(draft.repo, facts.positions, *trained)
-        return PairFiles(target_dir, target_config, tokenizer, draft_dir, head_config=raw)
-    draft_config = read_config(draft_dir)
-    _check_shape("draft", draft, draft_config)
-    about_to(
-        "same tokens", f"{target_config.shape.vocabulary} and {draft_config.shape.vocabulary} rows"
-    )
-    # A draft without a tokenizer of its own shares the target's, as pocket/draft does.
-    draft_tokenizer = None
-    if is_same_tokenizer(target_dir, draft_dir):
-        draft_tokenizer = tokenizer
-    elif has_tokenizer(draft_dir):
-        draft_tokenizer = read_tokenizer(draft_dir)
-    check_pair(tokenizer, draft_tokenizer, target_config, draft_config)
-    about_to("draft context", f"{draft.trained_context_tokens:,} tokens")
-    _check_positions(draft.repo, _positions(draft_config), *trained)
-    return PairFiles(target_dir, target_config, tokenizer, draft_dir, draft_config)
+        check_head(raw, config, preset, tokenizer)
+        positions = facts.positions
+        files = PairFiles(directory, config, tokenizer, draft_dir, head_config=raw)
+    else:
+        draft_dir, draft_config = _model("draft", draft.repo, draft, locate)
+        rows = f"{config.shape.vocabulary} and {draft_config.shape.vocabulary} rows"
+        about_to("same tokens", rows)
+        own: Tokenizer | None = tokenizer
+        if not is_same_tokenizer(directory, draft_dir):
+            # Without one it shares the target's, as pocket/draft does.
+            own = read_tokenizer(draft_dir) if has_tokenizer(draft_dir) else None
+        check_pair(tokenizer, own, config, draft_config)
+        positions = _positions(draft_config)
+        files = PairFiles(directory, config, tokenizer, draft_dir, draft_config)
+    trained = draft.trained_context_tokens
+    about_to("draft context", f"{trained:,} tokens")
+    _check_positions(draft.repo, positions, "draft.trained_context_tokens", trained)
+    return files
+
+
+def _model(
+    role: str, repo: str, spec: TargetSpec | DraftSpec, locate: Locate
+) -> tuple[Path, ModelConfig]:
+    """A model's directory and config. The preset's shape is what stand-in weights are measured
+    with, so it has to be true."""
+    directory = locate(repo, spec.revision)
+    config = read_config(directory)
+    if spec.shape and (difference := spec.shape.difference(config)):
+        raise ModelError(
+            f"{repo} does not have the shape that the preset says",
+            reason=difference,
+            hints=[f"correct {role}.shape in the preset, or leave it out"],
+        )
+    return directory, config
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +152,11 @@ def check_pair(
     """
     target_rows, draft_rows = target_config.shape.vocabulary, draft_config.shape.vocabulary
     if draft is None and target_rows != draft_rows:
-        raise PairError(
-            "target and draft do not share a vocabulary",
-            reason=f"the target has {target_rows} rows, the draft {draft_rows} and no tokenizer",
-        )
-    check_rows(target, target_rows)
+        reason = f"the target has {target_rows} rows, the draft {draft_rows} and no tokenizer"
+        raise PairError("target and draft do not share a vocabulary", reason=reason)
+    _check_rows(target, target_rows)
     if draft is not None and draft is not target:
-        theirs = target.token_texts()
-        ours = draft.token_texts()
+        theirs, ours = target.token_texts(), draft.token_texts()
         differing = [i for i in sorted(theirs.keys() & ours.keys()) if theirs[i] != ours[i]]
         if differing:
             i = differing[0]
@@ -187,16 +194,13 @@ def check_head(
             reason=f"it reads hidden states {needed} wide, the target's are {width} wide",
             hints=["choose a head that was trained for this target"],
         )
+    reason = ""
     if head.vocabulary > rows:
-        raise PairError(
-            "head and target do not share a vocabulary",
-            reason=f"the head has {head.vocabulary} rows, the target {rows}",
-        )
-    if head.draft_vocabulary > head.vocabulary:
-        raise PairError(
-            f"the head makes {head.draft_vocabulary} logits",
-            reason=f"the vocabulary that they are chosen from has {head.vocabulary} rows",
-        )
+        reason = f"the head has {head.vocabulary} rows, the target {rows}"
+    elif head.draft_vocabulary > head.vocabulary:
+        reason = f"the head makes {head.draft_vocabulary} logits of {head.vocabulary} rows"
+    if reason:
+        raise PairError("head and target do not share a vocabulary", reason=reason)
     if tokenizer is not None:
         _check_known(tokenizer, rows, head.vocabulary)
     if wanted == "eagle3":
@@ -204,14 +208,11 @@ def check_head(
         feature_layers(head_config, target_config.shape.layers, override)
 
 
-def check_rows(tokenizer: Tokenizer, rows: int) -> None:
-    """Raise ``ModelError`` when a target's tokenizer makes tokens that it has no rows for.
-
-    Some fine-tunes add a special token without a row; no text can ask for that one.
-    """
+def _check_rows(tokenizer: Tokenizer, rows: int) -> None:
+    """Refuse a target whose tokenizer makes tokens that it has no rows for. Some fine-tunes add a
+    special token without a row; no text can ask for that one."""
     texts = tokenizer.token_texts(rows)
-    first = min((i for i in texts if i not in tokenizer.special_ids), default=None)
-    if first is not None:
+    for first in sorted(texts.keys() - tokenizer.special_ids):
         raise ModelError(
             "the target's tokenizer does not belong to its weights",
             reason=f"token {first}, {texts[first]!r}, is beyond the {rows} rows",
@@ -220,8 +221,7 @@ def check_rows(tokenizer: Tokenizer, rows: int) -> None:
 
 def _check_known(tokenizer: Tokenizer, target_rows: int, draft_rows: int) -> None:
     texts = tokenizer.token_texts(draft_rows)
-    first = min((i for i in texts if i < target_rows), default=None)
-    if first is not None:
+    if texts and (first := min(texts)) < target_rows:
         raise PairError(
             f"the draft has {draft_rows} rows and the target more tokens than that",
             reason=f"token {first}, {texts[first]!r}, is unknown to the draft",
@@ -229,23 +229,11 @@ def _check_known(tokenizer: Tokenizer, target_rows: int, draft_rows: int) -> Non
 
 
 def _check_positions(repo: str, limit: int, field: str, tokens: int) -> None:
-    """Refuse a preset whose ``field`` asks for more than the model was built for."""
     if tokens > limit:
         raise PairError(
             f"{repo} was built for {limit:,} positions",
             reason=f"the preset's {field} are {tokens:,}",
             hints=[f"--set {field}={limit}"],
-        )
-
-
-def _check_shape(role: str, spec: TargetSpec | DraftSpec, config: ModelConfig) -> None:
-    """A preset's shape is what stand-in weights are measured with, so it has to be true."""
-    difference = spec.shape.difference(config) if spec.shape else ""
-    if difference:
-        raise ModelError(
-            f"{spec.repo} does not have the shape that the preset says",
-            reason=difference,
-            hints=[f"correct {role}.shape in the preset, or leave it out"],
         )
 
 

@@ -1,25 +1,18 @@
-"""A checkpoint in a directory, examined before any weight is read.
+"""A checkpoint's config.json, examined before any weight is read.
 
-In goes a directory in Hugging Face format; out comes its config, or a ``ModelError`` that names
-the file at fault. Decides which architectures specx runs. This module does not know
-presets, the Hub, pairs or devices, and it never runs code or unpickles data from a checkpoint.
+In goes a directory in Hugging Face format; out come the facts, or a ``ModelError`` that names the
+file at fault. Decides which architectures specx runs; runs no code from a checkpoint.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from specx.checkpoints.fields import check_activation, number, whole, wrong
-from specx.checkpoints.rope import (
-    DEFAULT_BASE,
-    read_rope,
-    rope_base,
-    rope_kind,
-    rope_parameters,
-)
-from specx.core.architecture import DecoderConfig, Rope, Shape
+from specx.checkpoints import fields
+from specx.core.architecture import DecoderConfig, Shape
+from specx.core.config import SamplingConfig
 from specx.errors import ModelError
 
 
@@ -58,22 +51,15 @@ _ROPE_WHY_NOT = {
     "dynamic": "its rotation changes with the length, so cached keys stop fitting",
     "longrope": "it switches rotations at a length, so cached keys stop fitting",
 }
-#: Field → the most that is believed: a tampered file must not exhaust the machine.
-_SIZES = {
-    "vocab_size": 1 << 22,
-    "hidden_size": 1 << 17,
-    "intermediate_size": 1 << 19,
-    "num_hidden_layers": 1 << 10,
-    "num_attention_heads": 1 << 10,
-    "num_key_value_heads": 1 << 10,
-    "head_dim": 1 << 10,
-    "max_position_embeddings": 1 << 26,
-}
-_NO_REMOTE_CODE = "auto_map names Python files, and specx runs no code that comes with a model"
-_AS_PUBLISHED = "take the config.json that the weights were published with"
+_HEADS, _KV_HEADS = "num_attention_heads", "num_key_value_heads"
+_POSITIONS = "max_position_embeddings"
+#: The most that is believed: a tampered file must not exhaust the machine.
+_SIZES = dict.fromkeys(("hidden_size", "vocab_size", "intermediate_size", _POSITIONS), 1 << 26)
+_SIZES |= dict.fromkeys(("num_hidden_layers", _HEADS, _KV_HEADS, "head_dim"), 1 << 10)
+_PART = "partial_rotary_factor"
 _QUANTISED = ("quantization_config", "compression_config", "quantization")
 _QWEN_WINDOW = 4096  # where the config does not say
-_HEADS = "num_attention_heads"
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 #: Beside whole weights, or instead of them: a low-rank change of another model (LoRA).
 ADAPTER = "adapter_config.json"
@@ -103,6 +89,8 @@ class ModelConfig:
     biased: frozenset[str]  # projections that have a bias
     norms_heads: bool
     raw: Mapping[str, Any] = field(repr=False)
+    #: By generation_config.json; greedy without one.
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     @property
     def shape(self) -> Shape:
@@ -111,30 +99,70 @@ class ModelConfig:
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """The checkpoint's config, with the end tokens of generation_config.json where that exists.
+    """The checkpoint's config, with what generation_config.json adds: more end tokens, and how
+    tokens are drawn.
 
     Raises ``ModelError`` for a missing or damaged file and for what ``model_config`` refuses.
     """
-    path, generation = directory / "config.json", directory / "generation_config.json"
+    path = directory / "config.json"
     if not path.is_file() and (directory / ADAPTER).is_file():
         base = read_json(directory / ADAPTER).get("base_model_name_or_path")
         hint = "merge it with peft's merge_and_unload(), and give the directory of the result"
         reason = f"it changes the weights of {str(base)[:80]}" if base else ""
         raise ModelError(f"{directory} is a LoRA adapter, no model", reason=reason, hints=[hint])
     raw = read_json(path)
-    try:
+    with fields.naming(path):
         config = model_config(raw)
-    except ModelError as error:
-        message = f"{path}: {error.message}"
-        raise ModelError(message, reason=error.reason, hints=error.hints) from error
-    if not generation.is_file():
-        return config
-    # As in transformers the file counts alone: without ids in it, nothing ends the text.
-    ends = read_json(generation).get("eos_token_id")
-    try:
-        return replace(config, end_tokens=_end_tokens(ends))
-    except ModelError as error:
-        raise ModelError(f"{generation} is damaged", reason=error.message) from error
+    generation = read_generation(directory)
+    # transformers takes no ids from config.json then; some fine-tunes have their own only there.
+    ends = config.end_tokens | generation.end_tokens
+    return replace(config, end_tokens=ends, sampling=generation.sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """What a checkpoint's generation_config.json says about drawing tokens, and what of it that
+    specx knows; greedy and nothing without such a file."""
+
+    said: Mapping[str, Any]  # sampling values as they are in the file
+    sampling: SamplingConfig
+    end_tokens: frozenset[int]
+
+
+def read_generation(directory: Path) -> GenerationConfig:
+    """The checkpoint's generation_config.json. Without ``do_sample`` its choice is greedy, as in
+    transformers; a repetition penalty holds then too. Raises ``ModelError`` for a damaged one."""
+    path = directory / "generation_config.json"
+    raw = read_json(path) if path.is_file() else {}
+    said = {name: raw[name] for name in ("do_sample", *_SAMPLING) if raw.get(name) is not None}
+    with fields.naming(f"{path} is damaged"):
+        values = {name: _sampling_value(name, said[name]) for name in _SAMPLING if name in said}
+        if said.get("do_sample") is True:
+            sampling = SamplingConfig(**{"temperature": 1.0, **values})
+        else:
+            sampling = SamplingConfig(repetition_penalty=values.get("repetition_penalty", 1.0))
+        return GenerationConfig(said, sampling, end_ids(raw))
+
+
+def end_tokens_by_file(directory: Path) -> dict[str, list[int | str]]:
+    """What ends a text by the word of each file that says so: ids, and the tokenizer's token by its
+    name. Raises ``ModelError``."""
+    path = directory / "tokenizer_config.json"
+    named = read_json(path).get("eos_token") if path.is_file() else None
+    named = named.get("content") if isinstance(named, dict) else named
+    ends: dict[str, list[int | str]] = {
+        "config.json": [*sorted(end_ids(read_json(directory / "config.json")))],
+        "generation_config.json": [*sorted(read_generation(directory).end_tokens)],
+        path.name: [named] if isinstance(named, str) else [],
+    }
+    return {name: found for name, found in ends.items() if found}
+
+
+def _sampling_value(name: str, value: object) -> Any:
+    """A value as ``SamplingConfig`` has it: −1 is off for top_k elsewhere."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} is {str(value)[:80]!r}, not a number")
+    return max(0, int(value)) if name == "top_k" else float(value)
 
 
 def model_config(raw: Mapping[str, Any]) -> ModelConfig:
@@ -143,130 +171,108 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
     Raises ``ModelError`` with the reason for models that specx does not run, and for sizes that
     are missing or impossible.
     """
-    if raw.get("auto_map"):
-        raise ModelError("it asks for code of its own", reason=_NO_REMOTE_CODE)
-    name = raw.get("model_type")
-    family = _FAMILIES.get(name) if isinstance(name, str) else None
-    if family is None or not isinstance(name, str):
-        reason = _WHY_NOT.get(str(name), f"specx runs {', '.join(_FAMILIES)}")
-        raise ModelError(f"models of type {name} are not supported", reason=reason)
-    _check_class(raw, family)
+    name = str(raw.get("model_type"))[:80]
+    family = _checked_family(raw, name)
     shape, positions = _sizes(raw, name, family)
-    _check_window(raw, name, family)
-    check_activation(raw, f"{name} models")
-    # 0 is none at all; stand-in weights can ask for that.
-    has_epsilon = raw.get("rms_norm_eps") != 0
+    fields.check_activation(raw, f"{name} models")
+    epsilon = 0.0  # none at all; stand-in weights can ask for that
+    if raw.get("rms_norm_eps") != 0:
+        epsilon = fields.number({"rms_norm_eps": 1e-6, **raw}, "rms_norm_eps", 0, 1)
+    rope = fields.rope_parameters(raw)
+    base, part = fields.rope_base(rope, raw), {_PART: raw.get(_PART)}
+    biased = set(family.biased)
+    if family.attention_bias and raw.get("attention_bias"):
+        biased |= {*_QKV, "self_attn.o_proj"}
+    if family.mlp_bias and raw.get("mlp_bias"):
+        biased |= {*_MLP}
     facts = DecoderConfig(
         shape,
-        epsilon=number({"rms_norm_eps": 1e-6, **raw}, "rms_norm_eps", 0, 1) if has_epsilon else 0.0,
-        rope=_rope(raw, name, positions),
+        epsilon=epsilon,
+        rope=fields.read_rope(part | dict(rope), base, positions, _ROPE_WHY_NOT),
         score_scale=shape.head_dim**-0.5,
     )
     return ModelConfig(
         family=name,
         decoder=facts,
         positions=positions,
-        end_tokens=_end_tokens(raw.get("eos_token_id")),
+        end_tokens=end_ids(raw),
         is_tied=raw.get("tie_word_embeddings", False) is True,
-        biased=frozenset(_biased(raw, family)),
+        biased=frozenset(biased),
         norms_heads=family.norms_heads,
         raw=raw,
     )
 
 
-def _biased(raw: Mapping[str, Any], family: _Family) -> Iterator[str]:
-    yield from family.biased
-    if family.attention_bias and raw.get("attention_bias"):
-        yield from (*_QKV, "self_attn.o_proj")
-    if family.mlp_bias and raw.get("mlp_bias"):
-        yield from _MLP
-
-
-def _check_class(raw: Mapping[str, Any], family: _Family) -> None:
+def _checked_family(raw: Mapping[str, Any], name: str) -> _Family:
+    """What is known of the model's family, where specx runs such a model."""
+    if raw.get("auto_map"):
+        reason = "auto_map names Python files, and specx runs no code that comes with a model"
+        raise ModelError("it asks for code of its own", reason=reason)
+    family = _FAMILIES.get(name)
+    if family is None:
+        reason = _WHY_NOT.get(name, f"specx runs {', '.join(_FAMILIES)}")
+        raise ModelError(f"models of type {name} are not supported", reason=reason)
     classes = raw.get("architectures") or []
     if not isinstance(classes, list):
-        raise wrong("architectures", classes, "it must be a list")
-    for name in classes:
-        if str(name).lower() != family.architecture.lower():
-            raise ModelError(
-                f"{str(name)[:80]} is not supported", reason=f"{family.architecture} is needed"
-            )
-    if any(raw.get(field) for field in _QUANTISED):
-        raise ModelError(
-            "quantised checkpoints are not supported",
-            reason="specx reads weights in float32, float16 or bfloat16",
-        )
-
-
-def _sizes(raw: Mapping[str, Any], name: str, family: _Family) -> tuple[Shape, int]:
-    """All sizes, none of them guessed, and the positions that the model was built for."""
-    otherwise: dict[str, int] = {}
-    if name == "llama":
-        otherwise["max_position_embeddings"] = 2048  # files of its first year leave it out
-    hidden, heads = (whole(raw, each, _SIZES[each]) for each in ("hidden_size", _HEADS))
-    if name == "llama" or "num_key_value_heads" in raw:
-        otherwise["num_key_value_heads"] = heads
-    otherwise["head_dim"] = family.head_dim or hidden // heads
-    found = {size: whole(raw, size, most, otherwise.get(size)) for size, most in _SIZES.items()}
-    has_width = raw.get("head_dim") is not None or family.head_dim is not None
-    _check_heads(name, found, divides=name == "llama" or not has_width)
-    shape = Shape(
-        layers=found["num_hidden_layers"],
-        heads=heads,
-        kv_heads=found["num_key_value_heads"],
-        head_dim=found["head_dim"],
-        vocabulary=found["vocab_size"],
-        hidden=hidden,
-        mlp=found["intermediate_size"],
-    )
-    return shape, found["max_position_embeddings"]
-
-
-def _check_heads(name: str, sizes: Mapping[str, int], *, divides: bool) -> None:
-    """Raise ``ModelError`` where the width or the groups cannot be shared among the heads."""
-    hidden, heads = sizes["hidden_size"], sizes[_HEADS]
-    width, groups = sizes["head_dim"], sizes["num_key_value_heads"]
-    if divides and hidden % heads:
-        problem = f"hidden_size {hidden} is no multiple of {_HEADS} {heads}"
-        reason = f"{name} models divide it evenly among the heads"
-        reason += "" if name == "llama" else ", where head_dim is not given"
-    elif width % 2:
-        problem = f"attention heads are {width} wide"
-        reason = "positions rotate the numbers of a head in pairs, so it must be an even number"
-    elif heads % groups:
-        problem = f"{heads} attention heads cannot share {groups} key/value heads"
-        reason = f"{_HEADS} must be a multiple of num_key_value_heads"
-    else:
-        return
-    raise ModelError(problem, reason=reason, hints=[_AS_PUBLISHED])
-
-
-def _check_window(raw: Mapping[str, Any], name: str, family: _Family) -> None:
+        raise fields.wrong("architectures", classes, "it must be a list")
+    for other in (str(each)[:80] for each in classes):
+        if other.lower() != family.architecture.lower():
+            reason = f"{family.architecture} is needed"
+            raise ModelError(f"{other} is not supported", reason=reason)
+    if any(raw.get(setting) for setting in _QUANTISED):
+        reason = "specx reads weights in float32, float16 or bfloat16"
+        raise ModelError("quantised checkpoints are not supported", reason=reason)
     window = raw.get("sliding_window", family.window)
     if name.startswith("qwen"):
         window = (window or _QWEN_WINDOW) if raw.get("use_sliding_window") else None
-    layers = raw.get("layer_types") or []
-    if window is not None or "sliding_attention" in layers:
+    if window is not None or "sliding_attention" in (raw.get("layer_types") or []):
         raise ModelError(
             f"{name} with a sliding window of {window} tokens is not supported",
             reason="its layers forget the text beyond the window, so a tree's path cannot be kept",
         )
+    return family
 
 
-def _rope(raw: Mapping[str, Any], name: str, positions: int) -> Rope:
-    parameters = rope_parameters(raw)
-    kind = rope_kind(parameters, _ROPE_WHY_NOT)
-    part = parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
-    if part not in (None, 1.0):
-        raise ModelError(
-            f"{name} with partially rotated heads is not supported",
-            reason="a draft's keys are rotated again, over the whole head",
-        )
-    base = rope_base(parameters, raw)
-    return read_rope(kind, DEFAULT_BASE if base is None else base, parameters, positions)
+def _sizes(raw: Mapping[str, Any], name: str, family: _Family) -> tuple[Shape, int]:
+    """All sizes, none of them guessed, and the positions that the model was built for."""
+    is_llama = name == "llama"
+    hidden, heads = (fields.whole(raw, each, _SIZES[each]) for each in ("hidden_size", _HEADS))
+    otherwise = {"head_dim": family.head_dim or hidden // heads}
+    if is_llama:
+        otherwise[_POSITIONS] = 2048  # files of its first year leave it out
+    if is_llama or _KV_HEADS in raw:
+        otherwise[_KV_HEADS] = heads
+    found = {
+        size: fields.whole(raw, size, most, otherwise.get(size)) for size, most in _SIZES.items()
+    }
+    width, groups = found["head_dim"], found[_KV_HEADS]
+    has_width = raw.get("head_dim") is not None or family.head_dim is not None
+    problem = ""
+    if (is_llama or not has_width) and hidden % heads:
+        problem = f"hidden_size {hidden} is no multiple of {_HEADS} {heads}"
+        problem += "" if is_llama else f", as {name} models need where head_dim is not given"
+    elif width % 2:
+        problem = f"attention heads are {width} wide, and positions rotate pairs of numbers"
+    elif heads % groups:
+        problem = f"{heads} attention heads cannot share {groups} key/value heads"
+    if problem:
+        hint = "take the config.json that the weights were published with"
+        raise ModelError(problem, hints=[hint])
+    shape = Shape(
+        layers=found["num_hidden_layers"],
+        heads=heads,
+        kv_heads=groups,
+        head_dim=width,
+        vocabulary=found["vocab_size"],
+        hidden=hidden,
+        mlp=found["intermediate_size"],
+    )
+    return shape, found[_POSITIONS]
 
 
-def _end_tokens(ends: object) -> frozenset[int]:
+def end_ids(raw: Mapping[str, Any]) -> frozenset[int]:
+    """The ids that a file of settings names as ending a text. Raises ``ModelError``."""
+    ends = raw.get("eos_token_id")
     ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if not all(type(i) is int and i >= 0 for i in ids):
         raise ModelError(f"eos_token_id is {str(ends)[:80]!r}", reason="ids are whole numbers")

@@ -1,16 +1,14 @@
 """What a model or a data set needs from the Hub: planned, weighed against the disk, fetched.
 
 Weights are safetensors where there are any, else pickles, never both. The Hub's client lists, logs
-in, redirects and locks; the transfer is ours because the client (from 1.33 on) deletes what a
-broken transfer has brought, loses up to 10 MiB at a break, and compares no digest. Here every byte
-that has arrived is kept and no file is shown before its digest is right.
+in and redirects; the transfer is ours, because the client (from 1.33 on) deletes what a broken
+transfer has brought and compares no digest. No file is shown before its digest is right.
 """
 
 import contextlib
-import fnmatch
-import functools
 import hashlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,37 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specx.checkpoints import repository
 from specx.checkpoints.config import ADAPTER, summary
-from specx.checkpoints.repository import (
-    ATTEMPTS,
-    SAMPLE,
-    HubFile,
-    Source,
-    failures,
-    is_passing,
-    no_hub,
-    patiently,
-    refusal,
-)
-from specx.checkpoints.weights import choose_entry, is_pickled, is_plain_name, shards
+from specx.checkpoints.repository import HubFile, Source
+from specx.checkpoints.weights import choose_entry, is_plain_name, shards
 from specx.errors import ModelError, ModelUnavailableError, ResourceError, size
 
-_METADATA = (
-    "config.json",
-    "generation_config.json",
-    ADAPTER,
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template*",
+_METADATA = re.compile(
+    r"(generation_|adapter_)?config\.json|(special_tokens_map|added_tokens|vocab)\.json|merges\.txt"
+    r"|(tokenizer|chat_template).*"
 )
 _SPARE_BYTES = 64 << 20  # what a file system needs for itself, and locks, links and logs
 _STOPPED = (
     "stopped in a download; what has arrived is kept, and the same command goes on from there"
 )
-_SMALLER = "or take a smaller pair: -m smollm2-1.7b, or -m pocket, which is already here"
 _OTHER_FORMATS = (".gguf", ".onnx", ".h5", ".msgpack", ".pth", ".pt")
 
 
@@ -74,50 +55,22 @@ Listener = Callable[[Download | Notice], None]
 _listener: ContextVar[Listener] = ContextVar("listener", default=lambda event: None)
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedFile:
-    """A wanted file, and how many of its bytes are on this disk."""
+class WantedFile:
+    """A file that has to be in a snapshot, and where the cache keeps what there is of it.
 
-    name: str
-    size_bytes: int
-    kept_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class DownloadPlan:
-    """The files of a repository that specx needs; none where the Hub has no part in it."""
-
-    source: Source
-    files: tuple[PlannedFile, ...] = ()
-
-    @property
-    def total_bytes(self) -> int:
-        """All wanted files together."""
-        return sum(file.size_bytes for file in self.files)
-
-    @property
-    def kept_bytes(self) -> int:
-        """What of them is in the cache, begun files included."""
-        return sum(file.kept_bytes for file in self.files)
-
-    @property
-    def missing_bytes(self) -> int:
-        """What has to travel."""
-        return self.total_bytes - self.kept_bytes
-
-
-class _Wanted:
-    """A file that has to be in a snapshot, and where the cache keeps what there is of it."""
+    ``kept_bytes``: how many of its bytes were here when it was planned.
+    """
 
     def __init__(self, source: Source, file: HubFile) -> None:
-        self.source, self.file, self.size_bytes = source, file, file.size_bytes
+        self.source, self.name, self.size_bytes, self.oid = source, *file
         self.pointer = source.directory / file.name  # of the snapshot to the blob
         self.blob = source.folder / "blobs" / (file.oid or "unlisted")
         # As the Hub's client named it before 1.33.
         self.partial = self.blob.with_name(f"{self.blob.name}.incomplete")
+        self.kept_bytes = self.here_bytes
 
     def __str__(self) -> str:
-        return f"{self.source.repo}/{self.file.name}"
+        return f"{self.source.repo}/{self.name}"
 
     @property
     def is_shown(self) -> bool:
@@ -125,12 +78,30 @@ class _Wanted:
         return self.pointer.is_file()
 
     @property
-    def kept_bytes(self) -> int:
+    def here_bytes(self) -> int:
         """How many of its bytes need not travel: all, none, or those of a broken transfer."""
         if self.is_shown or self.blob.is_file():
             return self.size_bytes
         there = self.partial.stat().st_size if self.partial.is_file() else 0
         return min(there, self.size_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadPlan:
+    """The files of a repository that specx needs; none where the Hub has no part in it."""
+
+    source: Source
+    files: tuple[WantedFile, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        """All wanted files together."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def missing_bytes(self) -> int:
+        """What had to travel when it was planned."""
+        return sum(file.size_bytes - file.kept_bytes for file in self.files)
 
 
 @contextlib.contextmanager
@@ -157,7 +128,7 @@ def fetch_metadata(source: Source) -> None:
 
     Raises ``ModelUnavailableError`` and ``ResourceError``.
     """
-    _bring([_Wanted(source, file) for file in _metadata(source)], is_silent=True)
+    _bring(_metadata(source), is_silent=True)
 
 
 def plan(source: Source) -> DownloadPlan:
@@ -166,13 +137,35 @@ def plan(source: Source) -> DownloadPlan:
     Raises ``ModelError`` for a repository without usable weights, ``ModelUnavailableError`` when
     the cache lacks them and the Hub was not asked.
     """
-    if source.files is None:
-        if source.origin == "cache":
-            _check_cached(source)
+    listed, directory = source.files, source.directory
+    if listed is None and source.origin != "cache":
         return DownloadPlan(source)
-    wanted = (_Wanted(source, file) for file in (*_metadata(source), *_weights(source)))
-    files = (PlannedFile(each.file.name, each.size_bytes, each.kept_bytes) for each in wanted)
-    return DownloadPlan(source, tuple(files))
+    known = {path.name for path in directory.iterdir()} if listed is None else listed.keys()
+    entry = choose_entry(known)
+    if entry is None and listed is not None:
+        others = sorted(name for name in listed if name.endswith(_OTHER_FORMATS))
+        raise ModelError(
+            f"{source.repo} has neither model.safetensors nor pytorch_model.bin",
+            reason=f"it has {others[0]}, which specx does not read" if others else "",
+            hints=["take a repository in Hugging Face format"],
+        )
+    names = [entry or "its weights"]
+    if entry and entry.endswith(".json"):
+        if listed is not None:
+            _bring([WantedFile(source, listed[entry])], is_silent=True)
+        names += shards(directory / entry)
+    lacking = next((name for name in names if name not in known), "")
+    if lacking and listed is not None:
+        reason = f"{entry} names {lacking}, which is not there"
+        raise ModelError(f"{source.repo} is incomplete", reason=reason)
+    if lacking:  # an earlier download ended before the weights did
+        raise ModelUnavailableError(
+            f"{source.repo} is only partly in the local cache, and the Hub was not reached",
+            reason=f"what is missing: {lacking}",
+            hints=["run once with a network and without --offline: what is there is kept"],
+        )
+    weights = [WantedFile(source, listed[name]) for name in names] if listed else []
+    return DownloadPlan(source, (*_metadata(source), *weights))
 
 
 def fetch(plans: Sequence[DownloadPlan]) -> None:
@@ -181,13 +174,7 @@ def fetch(plans: Sequence[DownloadPlan]) -> None:
     Raises ``ResourceError`` before the first byte, ``ModelUnavailableError`` at the first file
     that cannot be had; what has arrived by then stays, also where Ctrl-C ends it.
     """
-    _bring(
-        [
-            _Wanted(each.source, (each.source.files or {})[file.name])
-            for each in plans
-            for file in each.files
-        ]
-    )
+    _bring([file for each in plans for file in each.files])
 
 
 def fetch_file(source: Source, file: HubFile) -> Path:
@@ -195,7 +182,7 @@ def fetch_file(source: Source, file: HubFile) -> Path:
 
     Raises what ``fetch`` raises.
     """
-    wanted = _Wanted(source, file)
+    wanted = WantedFile(source, file)
     _bring([wanted])
     return wanted.pointer
 
@@ -207,163 +194,127 @@ def free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
-def pickle_notice(source: Source) -> str:
-    """What to say where ``source`` has pickles for weights; "" where it has safetensors."""
-    names = source.files or {path.name for path in source.directory.iterdir()}
-    entry = choose_entry(names)
-    if entry is None or not is_pickled(entry):
-        return ""
-    return f"{source.repo} has no safetensors: pickles are read, code in them is not run"
+def file_notes(source: Source) -> list[str]:
+    """What to say of a model's files: pickles for weights, and LoRA files beside whole weights,
+    which other programs may mix in."""
+    names = set(source.files or {path.name for path in source.directory.iterdir()})
+    notes = []
+    if (choose_entry(names) or "").startswith("pytorch"):
+        notes = [f"{source.repo} has no safetensors: pickles are read, code in them is not run"]
+    if ADAPTER in names:
+        notes += [f"{source.repo} has a LoRA adapter beside its weights: they are run without it"]
+    return notes
 
 
-def adapter_notice(source: Source) -> str:
-    """What to say of LoRA files beside whole weights, which other programs may mix in; or ""."""
-    if not (source.directory / ADAPTER).is_file():
-        return ""
-    return f"{source.repo} has a LoRA adapter beside its weights: the weights are run without it"
-
-
-def _metadata(source: Source) -> list[HubFile]:
+def _metadata(source: Source) -> list[WantedFile]:
     return [
-        file
+        WantedFile(source, file)
         for file in (source.files or {}).values()
-        if is_plain_name(file.name) and any(fnmatch.fnmatch(file.name, p) for p in _METADATA)
+        if is_plain_name(file.name) and _METADATA.fullmatch(file.name)
     ]
 
 
-def _weights(source: Source) -> list[HubFile]:
-    listed = source.files or {}
-    entry = choose_entry(listed.keys())
-    if entry is None:
-        others = sorted(name for name in listed if name.endswith(_OTHER_FORMATS))
-        raise ModelError(
-            f"{source.repo} has neither model.safetensors nor pytorch_model.bin",
-            reason=f"it has {others[0]}, which specx does not read" if others else "",
-            hints=["take a repository in Hugging Face format"],
-        )
-    names = [entry]
-    if entry.endswith(".json"):
-        _bring([_Wanted(source, listed[entry])], is_silent=True)
-        names += shards(source.directory / entry)
-    for name in names:
-        if name not in listed:
-            raise ModelError(
-                f"{source.repo} is incomplete", reason=f"{entry} names {name}, which is not there"
-            )
-    return [listed[name] for name in names]
-
-
-def _check_cached(source: Source) -> None:
-    """An earlier download may have ended before the weights did."""
-    names = {path.name for path in source.directory.iterdir()}
-    entry = choose_entry(names)
-    wanted = shards(source.directory / entry) if entry and entry.endswith(".json") else {}
-    lacking = [f"{name} is" for name in wanted if name not in names]
-    if lacking or not entry:
-        raise ModelUnavailableError(
-            f"{source.repo} is only partly in the local cache, and the Hub was not reached",
-            reason=f"{lacking[0] if lacking else 'its weights are'} missing",
-            hints=["run once with a network and without --offline: what is there is kept"],
-        )
-
-
-def _bring(wanted: Sequence[_Wanted], *, is_silent: bool = False) -> None:
+def _bring(wanted: Sequence[WantedFile], *, is_silent: bool = False) -> None:
     """Fetch what is missing of ``wanted``, if the disk has room for all of it."""
     missing = [each for each in wanted if not each.is_shown]
-    if not missing:
-        return
     total_bytes = sum(each.size_bytes for each in missing)
-    done_bytes = sum(each.kept_bytes for each in missing)
-    _check_room(total_bytes - done_bytes, missing[0].source)
-
-    def report(each: _Wanted, before_bytes: int, size_bytes: int) -> None:
-        if not is_silent:
-            done_bytes = before_bytes + size_bytes
-            tell(Download(each.source.repo, each.file.name, done_bytes, total_bytes))
-
+    done_bytes = sum(each.here_bytes for each in missing)
+    if total_bytes > done_bytes:
+        _check_room(total_bytes - done_bytes, missing[0].source)
     for each in missing:
-        done_bytes -= each.kept_bytes
-        _fetch_one(each, functools.partial(report, each, done_bytes))
+        done_bytes -= each.here_bytes
+
+        def report(here_bytes: int, each: WantedFile = each, before: int = done_bytes) -> None:
+            if not is_silent:
+                tell(Download(each.source.repo, each.name, before + here_bytes, total_bytes))
+
+        _fetch_one(each, report)
+        report(each.size_bytes)
         done_bytes += each.size_bytes
 
 
 def _check_room(needed_bytes: int, source: Source) -> None:
-    lacking_bytes = needed_bytes + _SPARE_BYTES - free_bytes(source.folder)
-    if needed_bytes <= 0 or lacking_bytes <= 0:
-        return
-    needed_bytes += _SPARE_BYTES
-    need, have = (f"{n / 2**30:,.1f} GiB" for n in (needed_bytes, needed_bytes - lacking_bytes))
-    raise ResourceError(
-        f"there is no room for the download in {source.folder.parent}",
-        reason=f"need {need}, have {have}",
-        hints=[
-            f"free {size(-(-lacking_bytes // 2**20) * 2**20)}",
-            "point HF_HOME to a larger disk",
-            SAMPLE if source.kind == "dataset" else _SMALLER,
-        ],
-    )
+    need_bytes, have_bytes = needed_bytes + _SPARE_BYTES, free_bytes(source.folder)
+    if need_bytes > have_bytes:
+        need, have = (f"{n / 2**30:,.1f} GiB" for n in (need_bytes, have_bytes))
+        short = f"free {size(-(-(need_bytes - have_bytes) // 2**20) * 2**20)}"
+        raise ResourceError(
+            f"there is no room for the download in {source.folder.parent}",
+            reason=f"need {need}, have {have}",
+            hints=[short, "point HF_HOME to a larger disk", repository.INSTEAD[source.kind]],
+        )
 
 
-def _fetch_one(wanted: _Wanted, on_size: Callable[[int], None]) -> None:
+def _fetch_one(wanted: WantedFile, on_size: Callable[[int], None]) -> None:
     """Bring a file into the snapshot; ``on_size`` hears how many bytes of it are here."""
-    source, file = wanted.source, wanted.file
+    from huggingface_hub import hf_hub_download
+
+    source = wanted.source
     try:
-        if file.oid:
+        if wanted.oid:
             _fetch_blob(wanted, on_size)
             _show(wanted)
-        else:
-            # From a mirror that lists no digests: the Hub's own client can do without.
-            from huggingface_hub import hf_hub_download
-
-            kind, commit = source.kind, source.commit
-            name = file.name
-            patiently(lambda: hf_hub_download(source.repo, name, repo_type=kind, revision=commit))
-    except failures() as error:
-        raise refusal(error, source.repo, source.kind, source.commit) from error
+        else:  # from a mirror that lists no digests: the Hub's own client can do without
+            place, kind, commit = (source.repo, wanted.name), source.kind, source.commit
+            repository.patiently(lambda: hf_hub_download(*place, repo_type=kind, revision=commit))
+    except repository.failures() as error:
+        raise repository.refusal(error, source.repo, source.kind, source.commit) from error
     finally:
         if not isinstance(sys.exception(), Exception | None):  # Ctrl-C: errors explain themselves
             tell(Notice(_STOPPED))
-    on_size(file.size_bytes)
 
 
-def _fetch_blob(wanted: _Wanted, on_size: Callable[[int], None]) -> None:
+def _fetch_blob(wanted: WantedFile, on_size: Callable[[int], None]) -> None:
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     folder, blob = wanted.source.folder, wanted.blob
-    if blob.is_file():
-        return
-    locks = folder.parent / ".locks" / folder.name
-    locks.mkdir(parents=True, exist_ok=True)
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(locks / f"{blob.name}.lock"):
-        if blob.is_file():  # another process was faster
+    lock = folder.parent / ".locks" / folder.name / f"{blob.name}.lock"
+    for each in (lock, blob):
+        each.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.is_file():  # perhaps another process was faster
             return
-        on_size(wanted.kept_bytes)
+        on_size(wanted.here_bytes)
         try:
-            patiently(lambda: _receive(wanted, on_size), lambda: wanted.kept_bytes)
-        except failures() as error:
-            if not is_passing(error):
+            repository.patiently(
+                lambda: _receive(wanted, on_size), kept_bytes=lambda: wanted.here_bytes
+            )
+        except repository.failures() as error:
+            if not repository.is_passing(error):
                 raise
-            kept = f"{wanted.kept_bytes:,} of {wanted.file.size_bytes:,} bytes are kept"
+            kept = f"{wanted.here_bytes:,} of {wanted.size_bytes:,} bytes are kept"
             raise ModelUnavailableError(
                 f"{wanted} cannot be fetched",
-                reason=f"the connection broke {ATTEMPTS} times: {summary(error)}",
+                reason=f"the connection broke {repository.ATTEMPTS} times: {summary(error)}",
                 hints=[f"{kept}; the same command goes on from there"],
             ) from error
         _check_digest(wanted)
         wanted.partial.replace(blob)
 
 
-def _receive(wanted: _Wanted, on_size: Callable[[int], None]) -> None:
+def _receive(wanted: WantedFile, on_size: Callable[[int], None]) -> None:
     """One request, from the first byte that is not here; raises ``OSError`` where it ends early."""
-    whole_bytes = wanted.size_bytes
+    from huggingface_hub import constants, get_session, hf_hub_url, utils
+
+    source, whole_bytes = wanted.source, wanted.size_bytes
+    url = hf_hub_url(source.repo, wanted.name, repo_type=source.kind, revision=source.commit)
+    headers = utils.build_hf_headers()  # type: ignore[attr-defined]
+    headers |= {"Accept-Encoding": "identity"}
+    options: dict[str, Any] = {"headers": headers, "follow_redirects": True}
+    options["timeout"] = constants.HF_HUB_DOWNLOAD_TIMEOUT
     with wanted.partial.open("ab") as out:
         if out.tell() > whole_bytes:
             out.truncate(0)
         here_bytes = out.seek(0, os.SEEK_END)
         if here_bytes == whole_bytes:
             return
-        with _request(wanted, here_bytes) as answer:
+        if here_bytes:
+            headers["Range"] = f"bytes={here_bytes}-"
+        with get_session().stream("GET", url, **options) as answer:
+            utils.hf_raise_for_status(answer)  # type: ignore[attr-defined]
+            is_page = answer.headers.get("Content-Type", "").startswith("text/html")
+            if is_page and not wanted.name.endswith((".html", ".htm")):
+                raise repository.no_hub(str(wanted), "it sends a web page")
             if here_bytes and answer.status_code != 206:  # it sends all, not only what is missing
                 here_bytes = out.truncate(0)
             for chunk in answer.iter_bytes():  # of any size: a larger one would be lost in a break
@@ -376,51 +327,23 @@ def _receive(wanted: _Wanted, on_size: Callable[[int], None]) -> None:
         raise ConnectionError(f"it ended after {here_bytes:,} of {whole_bytes:,} bytes")
 
 
-@contextlib.contextmanager
-def _request(wanted: _Wanted, begin: int) -> Iterator[Any]:
-    """The response of whichever HTTP client the Hub's is built on."""
-    from huggingface_hub import constants, get_session, hf_hub_url
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        hf_raise_for_status,
-    )
-
-    source, name = wanted.source, wanted.file.name
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
-    if begin:
-        headers["Range"] = f"bytes={begin}-"
-    with get_session().stream(
-        "GET",
-        hf_hub_url(source.repo, name, repo_type=source.kind, revision=source.commit),
-        headers=headers,
-        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-        follow_redirects=True,
-    ) as answer:
-        hf_raise_for_status(answer)
-        is_page = answer.headers.get("Content-Type", "").startswith("text/html")
-        if is_page and not name.endswith((".html", ".htm")):
-            raise no_hub(str(wanted), "it sends a web page")
-        yield answer
-
-
-def _check_digest(wanted: _Wanted) -> None:
+def _check_digest(wanted: WantedFile) -> None:
     """Delete what is not what the Hub lists, and say so."""
-    oid = wanted.file.oid
     start = hashlib.sha256()
-    if len(oid) == 40:  # small files have git's name for their content
-        start = hashlib.sha1(b"blob %d\0" % wanted.file.size_bytes, usedforsecurity=False)
+    if len(wanted.oid) == 40:  # small files have git's name for their content
+        start = hashlib.sha1(b"blob %d\0" % wanted.size_bytes, usedforsecurity=False)
     with wanted.partial.open("rb") as whole:
         got = hashlib.file_digest(whole, lambda: start).hexdigest()  # type: ignore[arg-type]
-    if got != oid:
+    if got != wanted.oid:
         wanted.partial.unlink()
         raise ModelUnavailableError(
             f"{wanted} arrived damaged, and was deleted",
-            reason=f"its digest is {got}, and the Hub says {oid}",
+            reason=f"its digest is {got}, and the Hub says {wanted.oid}",
             hints=["run the command again; if it happens again, a proxy changes what it passes on"],
         )
 
 
-def _show(wanted: _Wanted) -> None:
+def _show(wanted: WantedFile) -> None:
     """Let the snapshot have a blob that is complete, as a link or where there are none, moved."""
     pointer, blob = wanted.pointer, wanted.blob
     pointer.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,7 @@
 """From a preset to a loaded pair: find the files, check them, then read the weights.
 
-In goes a preset; out comes a ``ModelPair``. Everything that can be refused is refused before any
-weight is downloaded or read: architectures, damaged files, tokenizers that disagree. This module
-does not know decoding, documents or the screen.
+Everything that can be refused is refused before any weight is downloaded or read: architectures,
+damaged files, tokenizers that disagree.
 """
 
 from collections.abc import Sequence
@@ -12,15 +11,7 @@ from typing import TYPE_CHECKING
 
 from specx.checkpoints.check_pair import PairFiles, examine
 from specx.checkpoints.config import ModelConfig, summary
-from specx.checkpoints.download import (
-    Notice,
-    adapter_notice,
-    fetch,
-    fetch_metadata,
-    pickle_notice,
-    plan,
-    tell,
-)
+from specx.checkpoints.download import Notice, fetch, fetch_metadata, file_notes, plan, tell
 from specx.checkpoints.eagle.loader import LoadedHead, load_head
 from specx.checkpoints.repository import Source, find, is_on_hub
 from specx.checkpoints.tokenizer import Tokenizer
@@ -59,10 +50,7 @@ class LoadedModel:
 @dataclass(frozen=True, slots=True)
 class ModelPair:
     """A loaded pair on one device, to be taken over by whoever runs it. ``draft`` is None without
-    weights of its own; a head has yet to be put beside its target.
-
-    ``notes``: what the user should know about their files.
-    """
+    weights of its own; ``notes`` are what the user should know about their files."""
 
     target: LoadedModel
     draft: "LoadedModel | LoadedHead | None"
@@ -83,22 +71,21 @@ def load_pair(preset: Preset, *, device: str, dtype: str, offline: bool) -> Mode
     )
     files, sources = located(preset, offline=offline)
     fetch_weights(files, sources)
-    said = [notice(source) for source in sources for notice in (pickle_notice, adapter_notice)]
+    notes = [note for source in sources for note in file_notes(source)]
     draft: LoadedModel | LoadedHead | None = None
     if files.head_config is not None and files.draft_dir is not None:
         known = len(files.tokenizer)
         draft = load_head(files.draft_dir, preset.draft, files.target_config, known)
-        said += draft.notes
+        notes += draft.notes
     elif files.draft_dir is not None and files.draft_config is not None:
         draft = _load_model(files.draft_dir, files.draft_config, draft_dtype, device)
     target = _load_model(files.target_dir, files.target_config, target_dtype, device)
     for model, spec in ((target, preset.target), (draft, preset.draft)):
         if isinstance(model, LoadedModel) and model.is_untied:
-            said.append(f"{spec.repo} says that it is tied, but has an lm_head of its own: used")
-    notes = tuple(filter(None, said))
+            notes.append(f"{spec.repo} says that it is tied, but has an lm_head of its own: used")
     for note in notes:
         tell(Notice(note))
-    return ModelPair(target, draft, files.tokenizer, notes)
+    return ModelPair(target, draft, files.tokenizer, tuple(notes))
 
 
 def fetch_weights(files: PairFiles, sources: Sequence[Source]) -> None:
@@ -163,17 +150,14 @@ def choose_device(device: str) -> str:
     kind, colon, number = name.partition(":")
     if name == "cpu" or (name == "mps" and torch.backends.mps.is_available()):
         return name
-    if kind == "mps":
-        raise UsageError("there is no mps device here", hints=["use --device cpu"])
-    if kind != "cuda" or (colon and not number.isdecimal()):
-        raise UsageError(
-            f"{device!r} is not a device", hints=["write auto, cpu, cuda, cuda:0 or mps"]
-        )
+    if kind not in ("cuda", "mps") or (colon and not number.isdecimal()):
+        hint = "write auto, cpu, cuda, cuda:0 or mps"
+        raise UsageError(f"{device!r} is not a device", hints=[hint])
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(number or 0) >= count:
+    if kind == "mps" or int(number or 0) >= count:
         raise UsageError(
             f"there is no device {name}",
-            reason=f"torch sees {count} CUDA devices",
+            reason=f"torch sees {count} CUDA devices" if kind == "cuda" else "",
             hints=["use --device cpu"],
         )
     return name

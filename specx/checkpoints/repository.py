@@ -1,13 +1,11 @@
-"""Where a repository lies: beside the code, in a directory, in the cache, on the Hub.
+"""Where a repository is: beside the code, in a directory, in the cache, on the Hub.
 
 In goes a repository's name; out comes a ``Source``, or a ``SpecxError`` with one wording for each
-way in which the Hub, the network or the disk says no. The cache's layout is that of the Hub's
-client. This module fetches no file and does not know which files are wanted.
+way in which the Hub, the network or the disk says no. The cache is that of the Hub's client.
 """
 
 import contextlib
 import errno
-import functools
 import os
 import re
 import time
@@ -15,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from specx.checkpoints.config import summary
 from specx.errors import ModelUnavailableError, ResourceError, SpecxError
@@ -34,18 +32,12 @@ _WORTH_BYTES = 64 << 20  # after so many new bytes, failures before them are for
 _BUNDLED = ("pocket/target", "pocket/draft", "pocket/eagle", "pocket/eagle3")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OID = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_SITE = "https://huggingface.co"
 _LOG_IN = "hf auth login"
-SAMPLE = "or take the texts that come with specx: --data sample"
-#: What else there is for a user without access or without a network.
-_OPEN = {
-    "model": "or take a pair that needs no access: -m qwen3-8b, or -m pocket, which is already "
-    "here",
-    "dataset": SAMPLE,
-}
-_LOCAL = {
-    "model": "the pair that comes with specx needs no network: -m pocket",
-    "dataset": "the texts that come with specx need no network: --data sample",
+#: What else there is for a user without access, without a network or without room.
+INSTEAD: dict[Kind, str] = {
+    "model": "or take another pair: -m qwen3-8b (free for all), -m smollm2-1.7b (small), "
+    "-m pocket (already here)",
+    "dataset": "or take the texts that come with specx: --data sample",
 }
 _OF_CONNECTIONS = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _BUSY = (408, 429)
@@ -55,8 +47,7 @@ _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 _NOT_OUR_JSON = (ValueError, TypeError, LookupError, AttributeError)
 
 
-@dataclass(frozen=True, slots=True)
-class HubFile:
+class HubFile(NamedTuple):
     """A file as the Hub lists it. ``oid``: SHA-256 (large files), git's SHA-1, or "" (unknown)."""
 
     name: str
@@ -87,15 +78,14 @@ def is_on_hub(repo: str) -> bool:
 
 
 def find(repo: str, revision: str | None, *, offline: bool, kind: Kind = "model") -> Source:
-    """Where ``repo`` lies; the Hub is asked unless it is a model that is here, or ``offline``.
+    """Where ``repo`` is; the Hub is asked unless it is a model that is here, or ``offline``.
 
     Where the Hub is not reached, an earlier download in the cache serves. Raises
     ``ModelUnavailableError``, and ``ResourceError`` when the disk is full.
     """
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the Hub's client is imported
-    local = _local(repo) if kind == "model" else None
-    if local is not None:
+    if kind == "model" and (local := _local(repo)):
         return local
     from huggingface_hub import errors
 
@@ -104,17 +94,12 @@ def find(repo: str, revision: str | None, *, offline: bool, kind: Kind = "model"
     try:
         cached = _cached(repo, revision, kind)
         if offline:
-            if cached is None:
-                raise not_cached(repo, kind)
-            return cached
-        ask = functools.partial(_listed, repo, revision, kind)
+            raise not_cached(repo, kind)  # unless it is: the handler answers with that
         # What is cached is as good as an answer that has to be waited for.
-        source = ask() if cached else patiently(ask)
-        _remember(source, revision)
-        return source
+        return patiently(lambda: _listed(repo, revision, kind), 1 if cached else ATTEMPTS)
     except refused as error:
         # Another commit in the place of a revision that is gone would be another model.
-        if cached is not None and not isinstance(error, errors.RevisionNotFoundError):
+        if cached and not isinstance(error, errors.RevisionNotFoundError):
             return cached
         if isinstance(error, ModelUnavailableError):
             raise
@@ -146,38 +131,40 @@ def _check_client(what: str) -> None:
     http = import_module(errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
     names = [name for name in os.environ if name.upper() in _OF_CONNECTIONS and os.environ[name]]
     hints = [f"check {', '.join(names)}"] if names else []
-    reason = ""
     try:
         get_session()
-        if not (get_token() or "").isascii():
-            reason = "the access token has characters that no token has"
-            hints = [f"check HF_TOKEN, or log in again: {_LOG_IN}"]
+        if (get_token() or "").isascii():
+            return
+        reason = "the access token has characters that no token has"
+        hints = [f"check HF_TOKEN, or log in again: {_LOG_IN}"]
     except ImportError:  # of what only some proxies need
         reason = "a SOCKS proxy is set, and the package socksio is not installed"
         hints = ["pip install socksio", *hints]
     except (OSError, ValueError, http.InvalidURL) as error:  # a wrong proxy or certificate file
         reason = f"no connection can be prepared: {summary(error)}"
-    if reason:
-        raise ModelUnavailableError(f"{what} cannot be fetched", reason=reason, hints=hints)
+    raise _refused(f"{what} cannot be fetched", reason, *hints)
 
 
 def _listed(repo: str, revision: str | None, kind: Kind) -> Source:
     from huggingface_hub import HfApi
 
-    _check_client(_named(repo, kind))
-    hub = HfApi()
+    what, hub, folder = _named(repo, kind), HfApi(), _folder(repo, kind)
+    _check_client(what)
     about = hub.dataset_info if kind == "dataset" else hub.model_info
     try:
         info = about(repo, revision=revision or "main", files_metadata=True)
-        commit = info.sha or ""
-        listed = map(_file, info.siblings or ())
-        files = {file.name: file for file in listed if _is_inside(file.name)}
+        commit, siblings = info.sha or "", info.siblings or ()
+        files = {file.name: file for file in map(_file, siblings) if _is_inside(file.name)}
     except _NOT_OUR_JSON as error:
-        raise no_hub(_named(repo, kind), "it sends no JSON of the Hub's kind") from error
+        raise no_hub(what, "it sends no JSON of the Hub's kind") from error
     if not _COMMIT.fullmatch(commit) or info.siblings is None:
-        raise no_hub(_named(repo, kind), "it lists no files")
-    directory = _folder(repo, kind) / "snapshots" / commit
-    return Source(repo, directory, "hub", commit, files, kind)
+        raise no_hub(what, "it lists no files")
+    if revision != commit:  # noted as the Hub's client does, for runs without the Hub
+        ref = _ref(folder, revision)
+        if not ref.is_file() or ref.read_text("utf-8", errors="replace") != commit:
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            ref.write_text(commit, encoding="utf-8")
+    return Source(repo, folder / "snapshots" / commit, "hub", commit, files, kind)
 
 
 def _file(sibling: "RepoSibling") -> HubFile:
@@ -197,10 +184,9 @@ def _cached(repo: str, revision: str | None, kind: Kind) -> Source | None:
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     validate_repo_id(repo)
-    folder, commit = _folder(repo, kind), revision or "main"
-    if ref := _ref(folder, commit):
-        with contextlib.suppress(OSError):
-            commit = ref.read_text("utf-8", errors="replace").strip()
+    folder, commit = _folder(repo, kind), revision or ""
+    with contextlib.suppress(OSError):
+        commit = _ref(folder, revision).read_text("utf-8", errors="replace").strip()
     directory = folder / "snapshots" / commit
     wanted = directory / "config.json" if kind == "model" else directory
     if not _COMMIT.fullmatch(commit) or not wanted.exists():
@@ -214,26 +200,18 @@ def _folder(repo: str, kind: Kind) -> Path:
     return Path(constants.HF_HUB_CACHE, f"{kind}s--{repo.replace('/', '--')}")
 
 
-def _ref(folder: Path, name: str) -> Path | None:
-    """The file that says which commit branch or tag ``name`` is; None for a name that leads out."""
-    path = Path(name)
-    return None if path.is_absolute() or ".." in path.parts else folder / "refs" / path
+def _ref(folder: Path, revision: str | None) -> Path:
+    """The file that says which commit it is; raises ``OSError`` for a name that leads out."""
+    path = Path(revision or "main")
+    if path.is_absolute() or ".." in path.parts:
+        raise FileNotFoundError(path)
+    return folder / "refs" / path
 
 
-def _remember(source: Source, revision: str | None) -> None:
-    """Note which commit a branch or tag is, as the Hub's client does, for runs without the Hub."""
-    ref = _ref(source.folder, revision or "main")
-    if ref is None or revision == source.commit:
-        return
-    with contextlib.suppress(OSError):
-        if ref.read_text("utf-8", errors="replace") == source.commit:
-            return
-    ref.parent.mkdir(parents=True, exist_ok=True)
-    ref.write_text(source.commit, encoding="utf-8")
-
-
-def patiently(action: Callable[[], T], kept_bytes: Callable[[], int] = lambda: 0) -> T:
-    """The result of ``action``, tried again after what may pass, up to three times in a row.
+def patiently(
+    action: Callable[[], T], attempts: int = ATTEMPTS, kept_bytes: Callable[[], int] = lambda: 0
+) -> T:
+    """The result of ``action``, tried again after what may pass, up to ``attempts`` times in a row.
 
     ``kept_bytes``: how much of the work is done; much more of it, and the count begins again.
     """
@@ -244,7 +222,7 @@ def patiently(action: Callable[[], T], kept_bytes: Callable[[], int] = lambda: 0
             return action()
         except failures() as error:
             failed = 1 if kept_bytes() - before_bytes >= _WORTH_BYTES else failed + 1
-            if failed == ATTEMPTS or not is_passing(error):
+            if failed >= attempts or not is_passing(error):
                 raise
         time.sleep(PAUSES_S[failed - 1])
 
@@ -253,11 +231,8 @@ def failures() -> tuple[type[Exception], ...]:
     """What the Hub's client raises on purpose; its HTTP library is a detail of its version."""
     from huggingface_hub import errors
 
-    return (
-        errors.HFValidationError,
-        errors.EntryNotFoundError,
-        *errors.HfHubHTTPError.__bases__,  # the HTTP client's base class, whichever, and OSError
-    )  # type: ignore[return-value]
+    bases = errors.HfHubHTTPError.__bases__  # the HTTP client's base class, whichever, and OSError
+    return (errors.HFValidationError, errors.EntryNotFoundError, *bases)  # type: ignore[return-value]
 
 
 def is_passing(error: BaseException) -> bool:
@@ -267,14 +242,8 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code >= 500 or error.response.status_code in _BUSY
     is_final = isinstance(error, errors.OfflineModeIsEnabled | errors.EntryNotFoundError)
-    return _is_network(error) and not is_final
-
-
-def _is_network(error: BaseException) -> bool:
-    from huggingface_hub import errors
-
     client = errors.HfHubHTTPError.__bases__[0]
-    return isinstance(error, (client, ConnectionError, TimeoutError))
+    return not is_final and isinstance(error, (client, ConnectionError, TimeoutError))
 
 
 def refusal(error: Exception, repo: str, kind: Kind, revision: str | None) -> SpecxError:
@@ -282,66 +251,66 @@ def refusal(error: Exception, repo: str, kind: Kind, revision: str | None) -> Sp
     from huggingface_hub import constants, errors
 
     is_data, what = kind == "dataset", _named(repo, kind)
-    page = f"{_SITE}/{'datasets/' if is_data else ''}{repo}"
-    reason = ""
-    hints: tuple[str, ...] = ()
+    page = f"https://huggingface.co/{'datasets/' if is_data else ''}{repo}"
+    failed = f"{what} cannot be fetched"
     match error:
         case errors.GatedRepoError():
-            message, reason = f"{what} is gated", "its owner wants you to accept terms first"
-            hints = (f"accept them on {page}, then run: {_LOG_IN}", _OPEN[kind])
+            reason = "its owner wants you to accept terms first"
+            hint = f"accept them on {page}, then run: {_LOG_IN}"
+            return _refused(f"{what} is gated", reason, hint, INSTEAD[kind])
         case errors.RevisionNotFoundError():
-            message = f"{what} has no revision {revision or 'main'}"
-            hints = (f"revisions are listed on {page}/commits/main",)
+            hint = f"revisions are listed on {page}/commits/main"
+            return _refused(f"{what} has no revision {revision or 'main'}", "", hint)
         case errors.RepositoryNotFoundError():
             message = f"{repo} is not on the Hub"
             if is_data:
                 message = f"there is neither a file {repo} nor a data set of that name on the Hub"
-            hints = (f"check the spelling: {page}", f"if it is private, run: {_LOG_IN}")
+            hint = f"check the spelling: {page}"
+            return _refused(message, "", hint, f"if it is private, run: {_LOG_IN}")
         case errors.HFValidationError():
             kinds = ("a directory nor a Hub repository's name", "a file nor a data set's name")
-            message = f"{repo} is neither {kinds[is_data]}"
+            return _refused(f"{repo} is neither {kinds[is_data]}", "")
         case errors.HfHubHTTPError(response=answer):
-            message = f"{what} cannot be fetched"
             reason = f"the Hub answers {answer.status_code} {answer.reason_phrase}".rstrip()
             is_login = answer.status_code in (401, 403)
-            first = f"log in again: {_LOG_IN}" if is_login else "try again later"
-            hints = (first, "what was fetched before runs without the Hub: --offline")
+            hint = f"log in again: {_LOG_IN}" if is_login else "try again later"
+            more = "what was fetched before runs without the Hub: --offline"
+            return _refused(failed, reason, hint, more)
         case errors.EntryNotFoundError() | errors.OfflineModeIsEnabled():
             return not_cached(repo, kind)
-        case _ if _is_network(error):
+        case _ if is_passing(error):
             return not_cached(repo, kind, summary(error))
         case OSError(errno=code) if code in _FULL:
             hints = ("point HF_HOME to a larger disk",)
             return ResourceError(f"the disk is full while fetching {what}", hints=hints)
         case OSError(errno=code, strerror=str(said)) if code in _READ_ONLY:
-            message, reason = f"{what} cannot be stored in {constants.HF_HUB_CACHE}", said.lower()
-            hints = ("point HF_HOME to a directory that you may write to",)
-        case _:
-            message, reason = f"{what} cannot be fetched", summary(error)
-    return ModelUnavailableError(message, reason=reason, hints=hints)
+            message = f"{what} cannot be stored in {constants.HF_HUB_CACHE}"
+            hint = "point HF_HOME to a directory that you may write to"
+            return _refused(message, said.lower(), hint)
+    return _refused(failed, summary(error))
 
 
 def not_cached(repo: str, kind: Kind, reason: str = "") -> ModelUnavailableError:
     """Nothing on this disk, and no way to get it."""
-    return ModelUnavailableError(
-        f"{_named(repo, kind)} is not in the local cache, and the Hub was not reached",
-        reason=reason,
-        hints=["run once with a network and without --offline to fetch it", _LOCAL[kind]],
-    )
+    message = f"{_named(repo, kind)} is not in the local cache, and the Hub was not reached"
+    hint = "run once with a network and without --offline to fetch it"
+    return _refused(message, reason, hint, INSTEAD[kind])
 
 
 def no_hub(what: str, reason: str) -> ModelUnavailableError:
     """Something answers, and it is no Hub: a network's login page, a proxy, a wrong address."""
     from huggingface_hub import constants
 
-    return ModelUnavailableError(
+    return _refused(
         f"{what} cannot be fetched",
-        reason=f"{constants.ENDPOINT} does not answer as the Hub does: {reason}",
-        hints=[
-            "open a page in a browser: the network may want a login first",
-            "check HF_ENDPOINT and the proxy settings, if they are set",
-        ],
+        f"{constants.ENDPOINT} does not answer as the Hub does: {reason}",
+        "open a page in a browser: the network may want a login first",
+        "check HF_ENDPOINT and the proxy settings, if they are set",
     )
+
+
+def _refused(message: str, reason: str, *hints: str) -> ModelUnavailableError:
+    return ModelUnavailableError(message, reason=reason, hints=hints)
 
 
 def _named(repo: str, kind: Kind) -> str:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from specx.cli.console import Screen
 from specx.cli.errors import DIFFERENCE
-from specx.cli.format import closing_line, phases_line
+from specx.cli.format import closing_line, drawn, phases_line
 from specx.cli.options import Format
 from specx.cli.output_file import Sink, TraceFile
 from specx.cli.progress import Progress
 from specx.cli.settings import Settings
-from specx.cli.show import AnswerDisplay, MapDisplay, Scene, TextLook
+from specx.cli.show import AnswerDisplay, MapDisplay, Scene, TextLook, ThoughtSink
 from specx.cli.signals import Interrupts, Stopped
 from specx.core.stats import Prefill
 from specx.errors import VerifyError, one_line
@@ -44,9 +44,20 @@ class Job:
     look: TextLook
     trace: TraceFile | None
 
-    def progress(self) -> Progress:
+    def progress(self, *, shows_thoughts: bool = False) -> Progress:
         shows_text = self.output == "text" and self.sink.is_terminal
-        return self.screen.progress(self.settings.mode, shows_text=shows_text)
+        return self.screen.progress(
+            self.settings.mode, shows_text=shows_text, shows_thoughts=shows_thoughts
+        )
+
+    def display(self, prompt: "Prompt", heading: str) -> AnswerDisplay:
+        """What shows an answer to ``prompt`` as it comes."""
+        look = self.look if self.output == "text" else None
+        thoughts = None
+        if prompt.thoughts is not None and self.screen.is_terminal and not self.screen.quiet:
+            thoughts = ThoughtSink(self.screen.color)
+        progress = self.progress(shows_thoughts=thoughts is not None)
+        return AnswerDisplay(progress, self.sink, look, heading, thoughts)
 
 
 def answer(job: Job, document: "Document | None", *, label: str = "", heading: str = "") -> int:
@@ -78,6 +89,7 @@ def _stream(job: Job, document: "Document | None", prompt: "Prompt", heading: st
         prompt,
         mode=settings.mode,
         max_tokens=settings.max_tokens,
+        max_think_tokens=settings.think_tokens,
         sampling=settings.sampling,
         stop=settings.stop,
         ignore_eos=settings.ignore_eos,
@@ -106,9 +118,8 @@ def _watchers(
 ) -> "tuple[AnswerDisplay | MapDisplay, TraceWriter | None]":
     """Who sees each event: the display and, with ``--trace``, the writer."""
     preset, mode, writer = job.settings.preset, job.settings.mode, None
-    look = job.look if job.output == "text" else None
     if job.trace is None and job.look.show != "map":
-        return AnswerDisplay(job.progress(), job.sink, look, heading), None
+        return job.display(prompt, heading), None
     told = ("", ()) if document is None else (document.text, document.sections)
     document_map = map_prompt(prompt.tokens, job.engine.tokenizer, preset.retrieval, *told)
     if job.trace is not None:
@@ -118,7 +129,7 @@ def _watchers(
         header = header_of(*asked, document, prompt, document_map)
         writer = TraceWriter(job.trace.write, job.engine.tokenizer, header)
     if job.look.show != "map":
-        return AnswerDisplay(job.progress(), job.sink, look, heading), writer
+        return job.display(prompt, heading), writer
     note = why_nothing_is_retrieved(preset, mode, len(prompt.tokens))
     if note:
         job.screen.note(note)
@@ -145,8 +156,10 @@ def _report(job: Job, result: "Result", verification: "Verification | None", lab
         screen.note(f"{label}mode {job.settings.mode}: {result.mode_reason}")
     screen.detail(label + phases_line(result.stats))
     endings = {"length": f"stopped by -n {result.max_tokens:,}", "interrupted": "interrupted"}
-    ending = endings.get(result.finish_reason, "")
-    screen.note(label + closing_line(result.stats, _verdict(verification), ending))
+    thought = 0 if result.thought is None else result.thought.tokens
+    remarks = (drawn(result.sampling), endings.get(result.finish_reason, ""))
+    line = closing_line(result.stats, _verdict(verification), *remarks, thought_tokens=thought)
+    screen.note(label + line)
     if verification is not None and not verification.equal:
         screen.fail(_difference(job, verification))
 
@@ -192,13 +205,12 @@ def _remarks(job: Job, document: "Document") -> list[str]:
 
 def _plan(job: Job, prompt: "Prompt") -> str:
     settings, sampling = job.settings, job.settings.sampling
-    how = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
     parts = (
         f"preset {settings.preset.name}",
         f"mode {settings.mode}",
         f"{job.engine.device} {job.engine.dtype}",
         f"{len(prompt.tokens):,} prompt tokens ({prompt.document_tokens:,} of the document)",
         f"up to {settings.max_tokens:,} new",
-        how if sampling.temperature else "greedy",
+        drawn(sampling) or "greedy",
     )
     return " · ".join(parts)

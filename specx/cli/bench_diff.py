@@ -42,12 +42,7 @@ class DiffRequest:
 @takes(DiffRequest)
 def diff(context: Context, request: DiffRequest) -> int:
     """Compare two saved benches, document by document."""
-    from specx.bench.conditions import (
-        COMPARE_METRICS,
-        change_failures,
-        change_unmatched,
-        parse_condition,
-    )
+    from specx.bench import conditions
     from specx.bench.render.report import row_label, saved_report
     from specx.bench.saved import join, read_bench
 
@@ -57,7 +52,9 @@ def diff(context: Context, request: DiffRequest) -> int:
             hints=("specx bench diff before.json after.json",),
         )
     screen = Screen(color=request.color, quiet=request.quiet)
-    conditions = [parse_condition(text, COMPARE_METRICS) for text in request.fail_if]
+    limits = [
+        conditions.parse_condition(text, conditions.COMPARE_METRICS) for text in request.fail_if
+    ]
     before, after = request.files
     with open_sink(request.out, force=request.force, inputs=request.files) as sink:
         found = join(read_bench(before), read_bench(after), request.metric, (before, after))
@@ -68,9 +65,7 @@ def diff(context: Context, request: DiffRequest) -> int:
         else:
             sink.write(saved_report(found).markdown())
     rows = [(row_label(row), row.change_percent) for row in found.rows]
-    for sentence in change_unmatched(conditions, rows):
-        raise UsageError(sentence)
-    held = change_failures(conditions, rows)
+    held = conditions.change_failures(limits, rows)
     for sentence in held:
         screen.warn(f"--fail-if: {sentence}")
     return CONDITION_HELD if held else 0

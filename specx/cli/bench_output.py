@@ -1,17 +1,14 @@
 """Where a bench goes: its progress on stderr, its tables on a terminal, its exports."""
 
 import os
-import tempfile
 import time
 from collections.abc import Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specx.cli.console import Screen, out_console
-from specx.cli.errors import cannot_write
-from specx.cli.format import fold, seconds
-from specx.cli.output_file import check_replaceable, mode_for
+from specx.cli.format import fold, seconds, table
+from specx.cli.output_file import FileSink, check_replaceable
 from specx.cli.result_json import dumps
 from specx.errors import UsageError
 
@@ -22,15 +19,11 @@ if TYPE_CHECKING:
     from specx.bench.render.report import Report
     from specx.bench.render.tables import TableModel
     from specx.bench.runner import Event
-    from specx.bench.schema import Bench, BenchCell, Sample
+    from specx.bench.schema import Bench, BenchCell
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".md", ".png", ".svg", ".html")
+_DRAWN = (".png", ".svg")
 _LOG_S = 30.0
-_GAP = 2  # blanks between the columns of a table
-_LONGEST_BAR = 60
-# Okabe and Ito's colours, which colour-blind people tell apart, in the order of a step.
-_PHASE_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#E69F00", "#D55E00", "#CC79A7")
-_PHASE_MARKS = "█▓▒░▚▞▄▀▌"
 
 
 def settle_libraries(screen: Screen) -> None:
@@ -71,8 +64,11 @@ class BenchProgress:
                 left = "" if event.left_s is None else f" · {seconds(event.left_s)} left"
                 warmup = " · warm-up" if event.is_warmup else ""
                 self._say(f"{_name(event.cell)}{warmup}{left}", event.done)
-            case Measured():
-                self._screen.detail(_finished(event.sample, event.done, event.total))
+            case Measured(sample=run):
+                line = f"{event.done} of {event.total} · {_name(run.cell)}"
+                for name, rate in (("prefill", run.prefill_tok_s), ("decode", run.decode_tok_s)):
+                    line += "" if rate is None else f" · {name} {rate:,.1f} tok/s"
+                self._screen.detail(line)
             case Missed():
                 self._screen.warn(f"not measured: {_name(event.cell)}: {event.reason}")
 
@@ -92,14 +88,7 @@ class BenchProgress:
 
 def _name(cell: "BenchCell") -> str:
     rep = f" · repetition {cell.rep + 1}" if cell.rep else ""
-    document = f"document {cell.document + 1}"
-    return f"{cell.preset} {cell.mode} · {cell.length:,} tokens · {document}{rep}"
-
-
-def _finished(sample: "Sample", done: int, total: int) -> str:
-    rates = (("prefill", sample.prefill_tok_s), ("decode", sample.decode_tok_s))
-    shown = [f"{name} {rate:,.1f} tok/s" for name, rate in rates if rate is not None]
-    return " · ".join([f"{done} of {total}", _name(sample.cell), *shown])
+    return f"{cell.preset} {cell.mode} · {cell.length:,} tokens · document {cell.document + 1}{rep}"
 
 
 # Files
@@ -109,54 +98,35 @@ def check_exports(paths: list[Path], *, force: bool, inputs: list[str]) -> None:
     """``--export``: the suffix says the format. Raises ``UsageError`` for a place that cannot be
     used; ``inputs`` are files that are read, and so never replaced."""
     for path in paths:
-        _check(path, force=force, inputs=inputs)
-    if any(path.suffix.lower() in (".png", ".svg") for path in paths):
-        from specx.bench.render.chart import require_matplotlib
+        suffix, reason, hints = path.suffix.lower(), "", []
+        if suffix not in SUFFIXES:
+            reason, hints = "the suffix says the format", [" ".join(SUFFIXES)]
+        elif path.is_dir():
+            reason = "it is a directory"
+        elif not path.parent.is_dir():
+            reason = f"there is no directory {path.parent}"
+        elif path.exists():
+            check_replaceable(Path(os.path.realpath(path)), str(path), force=force, inputs=inputs)
+        if not reason and not os.access(path.parent, os.W_OK):
+            reason = "the directory is not writable"
+        if reason:
+            raise UsageError(f"cannot export to {path}", reason=reason, hints=hints)
+        if suffix in _DRAWN:
+            from specx.bench.render.chart import require_matplotlib
 
-        require_matplotlib()
+            require_matplotlib()
 
 
 def export(bench: "Bench", path: Path, *, profile: bool) -> None:
     """Write one file, which is there as a whole or not at all. Raises ``SpecxError``."""
     from specx.bench.render.figure import figure_bytes
 
-    kind = path.suffix.lower()[1:]
-    if kind in ("png", "svg"):
-        _write_whole(path, figure_bytes(bench, kind))
-    else:
-        _write_whole(path, as_text(bench, kind, profile=profile).encode())
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` in one step, or leave it as it was."""
-    temporary = ""
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=".specx-", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, mode_for(path))
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise cannot_write(str(path), error) from error
-
-
-def _check(path: Path, *, force: bool, inputs: list[str]) -> None:
-    reason, hints = "", []
-    if path.suffix.lower() not in SUFFIXES:
-        reason, hints = "the suffix says the format", [" ".join(SUFFIXES)]
-    elif path.is_dir():
-        reason = "it is a directory"
-    elif not path.parent.is_dir():
-        reason = f"there is no directory {path.parent}"
-    else:
-        if path.exists():
-            check_replaceable(Path(os.path.realpath(path)), str(path), force=force, inputs=inputs)
-        if os.access(path.parent, os.W_OK):
-            return
-        reason = "the directory is not writable"
-    raise UsageError(f"cannot export to {path}", reason=reason, hints=hints)
+    suffix = path.suffix.lower()
+    with FileSink(path) as sink:
+        if suffix in _DRAWN:
+            sink.write_bytes(figure_bytes(bench, suffix[1:]))
+        else:
+            sink.write(as_text(bench, suffix[1:], profile=profile))
 
 
 def as_text(bench: "Bench", kind: str, *, profile: bool) -> str:
@@ -179,109 +149,66 @@ def render(bench: "Bench", color: str, *, profile: bool, plot: bool) -> None:
     """Floor, tables, warnings, definitions and settings, as one report."""
     from rich.text import Text
 
-    from specx.bench.render.numbers import definitions, floor_lines, footer, stand_in_lines
-    from specx.bench.render.tables import main_table, memory_table, paper_table, profile_table
-    from specx.bench.render.terminal_plot import terminal_plot
+    from specx.bench.render import numbers, terminal_plot
+    from specx.bench.render.tables import report_tables
 
     console = out_console(color)
-    _print_lines(console, [f"{line}." for line in stand_in_lines(bench)], "bold")
-    _print_lines(console, floor_lines(bench))
-    _fitting(console, [main_table(bench, layout) for layout in ("full", "wide", "narrow")])
-    _fitting(console, [paper_table(bench)])
-    _fitting(console, [memory_table(bench)])
+    has_color = console.color_system is not None and not console.no_color
+    _print_lines(console, numbers.stand_in_lines(bench), "bold")
+    _print_lines(console, numbers.floor_lines(bench))
+    for layouts in report_tables(bench, profile=profile):
+        fitting = next((each for each in layouts if each.width() <= console.width), layouts[-1])
+        console.print()
+        console.print(_table(fitting, 2 if fitting.width() <= console.width else 1))
     if profile:
-        _fitting(console, [profile_table(bench), profile_table(bench, narrow=True)])
-        _bars(console, bench)
+        drawn = terminal_plot.step_bars(bench, console.width, color=has_color)
+        console.print("", Text.from_ansi(drawn), sep="\n")
     if plot and bench.cells:
-        has_color = console.color_system is not None and not console.no_color
-        drawn = terminal_plot(bench, min(console.width, 100), 18, color=has_color)
-        console.print()
-        console.print(Text.from_ansi(drawn))
+        width = min(console.width, 100)
+        drawn = terminal_plot.terminal_plot(bench, width, 18, color=has_color)
+        console.print("", Text.from_ansi(drawn), sep="\n")
     console.print()
-    _print_lines(console, definitions(bench), "dim")
+    _print_lines(console, numbers.definitions(bench), "dim")
     console.print()
-    _print_lines(console, footer(bench))
+    _print_lines(console, numbers.footer(bench))
 
 
-def _fitting(console: "Console", models: list["TableModel"]) -> None:
-    """The first of the same table's layouts, widest first, for which there is room."""
-    model = next((each for each in models if each.width(_GAP) <= console.width), models[-1])
-    if model.rows:
-        gap = _GAP if model.width(_GAP) <= console.width else 1
-        console.print()
-        console.print(_table(model, gap))
-
-
-def _table(model: "TableModel", gap: int = _GAP) -> "Table":
-    """Cells are text, never markup."""
-    from rich import box
-    from rich.table import Table
+def _table(model: "TableModel", gap: int = 2) -> "Table":
+    """``gap``: blanks between columns; the box puts one of its own there."""
     from rich.text import Text
 
-    grid = Table(
-        title=Text(model.title, style="bold") if model.title else None,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,  # puts a blank of its own between columns
-        padding=(0, gap - 1, 0, 0),
-        show_edge=False,
-        pad_edge=False,
-    )
-    for title, align in zip(model.header, model.align, strict=True):
-        grid.add_column(Text(title), justify=align, overflow="fold", vertical="top")
+    from specx.bench.render.tables import Alarm
+
+    grid = table(model.header, (), padding=(0, gap - 1, 0, 0))
+    if model.title:
+        grid.title, grid.title_justify = Text(model.title, style="bold"), "left"
+    for column, align in zip(grid.columns, model.align, strict=True):
+        column.justify = align
     for number, row in enumerate(model.rows):
         if number in model.group_breaks:
             grid.add_section()
-        styles = ["bold red" if (number, c) in model.alarms else "" for c in range(len(row))]
-        grid.add_row(*(Text(cell, style=style) for cell, style in zip(row, styles, strict=True)))
+        grid.add_row(*(Text(cell, "bold red" if isinstance(cell, Alarm) else "") for cell in row))
     return grid
 
 
-def _bars(console: "Console", bench: "Bench") -> None:
-    """Where a step's time goes, one stacked bar a row; phases differ in colour and in pattern."""
-    from rich.text import Text
-
-    from specx.bench.render.tables import profile_bars
-    from specx.bench.render.terminal_plot import flowed
-
-    widest = max((len(label) for _, label, _ in profile_bars(bench, 1)), default=0)
-    bars = profile_bars(bench, max(10, min(_LONGEST_BAR, console.width - widest - 2)))
-    # the longest list of phases has all of them, in the order of a step
-    phases = max(([phase for phase, *_ in parts] for *_, parts in bars), key=len, default=[])
-    looks = dict(
-        zip(phases, zip(cycle(_PHASE_COLORS), cycle(_PHASE_MARKS), strict=False), strict=False)
-    )
-    console.print()
-    for _, label, parts in bars:
-        line = Text(f"{label:<{widest}}  ")
-        for phase, cells, _ in parts:
-            paint, mark = looks[phase]
-            line.append(mark * cells, style=paint)
-        console.print(line)
-    drawn = {phase for *_, parts in bars for phase, cells, _ in parts if cells}
-    items = [Text.assemble((looks[it][1], looks[it][0]), f" {it}") for it in phases if it in drawn]
-    for row in flowed(items, len, 2, console.width):
-        console.print(Text("  ").join(row))
-
-
-def _print_lines(console: "Console", lines: Sequence[str], style: str = "") -> None:
+def _print_lines(
+    console: "Console", lines: Sequence[str], style: str = "", *, folds: bool = False
+) -> None:
     """Each as it is: nothing in a line is markup."""
     from rich.text import Text
 
     for line in lines:
-        console.print(Text(line, style=style))
+        for row in fold(line, console.width) if folds else [line]:
+            console.print(Text(row, style=style))
 
 
 def draw_report(report: "Report", color: str) -> None:
     """On this process's stdout, a terminal, in as many tables as its width asks for."""
     console = out_console(color)
-
-    def print_folded(lines: Sequence[str], style: str) -> None:
-        _print_lines(console, [row for line in lines for row in fold(line, console.width)], style)
-
-    print_folded(report.title, "bold")
+    _print_lines(console, report.title, "bold", folds=True)
     for part in report.table.parts(console.width, report.keys):
         console.print()
         console.print(_table(part))
     console.print()
-    print_folded(report.findings, "bold")
-    print_folded(report.notes, "dim")
+    _print_lines(console, report.findings, "bold", folds=True)
+    _print_lines(console, report.notes, "dim", folds=True)

@@ -1,38 +1,21 @@
-"""``specx compare``: one document through several modes or presets, one run after another.
-
-A view on stderr while it runs, then a table or a JSON object in the sink.
-"""
+"""``specx compare``: one document through several modes or presets, one run after another."""
+# ruff: noqa: RUF009 (what ``given`` returns is a field, not a value that requests would share)
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Context, Option
 
+from specx.cli import options as opt
 from specx.cli.bench_output import draw_report, settle_libraries
 from specx.cli.console import Screen
-from specx.cli.fetching import downloads_shown
 from specx.cli.format import phases_line
-from specx.cli.options import (
-    Assignments,
-    ColorChoice,
-    Device,
-    DraftRepo,
-    DType,
-    Encoding,
-    Format,
-    MaxTokens,
-    Offline,
-    RunRequest,
-    TargetRepo,
-    Temperature,
-    counter,
-    option,
-    sources_of,
-    takes,
-)
+from specx.cli.options import RunRequest, counter, given, shared, sources_of, takes
 from specx.cli.output_file import Sink, open_sink
+from specx.cli.progress import downloads_shown
 from specx.cli.result_json import dumps
 from specx.cli.run import choose_inputs, read_input
 from specx.cli.settings import chosen_preset, parse_assignments, resolve
@@ -40,15 +23,11 @@ from specx.cli.signals import Interrupts, Stopped
 from specx.errors import SpecxError, UsageError, VerifyError, one_line
 
 if TYPE_CHECKING:
-    from specx.bench.comparison import Contestant, LiveRun, Race
+    from specx.bench.comparison import LiveRun, Race
     from specx.cli.compare_view import Columns, OneByOne
     from specx.documents.document import Document
 
-#: Options that ``RunRequest`` knows by the same name.
-_SHARED = (
-    *("preset", "target", "draft", "max_tokens", "temperature", "seed", "set_", "device", "dtype"),
-    *("offline", "output", "out", "force", "encoding"),
-)
+_COMMON = ("max_tokens", "sampling", "device", "dtype", "offline")  # of the settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,46 +37,32 @@ class CompareRequest:
     files: Annotated[
         list[str], Argument(metavar="FILE", help="A document; - or a pipe means stdin.")
     ] = field(default_factory=list)
-    with_: Annotated[
-        list[str], option("--with MODE", help="MODE, PRESET:MODE or PRESET: [plain, specx].")
-    ] = field(default_factory=list)
-    text: Annotated[bool, option("--text", help="Also the text: once if all are equal.")] = False
-    prompt: Annotated[
-        str | None, option("-p --prompt TEXT", help="What to do [the preset's summary].")
-    ] = None
-    preset: Annotated[
-        str,
-        option(
-            "-m --preset NAME",
-            env="SPECX_PRESET",
-            help="Preset of a --with that names none [pocket].",
-        ),
-    ] = "pocket"
-    target: TargetRepo = None
-    draft: DraftRepo = None
-    max_tokens: MaxTokens = None
-    temperature: Temperature = None
-    seed: Annotated[int | None, option("--seed N", env="SPECX_SEED", help="Sampling seed [0].")] = (
-        None
+    with_: list[str] = given("--with MODE", "MODE, PRESET:MODE or PRESET: [plain, specx].", list)
+    text: bool = given("--text", "Also the text: once if all are equal.", False)
+    prompt: str | None = given("-p --prompt TEXT", "What to do [the preset's summary].")
+    preset: str = given(
+        "-m --preset NAME", "Preset of a --with that names none [pocket].", "pocket", env=True
     )
-    set_: Assignments = field(default_factory=list)
-    device: Device = "auto"
-    dtype: DType = "auto"
-    offline: Offline = False
-    encoding: Encoding = None
+    target: opt.TargetRepo = None
+    draft: opt.DraftRepo = None
+    max_tokens: opt.MaxTokens = None
+    temperature: opt.Temperature = None
+    seed: opt.Seed = None
+    set_: opt.Assignments = field(default_factory=list)
+    device: opt.Device = "auto"
+    dtype: opt.DType = "auto"
+    offline: opt.Offline = False
+    encoding: opt.Encoding = None
     # What ``specx bench diff`` does now; still read, so that the answer can name it.
     saved: Annotated[bool, Option("--saved", hidden=True)] = False
     metric: Annotated[str | None, Option("--metric", hidden=True)] = None
     fail_if: Annotated[list[str], Option("--fail-if", hidden=True)] = field(default_factory=list)
-    output: Annotated[
-        Format,
-        option("-o --output FORMAT", env="SPECX_OUTPUT", help="text or json [text]."),
-    ] = "text"
-    out: Annotated[str | None, option("--out PATH", help="Write to PATH, not to stdout.")] = None
-    force: Annotated[bool, option("--force", help="Let --out replace an existing file.")] = False
+    output: opt.Format = given("-o --output FORMAT", "text or json [text].", "text", env=True)
+    out: str | None = given("--out PATH", "Write to PATH, not to stdout.")
+    force: bool = given("--force", "Let --out replace an existing file.", False)
     quiet: Annotated[int, counter("-q", "--quiet", help="No live view; -qq: errors only.")] = 0
     verbose: Annotated[int, counter("-v", "--verbose", help="Plan and times of each run.")] = 0
-    color: ColorChoice = "auto"
+    color: opt.ColorChoice = "auto"
 
 
 @takes(CompareRequest)
@@ -118,21 +83,12 @@ def compare(context: Context, request: CompareRequest) -> int:
     )
     contestants = parse_contestants(request.with_, base, parse_assignments(request.set_))
     # All runs sample alike; what was not given is decided by the preset that is compared against.
-    shared = RunRequest(**{each: getattr(request, each) for each in _SHARED})
-    settings = resolve(shared, preset=contestants[0].preset)
+    settings = resolve(RunRequest(**shared(request, RunRequest)), preset=contestants[0].preset)
     with open_sink(request.out, force=request.force, inputs=[name]) as sink:
         document = read_input(name, request.encoding)
-        task = Task(
-            document=document.text,
-            instruction=request.prompt,
-            max_tokens=settings.max_tokens,
-            sampling=settings.sampling,
-            device=settings.device,
-            dtype=settings.dtype,
-            offline=settings.offline,
-        )
-        _announce(contestants, screen)
-        race = Race(contestants, task)
+        common = {each: getattr(settings, each) for each in _COMMON}
+        race = Race(contestants, Task(document.text, request.prompt, **common))
+        _announce(race, screen)
         display = _display(race, document.name, screen, sink, request)
         with downloads_shown(screen), Interrupts() as interrupts:
             failure = _run(race, display, interrupts)
@@ -146,39 +102,33 @@ def compare(context: Context, request: CompareRequest) -> int:
 
 def _check(request: CompareRequest) -> None:
     files = request.files
-    if request.saved or request.metric or request.fail_if:
-        benches = files if len(files) == 2 else ["before.json", "after.json"]
-        words = [*benches, *(["--metric", request.metric] if request.metric else [])]
+    are_benches = len(files) > 1 and all(name.lower().endswith(".json") for name in files)
+    if are_benches or request.saved or request.metric or request.fail_if:
+        words = files if len(files) == 2 else ["before.json", "after.json"]
+        words = [*words, *(["--metric", request.metric] if request.metric else [])]
         words += [f"--fail-if '{condition}'" for condition in request.fail_if]
-        raise UsageError(
-            "saved benches are compared by specx bench diff",
-            hints=(f"specx bench diff {' '.join(words)}",),
-        )
+        hints = (f"specx bench diff {' '.join(words)}",)
+        raise UsageError("saved benches are compared by specx bench diff", hints=hints)
     if len(files) > 1:
-        benches = files if all(name.lower().endswith(".json") for name in files) else []
         raise UsageError(
             f"compare takes one document, not {len(files)}",
-            reason="" if benches else "modes and presets are named by --with",
-            hints=(
-                f"specx bench diff {' '.join(benches)}"
-                if benches
-                else "specx compare report.txt --with plain --with spec",
-            ),
+            reason="modes and presets are named by --with",
+            hints=("specx compare report.txt --with plain --with spec",),
         )
     if request.prompt is not None and not request.prompt.strip():
         raise UsageError("--prompt is empty")
 
 
-def _announce(contestants: "Sequence[Contestant]", screen: Screen) -> None:
+def _announce(race: "Race", screen: Screen) -> None:
     from specx.bench.comparison import WARMUP_NEW_TOKENS, WARMUP_PROMPT_TOKENS
 
     settle_libraries(screen)
-    is_small = any(each.preset.target.repo == "pocket/target" for each in contestants)
+    is_small = any(each.preset.target.repo == "pocket/target" for each in race.contestants)
     if is_small and (screen.is_terminal or screen.verbose):
         screen.note("pocket is a small demonstration model; see specx presets for others")
     screen.detail(
-        f"runs one after another: {', '.join(each.title for each in contestants)} · warm-up of "
-        f"each, not counted: {WARMUP_NEW_TOKENS} tokens on the first {WARMUP_PROMPT_TOKENS} of "
+        f"runs one after another: {', '.join(each.title for each in race.contestants)} · warm-up "
+        f"of each, not counted: {WARMUP_NEW_TOKENS} tokens on the first {WARMUP_PROMPT_TOKENS} of "
         "the prompt"
     )
 
@@ -201,18 +151,18 @@ def _run(race: "Race", display: "Columns | OneByOne", interrupts: Interrupts) ->
     from specx.bench.comparison import Began
 
     try:
-        for event in race.events():
-            # While a model loads nothing runs that could end in good order.
-            is_loading = isinstance(event, Began) and event.phase == "loading"
-            interrupts.on_first(None if is_loading else race.cancel)
-            display.show(event)
+        with closing(display):
+            for event in race.events():
+                # While a model loads nothing runs that could end in good order.
+                is_loading = isinstance(event, Began) and event.phase == "loading"
+                interrupts.on_first(None if is_loading else race.cancel)
+                display.show(event)
     except SpecxError as error:
         return error
     except Stopped:
-        return None
+        pass
     finally:
         interrupts.on_first(None)
-        display.close()
     return None
 
 
@@ -247,9 +197,7 @@ def _write_texts(runs: "Sequence[LiveRun]", sink: Sink) -> None:
     """Once if all runs that have been compared with the first agree, else each under its name."""
     agree = all(run.equal for run in runs[1:])
     for run in runs[:1] if agree else runs:
-        sink.write("\n")
-        if not agree:
-            sink.write(f"==> {one_line(run.contestant.title)} <==\n")
+        sink.write("\n" if agree else f"\n==> {one_line(run.contestant.title)} <==\n")
         sink.write(run.result.text)
         sink.end_line()
 
@@ -258,9 +206,8 @@ def _code(
     runs: "Sequence[LiveRun]", screen: Screen, failure: SpecxError | None, interrupts: Interrupts
 ) -> int:
     different = [run for run in runs if run.difference is not None]
-    problems = [failure] if failure else []
-    if different:
-        problems.insert(0, _not_the_text(different, runs[0]))
+    problems = [_not_the_text(different, runs[0])] if different else []
+    problems += [failure] if failure else []
     for problem in problems:
         screen.fail(problem)
     if interrupts.exit_code is not None:
@@ -268,7 +215,7 @@ def _code(
     return problems[-1].exit_code if problems else 0
 
 
-def _not_the_text(different: "Sequence[LiveRun]", first: "LiveRun") -> VerifyError:
+def _not_the_text(different: "Sequence[LiveRun]", first: "LiveRun") -> SpecxError:
     from specx.bench.render.report import difference_line
 
     names = ", ".join(one_line(run.contestant.title) for run in different)

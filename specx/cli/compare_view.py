@@ -4,29 +4,28 @@ A frame on stderr is redrawn ten times a second at most, and its last state stay
 so one column moves at a time. What models write is only text: no markup, no control characters.
 """
 
-import re
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from specx.bench.comparison import Began, Ended, LiveRun, rates, speedup
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from specx.bench.comparison import Began, Ended, Event, LiveRun, rates, speedup
 from specx.bench.render.numbers import number, times
 from specx.cli.format import fold
 from specx.cli.progress import REDRAW_S, Progress
 from specx.core.stats import GenerationStats, Prefill
 from specx.errors import one_line, printable
 
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.live import Live
-    from rich.text import Text
-
-    from specx.bench.comparison import Event
-
 FEWEST_ROWS = 12  # of a terminal that has room for columns
 _COLUMN_CELLS = 16  # a narrower column holds no line of text; then runs are below each other
 _MOST_TEXT_ROWS = 16
 _FINAL_TEXT_ROWS = 4
+_KEPT_CHARACTERS = 1 << 12  # more than any column shows
 _GAP = 3  # between columns: space, rule, space
 _ECHO_CELLS = 4  # room for the terminal's own ^C after the last line, which must not wrap
 _WAITING = "waiting"
@@ -37,17 +36,17 @@ class OneByOne:
     """The display of a single run, once for each: for a log, a pipe, or a small terminal."""
 
     def __init__(self, titles: Sequence[str], make: Callable[[str], Progress]) -> None:
-        self._titles, self._make = titles, make
-        self._progress: Progress | None = None
+        self._titles, self._make = [one_line(title) for title in titles], make
+        self._progress = Progress()  # shows nothing
 
-    def show(self, event: "Event") -> None:
+    def show(self, event: Event) -> None:
         """A bar while reading, then a line."""
         if isinstance(event, Began):
             self.close()
-            self._progress = self._make(one_line(self._titles[event.index]))
+            self._progress = self._make(self._titles[event.index])
             if event.phase != "reading":
-                self._progress.busy(f"{event.phase}: {one_line(self._titles[event.index])}")
-        elif isinstance(event, Ended) or self._progress is None:
+                self._progress.busy(f"{event.phase}: {self._titles[event.index]}")
+        elif isinstance(event, Ended):
             self.close()
         elif isinstance(event.event, Prefill):
             self._progress.prefill(event.event)
@@ -56,67 +55,52 @@ class OneByOne:
 
     def close(self) -> None:
         """Wipe it."""
-        if self._progress is not None:
-            self._progress.close()
-            self._progress = None
+        self._progress.close()
 
 
+@dataclass(slots=True)
 class Column:
-    """What one run shows: its state in a few words, and its text by rows of a given width."""
+    """What one run shows: its state in a few words, and the end of its text."""
 
-    def __init__(self, title: str) -> None:
-        self.title = one_line(title)
-        self.state = _WAITING
-        self.is_running = False
-        self._text = ""
-        self._rows: list[str] = []  # wrapped, and complete: a later row has begun
-        self._open = ""  # the last row, which may still grow
-        self._width = 0
+    title: str
+    state: str = _WAITING
+    is_running: bool = False
+    text: str = ""
 
     def add(self, text: str) -> None:
         """More of the run's text."""
-        shown = printable(text).expandtabs(4)
-        self._text += shown
-        self._open += shown
+        self.text += printable(text).expandtabs(4)
+        if len(self.text) > 2 * _KEPT_CHARACTERS:
+            self.text = self.text[-_KEPT_CHARACTERS:]
 
-    def tail(self, width: int, rows: int) -> list[str]:
-        """The last ``rows`` rows of the text. Only what is new gets wrapped, unless the width
-        has changed."""
-        if width != self._width:
-            self._width, self._rows, self._open = width, [], self._text
-        *complete, last = self._open.split("\n")
-        for paragraph in complete:
-            self._rows += _wrapped(paragraph, width)
-        *full, last = _wrapped(last, width)
-        self._rows += full
-        self._open = last
-        shown = [*self._rows, last][-rows:] if rows > 0 else []
-        return [row.rstrip() for row in shown]
+    def tail(self, console: Console, width: int, rows: int) -> list[str]:
+        """The last ``rows`` rows of the text, of at most ``width`` cells."""
+        paragraphs = "\n".join(self.text.split("\n")[-max(rows, 1) :])
+        lines = Text(paragraphs).wrap(console, width)
+        return [line.plain.rstrip() for line in lines][-rows:] if rows > 0 else []
 
 
 class Columns:
     """Side by side on a terminal, in place; below each other where that is too narrow."""
 
-    def __init__(self, console: "Console", titles: Sequence[str], subject: str) -> None:
-        self._console = console
-        self._columns = [Column(title) for title in titles]
-        self._subject = one_line(subject)
+    def __init__(self, console: Console, titles: Sequence[str], subject: str) -> None:
+        self._console, self._subject = console, one_line(subject)
+        self._columns = [Column(one_line(title)) for title in titles]
         self._first: LiveRun | None = None
         self._live: Live | None = None
         self._drawn_s = 0.0
         self._number = 0
 
-    def show(self, event: "Event") -> None:
+    def show(self, event: Event) -> None:
         """Take it in; draw if it is time, or if a run has entered another phase."""
         column = self._columns[event.index]
         self._number = event.index
+        is_due = True
         if isinstance(event, Began):
             column.state, column.is_running = event.phase, True
-            is_due = True
         elif isinstance(event, Ended):
             self._first = self._first or event.run
             column.state, column.is_running = _result_state(event.run, self._first), False
-            is_due = True
         else:
             step = event.event
             if isinstance(step, Prefill):
@@ -140,8 +124,6 @@ class Columns:
             live.stop()
 
     def _draw(self) -> None:
-        from rich.live import Live
-
         self._drawn_s = time.monotonic()
         if self._live is None:
             self._live = Live(
@@ -154,10 +136,7 @@ class Columns:
             self._live.start()
         self._live.update(self._frame(is_final=False), refresh=True)
 
-    def _frame(self, *, is_final: bool) -> "RenderableType":
-        from rich.console import Group
-        from rich.text import Text
-
+    def _frame(self, *, is_final: bool) -> RenderableType:
         size = self._console.size
         width = (size.width - 2 - _GAP * (len(self._columns) - 1)) // len(self._columns)
         is_wide = width >= _COLUMN_CELLS
@@ -167,42 +146,32 @@ class Columns:
         if is_wide:
             body = [self._side_by_side(width, state_rows, rows, is_final=is_final)]
         else:
-            body = self._stacked(size.width, rows, is_final=is_final)
+            body = self._stacked(size.width - 1, 0 if is_final else rows)
         foot = f"run {self._number + 1} of {len(self._columns)} · {self._subject}"
         last_width = max(size.width - _ECHO_CELLS, 1)
         return Group(*body, Text() if is_final else _cut(Text(foot, style="dim"), last_width))
 
     def _side_by_side(
         self, width: int, state_rows: int, rows: int, *, is_final: bool
-    ) -> "RenderableType":
-        from rich import box
-        from rich.table import Table
-
+    ) -> RenderableType:
         grid = Table(box=box.MINIMAL, show_edge=False, pad_edge=True, padding=(0, 1))
+        states, tails = [], [column.tail(self._console, width, rows) for column in self._columns]
         for column in self._columns:
             grid.add_column(_title(column, width), width=width, no_wrap=True)
-        states = [fold(column.state, width)[:state_rows] for column in self._columns]
-        styles = [
-            "cyan" if column.is_running else "dim" if column.state == _WAITING else ""
-            for column in self._columns
-        ]
-        grid.add_row(*(_lines(*each, state_rows) for each in zip(states, styles, strict=True)))
-        tails = [column.tail(width, rows) for column in self._columns]
-        if is_final:
-            rows = max(map(len, tails))
-        grid.add_row(*(_lines(tail, "", rows) for tail in tails))
+            style = "cyan" if column.is_running else "dim" if column.state == _WAITING else ""
+            states.append(_lines(fold(column.state, width)[:state_rows], state_rows, style))
+        grid.add_row(*states)
+        grid.add_row(*(_lines(tail, max(map(len, tails)) if is_final else rows) for tail in tails))
         return grid
 
-    def _stacked(self, width: int, rows: int, *, is_final: bool) -> "list[RenderableType]":
-        from rich.text import Text
-
+    def _stacked(self, width: int, rows: int) -> list[RenderableType]:
         lines: list[RenderableType] = [
-            _cut(Text.assemble(_title(column, width), "  ", column.state), width - 1)
+            _cut(Text.assemble(_title(column, width), "  ", column.state), width)
             for column in self._columns
         ]
-        if not is_final:
-            tail = self._columns[self._number].tail(width - 1, rows)
-            lines += [Text("─" * (width - 1), style="dim"), _lines(tail, "", rows)]
+        if rows > 0:
+            tail = self._columns[self._number].tail(self._console, width, rows)
+            lines += [Text("─" * width, style="dim"), _lines(tail, rows)]
         return lines
 
 
@@ -225,41 +194,17 @@ def _result_state(run: LiveRun, first: LiveRun) -> str:
     return " · ".join(parts)
 
 
-def _cut(text: "Text", width: int) -> "Text":
+def _cut(text: Text, width: int) -> Text:
     """On one line of at most ``width`` cells."""
     text.no_wrap = True
     text.truncate(width, overflow="ellipsis")
     return text
 
 
-def _title(column: Column, width: int) -> "Text":
-    from rich.text import Text
-
+def _title(column: Column, width: int) -> Text:
     return _cut(Text(column.title, style="bold cyan" if column.is_running else "bold"), width)
 
 
-def _lines(lines: Sequence[str], style: str, rows: int) -> "Text":
+def _lines(lines: Sequence[str], rows: int, style: str = "") -> Text:
     """Exactly ``rows`` of them, some empty."""
-    from rich.text import Text
-
     return Text("\n".join([*lines, *[""] * (rows - len(lines))]), style=style, no_wrap=True)
-
-
-def _wrapped(paragraph: str, width: int) -> list[str]:
-    """Rows of at most ``width`` cells and blanks after them; the last one may still grow."""
-    from rich.cells import cell_len, chop_cells
-
-    rows, cells = [""], 0
-    for piece in re.findall(r"\s+|\S+", paragraph):
-        needed = cell_len(piece)
-        if not piece.isspace() and cells + needed > width:
-            if cells:
-                rows.append("")
-                cells = 0
-            if needed > width:  # no blank to break at, as in Chinese or in a URL
-                *full, piece = chop_cells(piece, width)
-                rows[-1:] = [*full, ""]
-                needed = cell_len(piece)
-        rows[-1] += piece
-        cells += needed
-    return rows

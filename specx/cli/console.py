@@ -56,12 +56,15 @@ class Screen:
         self._print([what], "bold red")
         self._print(rest)
 
-    def progress(self, mode: str, *, shows_text: bool) -> Progress:
-        """The display for one run; ``shows_text``: model text is streamed to a terminal."""
+    def progress(self, mode: str, *, shows_text: bool, shows_thoughts: bool = False) -> Progress:
+        """The display for one run; ``shows_text``: model text is streamed to a terminal;
+        ``shows_thoughts``: to this one."""
         if self.quiet or not self._shows_progress:
             return Progress()
         if not self.is_live:
             return LogProgress(self.note, mode)
+        if shows_thoughts:
+            return SharedProgress(self.console, mode)
         if not shows_text:
             return TerminalProgress(self.console, mode)
         return SharedProgress(self.console, mode) if _same_terminal() else Progress()

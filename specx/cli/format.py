@@ -4,43 +4,51 @@ It prints nothing: everything is returned as strings or as what Rich can draw.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specx.errors import size
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from specx.core.config import SamplingConfig
     from specx.core.stats import GenerationStats, Prefill
-
 
 _SEPARATOR = " · "
 
 
-def closing_line(stats: "GenerationStats", verdict: str, ending: str = "") -> str:
+def closing_line(
+    stats: "GenerationStats", verdict: str, *remarks: str, thought_tokens: int = 0
+) -> str:
     """The one line that remains: prompt, prefill, decode, acceptance, memory, equality."""
-    parts = [f"{stats.prompt_tokens:,} prompt + {stats.new_tokens:,} new"]
-    if stats.new_tokens:
-        parts.append(f"prefill {seconds(stats.prefill_s)}{_rate(stats.prefill_tokens_per_s)}")
-        parts.append(f"decode {seconds(stats.decode_s)}{_rate(stats.decode_tokens_per_s)}")
-    else:  # ended while reading: a rate would be over tokens that were never read
-        parts.append(f"prefill {seconds(stats.prefill_s)}")
-    if stats.steps:
-        parts.append(acceptance(stats))
-    if stats.memory.peak_bytes:
-        parts.append(f"peak {size(stats.memory.peak_bytes)}")
-    parts.append(f"equal to plain: {verdict}")
-    return _SEPARATOR.join([*parts, ending] if ending else parts)
+    prefill, decode = f"prefill {seconds(stats.prefill_s)}", ""
+    if stats.new_tokens:  # else ended while reading: a rate would be over tokens never read
+        prefill += _rate(stats.prefill_tokens_per_s)
+        decode = f"decode {seconds(stats.decode_s)}{_rate(stats.decode_tokens_per_s)}"
+    thought = f" ({thought_tokens:,} of them thought)" if thought_tokens else ""
+    parts = [
+        f"{stats.prompt_tokens:,} prompt + {stats.new_tokens:,} new{thought}",
+        prefill,
+        decode,
+        acceptance(stats) if stats.steps else "",
+        f"peak {size(stats.memory.peak_bytes)}" if stats.memory.peak_bytes else "",
+        f"equal to plain: {verdict}",
+        *remarks,
+    ]
+    return _SEPARATOR.join(filter(None, parts))
+
+
+def drawn(sampling: "SamplingConfig") -> str:
+    """What a sampled text hangs on; "" where nothing is drawn."""
+    has_noise = sampling.temperature > 0
+    return f"temperature {sampling.temperature:g}, seed {sampling.seed}" if has_noise else ""
 
 
 def status_line(stats: "GenerationStats", mode: str) -> str:
     """The live line while decoding; the document's length is known by then, so it is left out."""
-    parts = [f"{stats.new_tokens:,} tok"]
-    if stats.decode_s > 0:
-        parts.append(f"{_number(stats.decode_tokens_per_s)} tok/s")
-    if stats.steps:
-        parts.append(acceptance(stats))
-    return _SEPARATOR.join([*parts, mode])
+    rate = f"{_number(stats.decode_tokens_per_s)} tok/s" if stats.decode_s > 0 else ""
+    parts = [f"{stats.new_tokens:,} tok", rate, acceptance(stats) if stats.steps else "", mode]
+    return _SEPARATOR.join(filter(None, parts))
 
 
 def prefill_line(event: "Prefill") -> str:
@@ -98,17 +106,17 @@ def fold(line: str, width: int) -> list[str]:
     return rows
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
-    """A borderless table for a terminal; cells are text, never markup."""
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], **look: Any) -> "Table":
+    """A borderless table for a terminal; cells are text, never markup. ``look``: as Rich has it."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, **look)
     for title in header:
-        grid.add_column(title, overflow="fold")
+        grid.add_column(Text(title), overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
+        grid.add_row(*map(Text, row))
     return grid
 
 

@@ -12,7 +12,7 @@ ENVIRONMENT: tuple[tuple[str, str], ...] = (
     ("SPECX_PRESET", "as --preset"),
     ("SPECX_MODE", "as --mode"),
     ("SPECX_OUTPUT", "as --output"),
-    ("SPECX_SEED", "as --seed"),
+    ("SPECX_SEED", "as --seed; random, too"),
     ("SPECX_DEVICE", "as --device"),
     ("SPECX_OFFLINE", "as --offline, when 1"),
     ("SPECX_NO_PROGRESS", "1: no bars, no live line"),
@@ -47,6 +47,15 @@ JSON Schema of these objects: specx help schema (specx.result/1, specx.error/1).
 specx help schema NAME (bench, compare, trace, settings, presets, presets-check).
 accepted = draft tokens kept in a step, without the target's own token that ends the step;
 tok/step = accepted + 1 (plain decoding has 1); decode rate = (new - 1) / decode time.
+
+A thought of a model that thinks is no part of the answer: it is dim on stderr where that is a
+terminal, and "thought" in JSON. --think auto (the default) thinks where the chat template does so
+by itself, but not for a summary if there is a choice. -n bounds the answer, --think-tokens N
+the thought (4,096 where the context has room): the closing tag is then put in place of the model's
+next token, a warning says so, and --verify checks both parts. Blanks between them are left out.
+
+Sampling is as options say, else as the preset's sampling group has it, else as the target's
+generation_config.json. The closing line has temperature and seed; --seed random draws a seed.
 """
 
 
@@ -60,25 +69,22 @@ def help(
     ] = "result",
 ) -> int:
     """Explain environment, exit codes, output, schemas."""
-    if topic is None:
-        Sink().write("topics: environment, exit-codes, output, schema\n")
-    elif topic == "schema":
-        Sink().write(read_schema(name))
+    text = "topics: environment, exit-codes, output, schema\n"
+    if topic == "schema":
+        text = read_schema(name)
     elif topic == "output":
-        Sink().write(OUTPUT)
-    else:
+        text = OUTPUT
+    elif topic is not None:
         rows = ENVIRONMENT if topic == "environment" else EXIT_CODES
         width = max(len(str(key)) for key, _ in rows)
-        Sink().write("".join(f"{key!s:>{width}}  {meaning}\n" for key, meaning in rows))
+        text = "".join(f"{key!s:>{width}}  {meaning}\n" for key, meaning in rows)
+    Sink().write(text)
     return 0
 
 
 def read_schema(name: str) -> str:
-    """The JSON Schema of what a command writes, by its name (``result`` for ``specx.result/1``).
-
-    Raises ``UsageError`` for another name.
-    """
-    from importlib import import_module
+    """The JSON Schema ``specx.NAME/1`` of what a command writes. Raises ``UsageError``."""
+    from pkgutil import resolve_name
 
     from pydantic import TypeAdapter
 
@@ -87,9 +93,6 @@ def read_schema(name: str) -> str:
     if name not in SCHEMAS:
         known = ", ".join(SCHEMAS)
         raise UsageError(f"there is no schema named {name!r}", hints=[f"schemas: {known}"])
-    module, _, model = SCHEMAS[name].partition(":")
-    schema = TypeAdapter(getattr(import_module(module), model)).json_schema(
-        by_alias=True, mode="serialization"
-    )
+    schema = TypeAdapter(resolve_name(SCHEMAS[name])).json_schema(mode="serialization")
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"specx.{name}/1"}
     return dumps(head | schema | head, "json")  # the head first

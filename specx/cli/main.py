@@ -40,7 +40,8 @@ COMMANDS = {
     "pull": "Download a preset's models, after checking that the pair fits together.",
     "help": "Explain environment, exit codes, output, schemas.",
 }
-_MODULES = {"generate": "run", "summarize": "run", "trace": "replay"}  # where not named alike
+#: Where they are not named alike.
+_MODULES = {"generate": "run", "summarize": "run", "trace": "replay", "pull": "presets"}
 _RUNS_MODELS = ("generate", "summarize", "bench", "compare")
 
 

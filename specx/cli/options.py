@@ -6,6 +6,7 @@ A field of a request is None or empty where nothing was given: ``settings`` deci
 
 import functools
 import inspect
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Annotated, Any, Literal, get_type_hints
@@ -13,7 +14,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 from typer import Argument, Context, Option
 from typer.core import TyperCommand
 
-from specx.core.config import Mode
+from specx.core.config import Mode, Think
+from specx.errors import UsageError
 
 Format = Literal["text", "json", "jsonl"]
 Color = Literal["auto", "always", "never"]
@@ -21,7 +23,13 @@ Show = Literal["none", "accept", "map"]
 Sources = Mapping[str, str]  # parameter → where its value came from; absent: not given
 
 
-def option(*names: str, help: str, metavar: str | None = None, env: str | None = None) -> Any:
+def option(
+    *names: str,
+    help: str,
+    metavar: str | None = None,
+    env: str | None = None,
+    parser: Callable[[str], Any] | None = None,
+) -> Any:
     """An option as all commands show them; ``env``: the variable that may give it instead.
 
     ``"-n --max-tokens N"`` as the only name gives both names and the metavar.
@@ -30,8 +38,25 @@ def option(*names: str, help: str, metavar: str | None = None, env: str | None =
     if more and not more[-1].startswith("-"):
         metavar = more.pop()
     return Option(
-        first, *more, metavar=metavar, help=help, envvar=env, show_envvar=False, show_default=False
+        first,
+        *more,
+        metavar=metavar,
+        help=help,
+        envvar=env,
+        parser=parser,
+        show_envvar=False,
+        show_default=False,
     )
+
+
+def parse_seed(word: str) -> int:
+    """``--seed``: a number, or ``random``, which draws one. Raises ``UsageError``."""
+    if word == "random":
+        return secrets.randbelow(1 << 32)
+    try:
+        return int(word)
+    except ValueError as error:
+        raise UsageError(f"--seed takes a number or random, not {word!r}") from error
 
 
 def counter(*names: str, help: str) -> Any:
@@ -54,10 +79,20 @@ def given(names: str, help: str, default: object = None, *, env: bool = False) -
 
 # Options that several commands have, each with its words.
 MaxTokens = Annotated[
-    int | None, option("-n --max-tokens N", help="New tokens at most [the preset's].")
+    int | None,
+    option("-n --max-tokens N", help="Tokens of the answer at most [the preset's]."),
 ]
 Temperature = Annotated[
     float | None, option("-t --temperature T", help="0 = greedy [the preset's].")
+]
+Seed = Annotated[
+    int | None,
+    option(
+        "--seed N",
+        env="SPECX_SEED",
+        parser=parse_seed,
+        help="Same seed, same text in every mode; or random [0].",
+    ),
 ]
 Assignments = Annotated[
     list[str], option("--set KEY=VALUE", help="Change a preset field (repeatable).")
@@ -102,6 +137,9 @@ class RunRequest:
     draft: DraftRepo = None
     mode: Mode | None = given("--mode MODE", "auto, specx, spec or plain [the preset's].", env=True)
     max_tokens: MaxTokens = None
+    think: Think | None = given("--think WHEN", "auto, on, off; --think-tokens N bounds it [auto].")
+    # Not listed by itself: the help of a command fits a screen.
+    think_tokens: Annotated[int | None, Option("--think-tokens", hidden=True)] = None
     temperature: Temperature = None
     top_p: float | None = given("--top-p P", "Keep the likeliest tokens of mass P; 1 = all.")
     top_k: int | None = given("--top-k K", "Keep the K likeliest tokens; 0 = all.")
@@ -109,7 +147,7 @@ class RunRequest:
     repetition_penalty: float | None = given(
         "--repetition-penalty R", "Divide seen tokens' logits; 1 = off."
     )
-    seed: int | None = given("--seed N", "Same seed, same text in every mode [0].", env=True)
+    seed: Seed = None
     stop: list[str] = given("--stop TEXT", "End before TEXT (repeatable).", list)
     ignore_eos: bool = given("--ignore-eos", "Do not end at the end-of-text token.", False)
     set_: Assignments = field(default_factory=list)
@@ -160,6 +198,14 @@ def sources_of(context: Context) -> dict[str, str]:
         elif source is not None and source.name == "ENVIRONMENT":
             found[name] = f"SPECX_{name.upper()}"
     return found
+
+
+def shared(request: Any, kind: type) -> dict[str, Any]:
+    """The fields of ``request`` that dataclass ``kind`` has too, for its constructor."""
+    known = {each.name for each in fields(kind)}
+    return {
+        each.name: getattr(request, each.name) for each in fields(request) if each.name in known
+    }
 
 
 def takes(*groups: type) -> Callable[[Callable[..., int]], Callable[..., int]]:

@@ -78,8 +78,15 @@ class FileSink(Sink):
         except OSError as error:
             raise cannot_write(str(path), error) from error
         self._temporary = Path(name)
-        os.chmod(name, mode_for(path))
+        os.chmod(name, _mode_for(path))
         super().__init__(os.fdopen(handle, "w", encoding="utf-8", errors="replace"), str(path))
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write what is no text. Raises as ``write`` does."""
+        try:
+            self._stream.buffer.write(data)
+        except OSError as error:
+            raise cannot_write(self._place, error) from error
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
@@ -188,7 +195,7 @@ def check_replaceable(path: Path, out: str, *, force: bool, inputs: list[str]) -
         raise cannot_write(out, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
-def mode_for(path: Path) -> int:
+def _mode_for(path: Path) -> int:
     """Permissions of the file to be replaced, else those of a new file under the umask."""
     try:
         return stat.S_IMODE(path.stat().st_mode)

@@ -1,7 +1,8 @@
 """Progress on stderr: a prefill bar and a live line on a terminal, a rare plain line elsewhere."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from specx.cli.format import download_line, prefill_line, prefill_tokens_per_s, status_line
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from rich.status import Status
     from rich.text import Text
 
-    from specx.checkpoints.download import Download
+    from specx.checkpoints.download import Download, Notice
+    from specx.cli.console import Screen
     from specx.core.stats import GenerationStats, Prefill
 
 REDRAW_S = 0.1
@@ -46,16 +48,10 @@ class Progress:
 
 
 class LogProgress(Progress):
-    """For a log: one plain line at most every ten seconds, and none for a short run.
+    """For a log: one plain line at most every ten seconds, for a download one each tenth."""
 
-    A download, which may take an hour, has a line for each tenth instead.
-    """
-
-    def __init__(
-        self, write: Callable[[str], None], mode: str, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._write, self._mode, self._clock = write, mode, clock
-        self._last_s = clock()
+    def __init__(self, write: Callable[[str], None], mode: str) -> None:
+        self._write, self._mode, self._last_s = write, mode, time.monotonic()
         self._tenths = -1
 
     def busy(self, what: str) -> None:
@@ -74,7 +70,7 @@ class LogProgress(Progress):
         self._say(lambda: status_line(stats, self._mode))
 
     def _say(self, line: Callable[[], str]) -> None:
-        now_s = self._clock()
+        now_s = time.monotonic()
         if now_s - self._last_s >= LOG_S:
             self._last_s = now_s
             self._write(line())
@@ -84,9 +80,7 @@ class TerminalProgress(Progress):
     """Rich on a terminal that shows no model text: one display at a time, in the same place."""
 
     def __init__(self, console: "Console", mode: str) -> None:
-        self._console = console
-        self._mode = mode
-        self._busy_with = ""
+        self._console, self._mode, self._busy_with = console, mode, ""
         self._shown: Status | Bar | Live | None = None
         self._drawn_s = 0.0
 
@@ -98,38 +92,40 @@ class TerminalProgress(Progress):
         from rich.progress import DownloadColumn, TransferSpeedColumn
 
         columns = DownloadColumn(binary_units=True), TransferSpeedColumn()
-        self._advance(f"downloading {event.repo}", event.done_bytes, event.total_bytes, columns)
+        what, done, total = f"downloading {event.repo}", event.done_bytes, event.total_bytes
+        self._advance(what, done, total, *columns)
         if event.done_bytes == event.total_bytes:
             self.close()
             if self._busy_with:  # goes on after the interruption
                 self.busy(self._busy_with)
 
     def prefill(self, event: "Prefill") -> None:
-        from rich.progress import TextColumn
-
-        done = TextColumn("{task.completed:,.0f}/{task.total:,.0f} tok", markup=False)
-        rate = TextColumn("{task.fields[rate]:,.0f} tok/s", markup=False)
-        self._advance(
-            *("reading", event.done_tokens, event.total_tokens, (done, rate)),
-            rate=prefill_tokens_per_s(event),
-        )
+        counts = "{task.completed:,.0f}/{task.total:,.0f} tok", "{task.fields[rate]:,.0f} tok/s"
+        rate = prefill_tokens_per_s(event)
+        self._advance("reading", event.done_tokens, event.total_tokens, *counts, rate=rate)
 
     def step(self, stats: "GenerationStats") -> None:
         from rich.live import Live
 
-        now_s, live = time.monotonic(), self._shown
+        live = self._shown
         if not isinstance(live, Live):
             live = Live(console=self._console, transient=True, auto_refresh=False)
             self._show(live)
-        elif now_s - self._drawn_s < REDRAW_S:
+        elif not self._is_due():
             return
-        self._drawn_s = now_s
         live.update(self._status_text(stats), refresh=True)
 
     def close(self) -> None:
         if self._shown is not None:
             self._shown.stop()
             self._shown = None
+
+    def _is_due(self) -> bool:
+        now_s = time.monotonic()
+        if now_s - self._drawn_s < REDRAW_S:
+            return False
+        self._drawn_s = now_s
+        return True
 
     def _status_text(self, stats: "GenerationStats") -> "Text":
         from rich.text import Text
@@ -139,20 +135,16 @@ class TerminalProgress(Progress):
         return text
 
     def _advance(
-        self,
-        what: str,
-        done: int,
-        total: int,
-        columns: "tuple[ProgressColumn, ProgressColumn]",
-        rate: float = 0.0,
+        self, what: str, done: int, total: int, *columns: "ProgressColumn | str", rate: float = 0.0
     ) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
         bar = self._shown
         if not isinstance(bar, Progress):
-            begin = TextColumn("{task.description}", markup=False), BarColumn(24)
-            left = TimeRemainingColumn(compact=True)
-            bar = Progress(*begin, *columns, left, console=self._console, transient=True)
+            all_columns = (BarColumn(24), *columns, TimeRemainingColumn(compact=True))
+            bar = Progress(
+                "{task.description}", *all_columns, console=self._console, transient=True
+            )
             bar.add_task(what, total=total, rate=rate)
             self._show(bar)
         bar.update(bar.task_ids[0], completed=done, description=what, rate=rate)
@@ -168,9 +160,8 @@ class SharedProgress(TerminalProgress):
 
     Rich's ``Live`` wants whole lines above it; model text ends anywhere. So the line is drawn by
     hand: make sure that there is a row below, save the cursor, draw, restore. Before the next text
-    the cursor is restored once more, which undoes an echoed ``^C``, and the rest is wiped. While
-    the text's last row is full the terminal holds a wrap back, which a cursor movement would lose:
-    then nothing is drawn for that step.
+    the cursor is restored once more, which undoes an echoed ``^C``, and the rest is wiped. A full
+    last row holds its wrap back, which a cursor movement would lose: then nothing is drawn.
     """
 
     ROW_BELOW = "\x1bD\x1b[A\x1b7\r\n"
@@ -179,23 +170,17 @@ class SharedProgress(TerminalProgress):
 
     def __init__(self, console: "Console", mode: str) -> None:
         super().__init__(console, mode)
-        self._column = 0
-        self._is_drawn = False
-        self._line = ""
+        self._column, self._line, self._is_drawn = 0, "", False
 
     def before_text(self, text: str) -> None:
-        super().close()
         self._wipe()
         self._column = column_after(printable(text), self._column, self._console.width)
 
     def step(self, stats: "GenerationStats") -> None:
-        super().close()
-        now_s = time.monotonic()
-        is_due = now_s - self._drawn_s >= REDRAW_S
+        is_due = self._is_due()
         if self._is_drawn and not is_due:
             return
         if is_due or not self._line:
-            self._drawn_s = now_s
             with self._console.capture() as captured:
                 self._console.print(self._status_text(stats), end="")
             self._line = captured.get()
@@ -205,11 +190,11 @@ class SharedProgress(TerminalProgress):
             self._is_drawn = True
 
     def close(self) -> None:
-        super().close()
         self._wipe()
         self._column = 0
 
     def _wipe(self) -> None:
+        super().close()
         if self._is_drawn:
             self._write(self.WIPE)
             self._is_drawn = False
@@ -227,12 +212,28 @@ def column_after(text: str, column: int, width: int) -> int:
     from rich.cells import cell_len
 
     _, newline, rest = text.rpartition("\n")
-    if newline:
-        column = 0
+    column = 0 if newline else column
     for char in rest:
+        cells = cell_len(char)
         if char == "\t":
             column = min((column // 8 + 1) * 8, width - 1)
-            continue
-        cells = cell_len(char)
-        column = cells if column + cells > width else column + cells
+        else:
+            column = cells if column + cells > width else column + cells
     return column
+
+
+@contextlib.contextmanager
+def downloads_shown(screen: "Screen", progress: Progress | None = None) -> Iterator[None]:
+    """Show downloads in this block: by ``progress``, or in lines above a command's own display."""
+    from specx.checkpoints.download import Notice, listening
+
+    shown = progress or (Progress() if screen.quiet else LogProgress(screen.note, ""))
+
+    def hear(event: "Download | Notice") -> None:
+        if isinstance(event, Notice):
+            screen.note(event.text)
+        else:
+            shown.download(event)
+
+    with listening(hear):
+        yield

@@ -5,21 +5,21 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing
 from typing import Annotated
 
 from typer import Argument
 
 from specx.cli.console import Screen
-from specx.cli.format import acceptance, closing_line, seconds, tab_separated
+from specx.cli.format import acceptance, closing_line, drawn, seconds, tab_separated
 from specx.cli.options import ColorChoice, option
 from specx.cli.output_file import Sink, open_sink
-from specx.cli.show import Scene, TextLook, codes_for, print_scene, view, view_console
+from specx.cli.show import MapDisplay, Scene, look_of
 from specx.cli.signals import Interrupts
 from specx.core.stats import GenerationStats, Prefill
 from specx.errors import UsageError, one_line
 from specx.trace.page import trace_page
-from specx.trace.read import Trace, add_step, read_trace
+from specx.trace.records import Trace, add_step, read_trace
 
 _NAP_S = 0.03  # how long a signal may have to wait
 
@@ -55,7 +55,7 @@ def trace(
         return 0
     sink = Sink()
     if sink.is_terminal and screen.is_terminal and os.environ.get("TERM") != "dumb":
-        return _replay(recorded, sink, TextLook("map", *codes_for(color), color), screen, speed)
+        return _replay(recorded, sink, screen, speed)
     sink.write(f"{summary(recorded)}\n{recorded.text}")
     sink.end_line()
     return 0
@@ -64,7 +64,6 @@ def trace(
 def summary(recorded: Trace) -> str:
     """Totals as lines of name and value, tab between them."""
     header, stats = recorded.header, recorded.stats()
-    ending = "cut short" if recorded.end is None else recorded.end.finish_reason
     rows = [
         ("document", header.title),
         ("recorded", f"{header.created}, specx {header.specx.version}"),
@@ -76,19 +75,19 @@ def summary(recorded: Trace) -> str:
         ("acceptance", acceptance(stats)),
         ("prefill", seconds(stats.prefill_s)),
         ("decode", f"{seconds(stats.decode_s)}, {stats.decode_tokens_per_s:.1f} tok/s"),
-        ("ended by", ending),
+        ("ended by", "cut short" if recorded.end is None else recorded.end.finish_reason),
     ]
     return tab_separated(("what", "value"), [(name, one_line(value)) for name, value in rows])
 
 
-def _replay(recorded: Trace, sink: Sink, look: TextLook, screen: Screen, speed: float) -> int:
+def _replay(recorded: Trace, sink: Sink, screen: Screen, speed: float) -> int:
     header = recorded.header
     title = f"{header.title} · {header.prompt_tokens:,} tokens · {header.created[:10]}"
     scene = Scene(title, header.document_map(), header.mode, header.note)
-    console = view_console(look.color)
+    look = look_of("map", screen.color)
     with Interrupts() as interrupts:
         interrupts.on_first(lambda: None)  # the loop looks itself
-        with view(console, scene) if speed > 0 else nullcontext():
+        with closing(MapDisplay(scene, sink, look, is_live=speed > 0)):
             began_s = time.monotonic()
             for at_s in _frames(recorded, scene):
                 due_s = began_s + at_s / speed if speed > 0 else began_s
@@ -96,14 +95,13 @@ def _replay(recorded: Trace, sink: Sink, look: TextLook, screen: Screen, speed: 
                     time.sleep(min(left_s, _NAP_S))
                 if interrupts.exit_code is not None:
                     break
-        print_scene(console, scene, sink, look)
     ending = "cut short" if recorded.end is None else ""
-    screen.note(closing_line(recorded.stats(), "not checked", ending))
+    screen.note(closing_line(recorded.stats(), "not checked", drawn(header.sampling), ending))
     return interrupts.exit_code or 0
 
 
 def _frames(recorded: Trace, scene: Scene) -> Iterator[float]:
-    """Change the scene event by event. Each event's time is yielded before its change is made."""
+    """Changes the scene event by event; yields each event's time before its change is made."""
     stats = GenerationStats(prompt_tokens=recorded.header.prompt_tokens)
     for event in recorded.prefill:
         yield event.elapsed_s

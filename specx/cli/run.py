@@ -11,10 +11,10 @@ from typer import Context
 from specx.cli.answer import Ask, Job, answer
 from specx.cli.console import Screen
 from specx.cli.errors import SOME_FAILED
-from specx.cli.fetching import downloads_shown
 from specx.cli.format import tab_separated
 from specx.cli.options import Question, RunRequest, Sources, sources_of, takes
 from specx.cli.output_file import Sink, open_sink, open_trace
+from specx.cli.progress import downloads_shown
 from specx.cli.settings import Settings, resolve, setting_rows
 from specx.cli.show import choose_look, show_legend
 from specx.cli.signals import Interrupts
@@ -43,7 +43,7 @@ def summarize(context: Context, request: RunRequest) -> int:
     """
 
     def ask(engine: "Engine", document: Document | None) -> "Prompt":
-        return engine.prompt("" if document is None else document.text)
+        return engine.prompt("" if document is None else document.text, think=request.think)
 
     return execute("summarize", request, sources_of(context), ask)
 
@@ -61,11 +61,10 @@ def generate(context: Context, question: Question, request: RunRequest) -> int:
     def ask(engine: "Engine", document: Document | None) -> "Prompt":
         text = "" if document is None else document.text
         if question.raw:
-            return engine.prompt(text, raw=True)
-        if PLACE in prompt:
-            # Replaced, never formatted: braces in the question or the document are only text.
-            return engine.prompt("", prompt.replace(PLACE, text), system=question.system)
-        return engine.prompt(text, prompt, system=question.system)
+            return engine.prompt(text, raw=True, think=request.think)
+        # Replaced, never formatted: braces in the question or the document are only text.
+        said = ("", prompt.replace(PLACE, text)) if PLACE in prompt else (text, prompt)
+        return engine.prompt(*said, system=question.system, think=request.think)
 
     return execute("generate", request, sources_of(context), ask, needs_document=PLACE in prompt)
 

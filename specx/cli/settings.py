@@ -3,23 +3,31 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from specx.cli.options import RunRequest, Sources
-from specx.core.config import Mode, SamplingConfig
-from specx.errors import UsageError, is_text
+from specx.core.config import Mode, SamplingConfig, Think
+from specx.errors import ModelError, ModelUnavailableError, UsageError, is_text
 from specx.preset.preset import Preset, load_preset
 
 # Keys of a preset that are listed as options, or that decide nothing.
 _NOT_LISTED = (
-    *("mode", "max_new_tokens", "sampling"),
+    *("mode", "max_new_tokens", "max_think_tokens", "sampling"),
     *("schema", "name", "about", "requires", "measured", "extends"),
 )
 _NOT_OF_A_PRESET = (
     *("stop", "ignore_eos", "device", "dtype", "offline", "verify"),
     *("output", "show", "trace", "out"),
 )
+
+_AS_OPTIONS = {
+    "max_new_tokens": "max_tokens",
+    "prompt.think": "think",
+    "max_think_tokens": "think_tokens",
+}
+_GENERATION = "generation_config.json"
 
 #: Sources of a request that came from no command line.
 NOTHING_GIVEN: Sources = MappingProxyType({})
@@ -41,6 +49,8 @@ class Settings:
     preset: Preset
     mode: Mode
     max_tokens: int
+    think: Think
+    think_tokens: int | None  # None: a usual bound, as far as the context has room
     sampling: SamplingConfig
     stop: tuple[str, ...]
     ignore_eos: bool
@@ -65,6 +75,9 @@ def resolve(
     max_tokens = preset.max_new_tokens if request.max_tokens is None else request.max_tokens
     if max_tokens < 1:
         raise UsageError(f"--max-tokens must be ≥ 1, not {max_tokens}")
+    think_tokens = request.think_tokens
+    if think_tokens is not None and think_tokens < 0:
+        raise UsageError(f"--think-tokens must be ≥ 0, not {think_tokens}")
     if "" in request.stop:
         raise UsageError("--stop must not be empty", reason="every text contains the empty text")
     if not all(map(is_text, request.stop)):
@@ -73,6 +86,8 @@ def resolve(
         preset=preset,
         mode=request.mode or preset.mode,
         max_tokens=max_tokens,
+        think=request.think or preset.prompt.think,
+        think_tokens=preset.max_think_tokens if think_tokens is None else think_tokens,
         sampling=_sampling(request, preset),
         stop=tuple(request.stop),
         ignore_eos=request.ignore_eos,
@@ -156,15 +171,28 @@ def setting_rows(request: RunRequest, settings: Settings, sources: Sources) -> l
     if request.target is not None:
         named, source = preset.name, "--target"
     rows = [Setting("preset", named, source)]
-    resolved = {"mode": settings.mode, "max_new_tokens": settings.max_tokens}
-    resolved |= _flat(asdict(settings.sampling), "sampling.")
+    resolved: dict[str, Any] = {"mode": settings.mode, "max_new_tokens": settings.max_tokens}
+    resolved |= {"prompt.think": settings.think, "max_think_tokens": settings.think_tokens}
     for key, value in resolved.items():
-        name = "max_tokens" if key == "max_new_tokens" else key.removeprefix("sampling.")
+        name = _AS_OPTIONS.get(key, key)
         rows.append(Setting(name, value, sources.get(name, from_preset(key))))
+    said, ends = _said_by_target(preset)
+    for name, value in asdict(settings.sampling).items():
+        is_said = "do_sample" in said if name == "temperature" else value == said.get(name)
+        source = _GENERATION if is_said else "default"
+        if preset.has_sampling:
+            source = from_preset(f"sampling.{name}")
+        rows.append(Setting(name, value, sources.get(name, source)))
+    if said:
+        why = f", not used: preset {preset.name} has sampling values"
+        source = f"{_GENERATION}{why if preset.has_sampling else ''}"
+        rows.append(Setting("generation_config", said, source))
+    listed = list(dict.fromkeys(end for found in ends.values() for end in found))
+    rows.append(Setting("end_tokens", listed, ", ".join(ends) or "no file of the target here"))
     for name in _NOT_OF_A_PRESET:
         rows.append(Setting(name, getattr(request, name), sources.get(name, "default")))
     for key, value in _flat(preset.as_mapping()).items():
-        if key.split(".")[0] not in _NOT_LISTED:
+        if key.split(".")[0] not in _NOT_LISTED and key not in resolved:
             rows.append(Setting(key, value, from_preset(key)))
     return rows
 
@@ -176,10 +204,39 @@ def _sampling(request: RunRequest, preset: Preset) -> SamplingConfig:
             raise UsageError(f"--{name.replace('_', '-')} must be a number, not {value}")
     changes = {name: value for name, value in given.items() if value is not None}
     try:
-        return replace(preset.sampling, **changes)
+        own = preset.sampling if preset.has_sampling else _own_sampling(preset, request.offline)
+        return replace(own, **changes)
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
         raise UsageError(f"--{name.replace('_', '-')} {rest}") from error
+
+
+def _own_sampling(preset: Preset, offline: bool) -> SamplingConfig:
+    """What the target's checkpoint asks for. Raises what reading its files raises."""
+    from specx.checkpoints.config import read_generation
+
+    return read_generation(_target_directory(preset, offline=offline)).sampling
+
+
+def _target_directory(preset: Preset, *, offline: bool) -> Path:
+    """The target's small files; ``checkpoints.load`` has this too, and imports tokenizers."""
+    from specx.checkpoints.download import fetch_metadata
+    from specx.checkpoints.repository import find
+
+    source = find(preset.target.repo, preset.target.revision, offline=offline)
+    fetch_metadata(source)
+    return source.directory
+
+
+def _said_by_target(preset: Preset) -> tuple[Mapping[str, Any], Mapping[str, Sequence[int | str]]]:
+    """Sampling values and end tokens in the files of the target, where those are here."""
+    from specx.checkpoints.config import end_tokens_by_file, read_generation
+
+    try:
+        directory = _target_directory(preset, offline=True)
+        return read_generation(directory).said, end_tokens_by_file(directory)
+    except (ModelUnavailableError, ModelError):
+        return {}, {}
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

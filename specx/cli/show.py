@@ -6,6 +6,7 @@ A run or a recording feeds a ``Scene``. Model text is never read as markup.
 import itertools
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,32 +21,26 @@ from specx.trace.map import DocumentMap, Retrievals
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
-    from rich.live import Live
     from rich.text import Text
 
     from specx.core.stats import GenerationStats, Prefill
     from specx.stream import TextChunk
 
-_FRAMES_PER_S = 10
 _CODES = {  # of accepted text, and of the target's own, by the terminal's colours
     "truecolor": ("\x1b[38;2;86;180;233m", "\x1b[4;38;2;230;159;0m"),
     "256": ("\x1b[38;5;74m", "\x1b[4;38;5;214m"),
     "standard": ("\x1b[36m", "\x1b[4;33m"),
     "": ("", "\x1b[4m"),
 }
-
 # Okabe and Ito's sky blue, orange and bluish green: colour-blind eyes see them apart too.
-ACCEPTED = "#56b4e9"
-OWN = "underline #e69f00"
-STRIP = "#009e73"
+ACCEPTED, OWN, STRIP = "#56b4e9", "underline #e69f00", "#009e73"
 SHADES = "·░▒▓█"
 SHADE_STYLES = ("dim", "#00785a", "#009e73", "#2cc89c", "#7de8c8")
 HELD = "▀"
-
+_DIM, _THOUGHT = "\x1b[2m", "thought:\n"
 _TEXT_COLUMNS = 100
 _TEXT_PIECES = 5_000  # of the end of the text, all that is laid out
 _QUOTE_ROWS = 4
-_MARGIN = 1
 _LEAST_LABEL = 10
 
 Piece = tuple[str, bool]  # text, and whether the draft guessed it
@@ -91,7 +86,7 @@ class Scene:
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["Text"]:
         rows = options.height or console.height
-        margin = _MARGIN if options.max_width > 2 * _MARGIN else 0
+        margin = 1 if options.max_width > 2 else 0
         width = options.max_width - 2 * margin
         upper = head_rows(self, width, is_low=rows < 16)
         if rows >= 12:
@@ -120,112 +115,7 @@ def choose_look(request: RunRequest, sink: Sink, screen: Screen) -> TextLook:
         advice = "" if request.trace else "; --trace run.jsonl records the run for specx trace"
         screen.warn(f"--show {request.show}: {problem}{advice}")
         return TextLook()
-    return TextLook(request.show, *codes_for(request.color), request.color)
-
-
-def codes_for(color: str) -> tuple[str, str]:
-    """Codes of accepted text and of the target's own; without colours, an underline remains."""
-    from rich.console import Console
-
-    system = Console(force_terminal=True).color_system or "standard"
-    return _CODES.get(system, _CODES["standard"]) if wants_color(color) else _CODES[""]
-
-
-def view_console(color: str) -> "Console":
-    """stderr for views: without colours, underlines and shades remain."""
-    return plain_console(stderr=True, force_terminal=True, no_color=not wants_color(color))
-
-
-def show_legend(look: TextLook, screen: Screen) -> None:
-    """One line about the two looks; the map brings its own."""
-    if look.show != "accept" or screen.quiet:
-        return
-    if not screen.is_terminal:
-        screen.note("accepted draft tokens, and underlined the target's own")
-        return
-    console = view_console(look.color)
-    console.print(legend(is_coloured=not console.no_color))
-
-
-class AnswerDisplay:
-    """Text in the sink as it comes, in the looks of ``look``; progress makes room for it.
-
-    ``look`` None: the text is not shown.
-    """
-
-    def __init__(self, progress: Progress, sink: Sink, look: TextLook | None, heading: str) -> None:
-        self._progress, self._sink, self._look = progress, sink, look
-        self.prefill = progress.prefill
-        if look is not None:
-            sink.write(heading)
-
-    def step(self, chunk: "TextChunk") -> None:
-        if chunk.text and self._look is not None:
-            self._progress.before_text(chunk.text)
-            write_pieces(self._sink, pieces_of(chunk), self._look)
-        self._progress.step(chunk.stats)
-
-    def close(self) -> None:
-        self._progress.close()  # what stderr says next must not be in a line of text
-        if self._look is not None:
-            self._sink.end_line()
-
-
-class MapDisplay:
-    """The map with the growing text on a screen of its own, then map and text in ordinary rows."""
-
-    def __init__(self, scene: Scene, sink: Sink, look: TextLook, heading: str) -> None:
-        self._scene, self._sink, self._look, self._heading = scene, sink, look, heading
-        self.prefill = scene.show_prefill
-        self._console = view_console(look.color)
-        self._live = view(self._console, scene)
-        self._live.start(refresh=True)
-
-    def step(self, chunk: "TextChunk") -> None:
-        self._scene.show_step(pieces_of(chunk), chunk.retrieved_chunks, chunk.stats)
-
-    def close(self) -> None:
-        self._live.stop()
-        print_scene(self._console, self._scene, self._sink, self._look, self._heading)
-
-
-def view(console: "Console", scene: Scene) -> "Live":
-    """A view on the terminal's second screen, which a change of size does not garble."""
-    from rich.live import Live
-
-    return Live(
-        scene,
-        console=console,
-        screen=True,
-        refresh_per_second=_FRAMES_PER_S,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-
-
-def print_scene(
-    console: "Console", scene: Scene, sink: Sink, look: TextLook, heading: str = ""
-) -> None:
-    """The map in ordinary rows and then the text, to stay."""
-    width = max(console.width - 1, 1)
-    for row in [*head_rows(scene, width), *quote_rows(console, scene, width, rows=6)]:
-        row.truncate(width, overflow="ellipsis")
-        console.print(row, soft_wrap=True)
-    console.print()
-    sink.write(heading)
-    write_pieces(sink, scene.pieces, look)
-    sink.end_line()
-
-
-def pieces_of(chunk: "TextChunk") -> list[Piece]:
-    """A step's text: what the draft guessed, then the target's own."""
-    return [(chunk.accepted_text, True), (chunk.text[len(chunk.accepted_text) :], False)]
-
-
-def write_pieces(sink: Sink, pieces: Iterable[Piece], look: TextLook) -> None:
-    """Text in its two looks."""
-    for text, is_accepted in pieces:
-        sink.write(text, look.accepted if is_accepted else look.own)
+    return look_of(request.show, request.color)
 
 
 def _why_not(request: RunRequest, sink: Sink, screen: Screen) -> str:
@@ -241,17 +131,156 @@ def _why_not(request: RunRequest, sink: Sink, screen: Screen) -> str:
     return "standard output is not a terminal (--color always insists)"
 
 
+def look_of(show: Show, color: str) -> TextLook:
+    """With the codes that the terminal knows; without colours, an underline remains."""
+    from rich.console import Console
+
+    system = Console(force_terminal=True).color_system or "standard"
+    codes = _CODES.get(system, _CODES["standard"]) if wants_color(color) else _CODES[""]
+    return TextLook(show, *codes, color)
+
+
+def show_legend(look: TextLook, screen: Screen) -> None:
+    """One line about the two looks; the map brings its own."""
+    if look.show != "accept" or screen.quiet:
+        return
+    if screen.is_terminal:
+        _view_console(look).print(legend(is_coloured=wants_color(look.color)))
+    else:
+        screen.note("accepted draft tokens, and underlined the target's own")
+
+
+class AnswerDisplay:
+    """Text in the sink as it comes, in the looks of ``look``; progress makes room for it.
+
+    ``look`` None: the text is not shown. ``thoughts`` is where the model's thoughts go, if
+    anywhere.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        sink: Sink,
+        look: TextLook | None,
+        heading: str,
+        thoughts: "ThoughtSink | None" = None,
+    ) -> None:
+        self._progress, self._sink, self._look = progress, sink, look
+        self._thoughts = thoughts
+        self.prefill = progress.prefill
+        if look is not None:
+            sink.write(heading)
+
+    def step(self, chunk: "TextChunk") -> None:
+        if self._thoughts is not None and chunk.thought:
+            self._progress.before_text(self._thoughts.shown(chunk.thought))
+            self._thoughts.write(chunk.thought)
+        if chunk.text:
+            self._end_thought()
+        if chunk.text and self._look is not None:
+            self._progress.before_text(chunk.text)
+            _write_pieces(self._sink, _pieces_of(chunk), self._look)
+        self._progress.step(chunk.stats)
+
+    def close(self) -> None:
+        self._progress.close()  # what stderr says next must not be in a line of text
+        self._end_thought()
+        if self._look is not None:
+            self._sink.end_line()
+
+    def _end_thought(self) -> None:
+        if self._thoughts is not None and self._thoughts.is_begun:
+            self._progress.before_text("\n")
+            self._thoughts.end()
+
+
+class ThoughtSink:
+    """A terminal's stderr, for thoughts: dim, under a heading, a blank line after them."""
+
+    def __init__(self, color: str) -> None:
+        self._sink = Sink(sys.stderr, "standard error")
+        self._code = _DIM if wants_color(color) else ""
+        self.is_begun = False
+
+    def shown(self, text: str) -> str:
+        """What ``write`` will show of ``text``."""
+        return text if self.is_begun else f"{_THOUGHT}{text}"
+
+    def write(self, text: str) -> None:
+        shown, self.is_begun = self.shown(text), True
+        self._sink.write(shown, self._code)
+
+    def end(self) -> None:
+        """The thought is over."""
+        self._sink.end_line()
+        self._sink.write("\n")
+        self.is_begun = False
+
+
+class MapDisplay:
+    """The map with the growing text on a screen of its own (``is_live``), which a change of size
+    does not garble; then map and text in ordinary rows, to stay."""
+
+    def __init__(
+        self, scene: Scene, sink: Sink, look: TextLook, heading: str = "", *, is_live: bool = True
+    ) -> None:
+        from rich.live import Live
+
+        self._scene, self._sink, self._look, self._heading = scene, sink, look, heading
+        self.prefill = scene.show_prefill
+        self._console = _view_console(look)
+        self._live = Live(
+            scene,
+            console=self._console,
+            screen=True,
+            refresh_per_second=10,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        if is_live:
+            self._live.start(refresh=True)
+
+    def step(self, chunk: "TextChunk") -> None:
+        self._scene.show_step(_pieces_of(chunk), chunk.retrieved_chunks, chunk.stats)
+
+    def close(self) -> None:
+        self._live.stop()
+        scene, console = self._scene, self._console
+        width = max(console.width - 1, 1)
+        for row in [*head_rows(scene, width), *quote_rows(console, scene, width, rows=6)]:
+            row.truncate(width, overflow="ellipsis")
+            console.print(row, soft_wrap=True)
+        console.print()
+        self._sink.write(self._heading)
+        _write_pieces(self._sink, scene.pieces, self._look)
+        self._sink.end_line()
+
+
+def _view_console(look: TextLook) -> "Console":
+    """stderr for views: without colours, underlines and shades remain."""
+    return plain_console(stderr=True, force_terminal=True, no_color=not wants_color(look.color))
+
+
+def _pieces_of(chunk: "TextChunk") -> list[Piece]:
+    return [(chunk.accepted_text, True), (chunk.text[len(chunk.accepted_text) :], False)]
+
+
+def _write_pieces(sink: Sink, pieces: Iterable[Piece], look: TextLook) -> None:
+    for text, is_accepted in pieces:
+        sink.write(text, look.accepted if is_accepted else look.own)
+
+
 def head_rows(scene: Scene, width: int, *, is_low: bool = False) -> list["Text"]:
     """Title, ticks, strip and key; fewer rows where the screen is low."""
     cells = scene.retrievals.cells(width)
-    shades = [math.ceil(cell.share * (len(SHADES) - 1)) for cell in cells]  # 0: never
     strip = _text()
-    for shade in shades:
+    for share, _ in cells:
+        shade = math.ceil(share * (len(SHADES) - 1))  # 0: never
         strip.append(SHADES[shade], SHADE_STYLES[shade])
     if scene.read < 1.0:
         done = round(scene.read * len(cells))
         strip = _text("━" * done, STRIP).append("─" * (len(cells) - done), "dim")
-    held = _text("".join(HELD if cell.is_held else " " for cell in cells))
+    held = _text("".join(HELD if is_held else " " for _, is_held in cells))
     key = _text(one_line(scene.note), "yellow") if scene.note else _key(scene, width)
     ticks = _text(_tick_row(scene.document_map, width), "dim")
     rows = [_text(one_line(scene.title), "bold"), _text(), ticks, strip]
@@ -260,10 +289,9 @@ def head_rows(scene: Scene, width: int, *, is_low: bool = False) -> list["Text"]
 
 def quote_rows(console: "Console", scene: Scene, width: int, rows: int) -> list["Text"]:
     """The passage that was retrieved most often, and the place it has in the document."""
-    most = scene.retrievals.most
-    if most is None:
-        return []
     texts, retrievals = scene.document_map.chunks, scene.retrievals
+    if (most := retrievals.most) is None:
+        return []
     place = one_line(scene.document_map.heading_of(most))
     found = f"most retrieved: chunk {most + 1:,} of {len(texts):,}"
     times = f"{retrievals.counts[most]:,} of {retrievals.refreshes:,} times"
@@ -285,7 +313,7 @@ def text_rows(console: "Console", scene: Scene, width: int, rows: int) -> list["
     return list(whole.wrap(console, width))[-rows:]
 
 
-def legend(*, is_coloured: bool = True) -> "Text":
+def legend(*, is_coloured: bool) -> "Text":
     """What the two looks of text mean, in these looks."""
     row = _text("accepted draft tokens", ACCEPTED).append(" and ", "dim")
     row.append("the target's own tokens", OWN)
@@ -311,8 +339,9 @@ def _tick_row(document_map: DocumentMap, width: int) -> str:
     chunks = max(len(document_map.chunks), 1)
     ticks = [(tick.chunk * width // chunks, one_line(tick.label)) for tick in document_map.ticks]
     if not ticks:
-        tokens = chunks * document_map.retrieval.chunk_tokens
-        step = _round_step(tokens, max(width // 18, 1))
+        tokens, most = chunks * document_map.retrieval.chunk_tokens, max(width // 18, 1)
+        steps = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
+        step = next(step for step in steps if step * most >= tokens)
         scale = [(at * width // tokens, f"{at:,}") for at in range(0, tokens, step)]
         ticks = [(column, label) for column, label in scale if column + len(label) < width]
     row = ""
@@ -324,14 +353,6 @@ def _tick_row(document_map: DocumentMap, width: int) -> str:
             shown = set_cell_size(label, room).rstrip() if cell_len(label) > room else label
             row += " " * (column - cell_len(row)) + "╷" + shown + " "
     return row
-
-
-def _round_step(tokens: int, parts: int) -> int:
-    """1, 2 or 5 times a power of ten, so that ``tokens`` has at most ``parts`` such parts."""
-    step, factors = 1, itertools.cycle((2.0, 2.5, 2.0))
-    while tokens > step * parts:
-        step = round(step * next(factors))
-    return step
 
 
 def _text(text: str = "", style: str = "") -> "Text":

@@ -2,5 +2,4 @@
 
 Shape letters used everywhere: ``n`` rows of a forward (tree nodes), ``L`` layers, ``H`` query
 heads, ``Hkv`` key/value heads, ``D`` head width, ``S`` committed rows, ``V`` vocabulary.
-The batch is always one and appears only at the Hugging Face edge (``model.py``).
 """

@@ -1,8 +1,6 @@
 """What a decoder is, in numbers: its sizes, its rotation, and the factors that families differ by.
-
-Free of torch, so that configs and presets are read without it. There is no name of a model here:
-``checkpoints.config`` turns names into these facts, ``core.decoder`` runs them.
-"""
+Free of torch, so that configs and presets are read without it, and of names of models, which
+``checkpoints.config`` turns into these facts; ``core.decoder`` runs them."""
 
 from dataclasses import dataclass
 from typing import Literal

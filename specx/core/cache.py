@@ -1,11 +1,12 @@
-"""Preallocated key/value storage with in-place compaction.
-
-In: keys and values of new rows. Out: one buffer that attention reads. It does not know attention,
-models, positions or which rows are worth keeping.
-"""
+"""Preallocated key/value storage with in-place compaction. It does not know attention, models,
+positions or which rows are worth keeping."""
 
 import torch
 from torch import Tensor
+
+from specx.core.architecture import Shape
+
+KV = tuple[Tensor, Tensor]  # keys and values [Hkv, rows, D] of one layer
 
 
 class KVCache:
@@ -16,31 +17,19 @@ class KVCache:
     """
 
     def __init__(
-        self,
-        layers: int,
-        kv_heads: int,
-        capacity: int,
-        head_dim: int,
-        *,
-        dtype: torch.dtype,
-        device: torch.device | str,
+        self, shape: Shape, capacity: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
-        shape = (layers, kv_heads, capacity, head_dim)
+        size = shape.layers, shape.kv_heads, capacity, shape.head_dim
         # empty, not zeros: an operating system backs untouched pages with no memory.
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.length = 0
+        self.keys = torch.empty(size, dtype=dtype, device=device)
+        self.values = torch.empty(size, dtype=dtype, device=device)
+        self.capacity, self.length = capacity, 0  # rows
+        #: Bytes of one row over all layers, keys and values.
+        self.row_bytes = shape.numbers_per_token * dtype.itemsize
 
-    @property
-    def capacity(self) -> int:
-        """Rows allocated."""
-        return self.keys.shape[2]
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row over all layers, keys and values."""
-        layers, heads, _, width = self.keys.shape
-        return 2 * layers * heads * width * self.keys.element_size()
+    def layer(self, index: int) -> KV:
+        """All rows of a layer."""
+        return self.keys[index], self.values[index]
 
     def stage(self, rows: int) -> int:
         """Where the next ``rows`` rows go. Raises ``ValueError`` when they do not fit."""
@@ -50,9 +39,9 @@ class KVCache:
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [Hkv, n, D] of ``layer`` at rows start … start + n."""
-        stop = start + keys.shape[1]
-        self.keys[layer, :, start:stop] = keys
-        self.values[layer, :, start:stop] = values
+        rows = slice(start, start + keys.shape[1])
+        self.keys[layer, :, rows] = keys
+        self.values[layer, :, rows] = values
 
     def compact(self, nodes: Tensor, start: Tensor) -> None:
         """Move the rows ``start`` + ``nodes`` [m] int64 (increasing) to ``start`` … start + m.

@@ -1,44 +1,31 @@
-"""Seconds of a step's phases, by the clock of the device that does the work.
-
-In: marks at the ends of phases. Out: seconds by phase. It does not know what a phase does.
-"""
+"""Seconds of a step's phases, by the clock of the device that does the work."""
 
 import itertools
 import time
-from typing import Protocol
 
 import torch
 
 
-class Clock(Protocol):
-    """Runs from its creation."""
-
-    def mark(self, phase: str) -> None:
-        """End ``phase`` here."""
-        ...
-
-    def seconds(self, previous: "Clock | None") -> dict[str, float]:
-        """Seconds by phase, and under "gap" how long the device was idle after ``previous``."""
-        ...
-
-
-class HostClock:
-    """The host's clock, for a device that works in step with it."""
+class Clock:
+    """Runs from its creation. This one is the host's, for a device that works in step with it."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def mark(self, phase: str) -> None:
+        """End ``phase`` here."""
         now = time.perf_counter()
         self._seconds[phase] = now - self._last
         self._last = now
 
     def seconds(self, previous: "Clock | None") -> dict[str, float]:
-        return self._seconds  # the host is never idle
+        """Seconds by phase, and under "gap" how long the device was idle after ``previous``: a
+        host never is."""
+        return self._seconds
 
 
-class StreamClock:
+class StreamClock(Clock):
     """Events on a GPU's stream: the host may run ahead between phases; only reading waits."""
 
     def __init__(self, device: torch.device) -> None:
@@ -70,7 +57,7 @@ def now(device: torch.device) -> float:
 
 def start_clock(device: torch.device) -> Clock:
     """A running clock for work on ``device``."""
-    return StreamClock(device) if device.type == "cuda" else HostClock()
+    return StreamClock(device) if device.type == "cuda" else Clock()
 
 
 def _event() -> torch.cuda.Event:

@@ -1,14 +1,12 @@
-"""The settings of the core, as frozen dataclasses: numbers and names, nothing else.
-
-They are in one torch-free module so that presets, ``--help`` and ``--set`` can be read and
-checked without importing torch. Each is used by the module of the same name.
-"""
+"""The settings of the core, as frozen dataclasses: numbers and names, without torch, so that
+presets, ``--help`` and ``--set`` can be read and checked without importing it."""
 
 from dataclasses import dataclass, replace
 from math import inf
 from types import MappingProxyType
 from typing import Any, Literal
 
+Think = Literal["auto", "on", "off"]
 Mode = Literal["auto", "plain", "spec", "specx"]
 DrafterKind = Literal["none", "lookup", "lm", "eagle", "eagle3"]
 DraftCache = Literal["full", "window", "retrieval"]
@@ -68,6 +66,14 @@ class RetrievalConfig:
     def budget_tokens(self) -> int:
         """Rows that the draft's working cache holds after a refresh, at most."""
         return (self.top_chunks + self.sink_chunks + self.recent_chunks) * self.chunk_tokens
+
+    def due(self, step: int) -> bool:
+        """Whether to refresh after verify step ``step`` (0-based)."""
+        return step % self.every_steps == 0
+
+    def is_needed(self, rows: int) -> bool:
+        """Whether ``rows`` of context exceed what the draft may keep."""
+        return rows > self.budget_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,26 +1,24 @@
 """The decode loop: one step is draft, verify, accept. Plain decoding is a tree of one node.
 
-In: a target, a drafter, prompt tokens. Out: events with token ids and times. It does not know
-text, tokenizers, which drafter it drives, or screens.
-
-A step is launched and then settled. Launching asks the host for nothing where target and drafter
-allow it (a GPU); then the next step is launched before the last one is settled, and the host's
-work for one step happens while the device does the next.
-"""
+A step is launched and then settled. Where launching asks the host for nothing (a GPU), the next one
+is launched before the last is settled, and the host works on one while the device does the next."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from operator import eq
 
 import torch
 from torch import Tensor
 
+from specx.core.bounds import Bounds, Closing, ThoughtBound
 from specx.core.clock import Clock, Readout, now, start_clock
+from specx.core.config import RetrievalConfig
 from specx.core.decoder import Model
-from specx.core.drafts import Drafter, NoDraft
+from specx.core.drafts import Drafter
 from specx.core.drafts.growth import Governor
-from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.stats import FinishReason, Prefill, StepStats, StepTree
 from specx.core.target import CostTable, Target
@@ -38,7 +36,7 @@ class Step:
 
     tree: TokenTree
     path: Path
-    logits: Tensor  # [n, V]
+    logits: Tensor  # [n, V] float32
     drafted: bool
     is_warm: bool  # its time is that of any later step
     readout: Readout  # the target's report; chunks, reaches, depths and copies where there are any
@@ -63,9 +61,10 @@ def launch(
     sample: Sample,
     *,
     seen: "Seen | None" = None,
-    retriever: Retriever | None = None,
+    closing: Closing | None = None,
+    retrieval: RetrievalConfig | None = None,
 ) -> Step:
-    """Put a whole step on the device. Without ``drafter`` it is a plain one; with ``retriever`` the
+    """Put a whole step on the device. Without ``drafter`` it is a plain one; with ``retrieval`` the
     draft's context is refreshed after it."""
     cold_runs = target.launcher.cold_runs
     clock = start_clock(target.model.device)
@@ -76,15 +75,19 @@ def launch(
     clock.mark("verify_s")
     positions = target.progress.produced + tree.depths
     tokens = sample(logits, positions, None if seen is None else seen.rows(tree))
+    if closing is not None:
+        tokens = closing.place(tokens, positions, tree)
     path, report = target.accept(tree, tokens)
     clock.mark("accept_s")
     target.commit(tree, path)
     if seen is not None:
         seen.add_path(tokens, path)
+    if closing is not None:
+        closing.add_path(tokens, path)
     clock.mark("commit_s")
     chunks = None
-    if drafter is not None and retriever is not None:
-        selection = target.select(retriever, path)
+    if drafter is not None and retrieval is not None:
+        selection = target.select(retrieval, path)
         drafter.refocus(selection)
         chunks = selection.chunks
     depths = None if tree.reaches is None else tree.depths[: tree.reaches.shape[0]]
@@ -113,6 +116,8 @@ def settle(step: Step, target: Target, drafter: Drafter, previous: Clock | None 
     phases_s = step.clock.seconds(previous)
     idle_s = phases_s.pop("gap", None)
     levels_s: tuple[float, ...] = ()
+    chain = [] if copied is None else copied.tolist()
+    agreeing = takewhile(bool, map(eq, chain, tokens[:-1]))
     if step.drafted:
         levels_s = drafter.observe(phases_s["draft_s"], reaches, depths)
     stats = StepStats(
@@ -120,7 +125,7 @@ def settle(step: Step, target: Target, drafter: Drafter, previous: Clock | None 
         depth=depth,
         accepted=count - 1,
         new_tokens=count,
-        copied=0 if copied is None else _agreeing(copied.tolist(), tokens[:-1]),
+        copied=sum(agreeing),
         draft_levels_s=levels_s,
         draft_context_tokens=step.context_tokens,
         host_s=idle_s or 0.0,
@@ -132,13 +137,25 @@ def settle(step: Step, target: Target, drafter: Drafter, previous: Clock | None 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to decode. ``end_tokens`` stop the output and are not part of it."""
+    """What to decode. ``end_tokens`` stop the output and are not part of it.
+
+    ``max_tokens`` bounds the answer; ``thought``, where one may come before it, has its own bound;
+    ``limit`` bounds the output in all.
+    """
 
     prompt: Tensor  # [n] int64
     max_tokens: int
     end_tokens: frozenset[int]
     sampler: Sampler
     prefill_chunk_tokens: int = 2048
+    thought: ThoughtBound | None = None
+    limit: int | None = None
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that the output may have in all."""
+        most = self.max_tokens + (0 if self.thought is None else self.thought.room_tokens)
+        return most if self.limit is None else min(most, self.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +179,7 @@ class Decoding:
         target: Target,
         drafter: Drafter,
         *,
-        retriever: Retriever | None = None,
+        retrieval: RetrievalConfig | None = None,
         governor: Governor | None = None,
         costs: CostTable | None = None,
         workspaces: Workspaces | None = None,
@@ -171,11 +188,12 @@ class Decoding:
         """``costs``: where step costs are looked up, or measured between prefill and first token;
         their time is kept apart. ``workspaces`` gets the target's workspace back at the end."""
         self.request, self.target, self.drafter = request, target, drafter
-        self.retriever, self.governor = retriever, governor
+        self.retrieval, self.governor = retrieval, governor
         self._costs, self._workspaces, self._records_trees = costs, workspaces, records_trees
         self.prefill_target_s = self.prefill_draft_s = self.tune_s = 0.0
         self._cancelled = False
-        self._produced = 0
+        self._bounds = Bounds(request.max_tokens, request.thought, request.limit)
+        self._closing: Closing | None = None
         self._seen: Seen | None = None
         if request.sampler.config.repetition_penalty != 1.0:
             self._seen = Seen(target.model)
@@ -219,7 +237,9 @@ class Decoding:
             if not changes:
                 launched.append(self._launch(number))
                 number += 1
-            if changes or len(launched) > self._ahead:
+            # Whether a thought has begun decides what is due in the next step.
+            ahead = 0 if self._bounds.is_undecided else self._ahead
+            if changes or len(launched) > ahead:
                 yield self._settle(launched.popleft())
 
     def _prefill(self) -> Iterator[Prefill | Emitted]:
@@ -251,12 +271,15 @@ class Decoding:
             self._seen.add(prompt)
         seen = None if self._seen is None else self._seen.rows(None)
         first = self.request.sampler(logits, position, seen)
+        self._watch_thought()
+        if self._closing is not None:
+            first = self._closing.place(first, position, None)
         if self._seen is not None:
             self._seen.add(first)
         self.target.begin(prompt, first, features[-1:])
         chunks = None
-        if self.retriever is not None and self.retriever.is_needed(prompt.shape[0]):
-            selection = self.target.select(self.retriever, None)
+        if self.retrieval is not None and self.retrieval.is_needed(prompt.shape[0]):
+            selection = self.target.select(self.retrieval, None)
             self.drafter.refocus(selection)
             chunks = _chunk_numbers(selection.chunks)
         self._tune()  # after the prompt's last query was used: measuring overwrites it
@@ -275,14 +298,15 @@ class Decoding:
 
     def _launch(self, number: int) -> Step:
         drafter = self.drafter if self._is_drafting else None
-        retriever, length = self.retriever, self.target.cache.length
-        is_due = retriever is not None and retriever.due(number) and retriever.is_needed(length)
+        retrieval, length = self.retrieval, self.target.cache.length
+        is_due = retrieval is not None and retrieval.due(number) and retrieval.is_needed(length)
         return launch(
             self.target,
             drafter,
             self.request.sampler,
             seen=self._seen,
-            retriever=retriever if is_due else None,
+            closing=self._closing,
+            retrieval=retrieval if is_due else None,
         )
 
     def _settle(self, step: Step) -> Emitted:
@@ -290,19 +314,24 @@ class Decoding:
         settled = settle(step, self.target, self.drafter, self._last_clock)
         began, stats = time.perf_counter(), settled.stats
         self._last_clock = step.clock
-        tree = _record(step, settled.tokens[-1]) if self._records_trees else None
+        tree = None
+        if self._records_trees:
+            nodes = tuple(step.tree.tokens.tolist()), tuple(step.tree.parents.tolist())
+            tree = StepTree(*nodes, path=tuple(step.path.tolist()), bonus=settled.tokens[-1])
         tokens, reason = self._commit(settled.tokens)
         host_s = time.perf_counter() - began
         if settled.is_timed:  # what the device waited, without what the consumer took
             host_s = max(0.0, stats.host_s - self._away_s)
         self._away_s = 0.0
-        stats = replace(stats, new_tokens=len(tokens), host_s=host_s)
+        stats = replace(stats, host_s=host_s)
         if self.governor is not None and step.is_warm:
             self.governor.observe(stats, step.drafted)
-        return Emitted(tokens, reason, stats, settled.chunks, tree)
+        return Emitted(tokens, reason, stats.cut(len(tokens)), settled.chunks, tree)
 
     @property
     def _is_drafting(self) -> bool:
+        if self._bounds.is_undecided:  # a tree could go past the place where a thought is closed
+            return False
         return self.governor is None or self.governor.drafting
 
     def _commit(self, tokens: list[int]) -> tuple[list[int], FinishReason | None]:
@@ -312,14 +341,22 @@ class Decoding:
             if token in self.request.end_tokens:
                 tokens, reason = tokens[:index], "eos"
                 break
-        left = self.request.max_tokens - self._produced
         # Also when an end token comes right after the budget: plain decoding would not see it.
-        if len(tokens) >= left:
-            tokens, reason = tokens[:left], "length"
-        self._produced += len(tokens)
+        if (fitting := self._bounds.take(tokens)) is not None:
+            tokens, reason = tokens[:fitting], "length"
+        self._watch_thought()
         if reason is None:
             self.drafter.extend(tokens)
         return tokens, reason
+
+    def _watch_thought(self) -> None:
+        """Close the thought in time while one is open."""
+        thought = self.request.thought
+        if thought is None or thought.closing is None or not self._bounds.is_open:
+            self._closing = None
+        elif self._closing is None:
+            device = self.target.model.device
+            self._closing = Closing(thought.closing, thought.max_tokens, device)
 
 
 def plain_logits(target: Target, tokens: Tensor, prompt_tokens: int, chunk_tokens: int) -> Tensor:
@@ -339,7 +376,7 @@ def plain_logits(target: Target, tokens: Tensor, prompt_tokens: int, chunk_token
     for number in range(1, len(output)):
         known = output[number : number + 1]
         step = launch(target, None, lambda *_, known=known: known)
-        settle(step, target, NoDraft())
+        settle(step, target, Drafter())
     return launch(target, None, lambda logits, *_: logits.argmax(dim=-1)).logits
 
 
@@ -368,21 +405,6 @@ class Seen:
         return rows.scatter_(1, torch.where(tree.mask, tokens[None], tokens[:, None]), True)
 
 
-def _record(step: Step, bonus: int) -> StepTree:
-    return StepTree(
-        tokens=tuple(step.tree.tokens.tolist()),
-        parents=tuple(step.tree.parents.tolist()),
-        path=tuple(step.path.tolist()),
-        bonus=bonus,
-    )
-
-
 def _chunk_numbers(chunks: Tensor) -> tuple[int, ...]:
     """On the host, without the padding of a selection."""
     return tuple(chunk for chunk in chunks.tolist() if chunk >= 0)
-
-
-def _agreeing(first: list[int], second: list[int]) -> int:
-    """How many tokens both begin with."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((count for count, (a, b) in pairs if a != b), min(len(first), len(second)))

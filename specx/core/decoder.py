@@ -1,12 +1,6 @@
 """A decoder-only language model: token ids in, logits out, with the facts of its family as data.
-
-In: tokens, positions and an attention pass. Out: logits of the rows asked for, the features that
-a head reads, the last layer's query. It does not know trees, drafts, caches beyond their shape,
-retrieval, files or the names of models.
-
 The attention pass owns the cache and the masks: it is handed each layer's queries, keys and values
-and returns what the rows attend to. All else of a layer is here, about nine launches on a GPU.
-"""
+and returns what the rows attend to. All else of a layer is here, about nine launches on a GPU."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -17,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from specx.core.architecture import DecoderConfig, Shape
+from specx.core.architecture import DecoderConfig
 from specx.core.cache import KVCache
-from specx.core.operations import Linear, Norms, RowOperations, linear_of, row_operations
+from specx.core.operations import Linear, Norms, linear_of, row_operations
 from specx.core.rope import inverse_frequencies
 
 Tables = tuple[Tensor, Tensor]  # cosines and sines [n, D]
@@ -37,7 +31,7 @@ class AttentionPass(Protocol):
 class Output:
     """Result of one forward over n rows."""
 
-    logits: Tensor  # [m, V], the rows asked for
+    logits: Tensor  # [m, V] float32, the rows asked for
     features: Tensor  # [n, width]: what a head reads, see ``Model.tap``
     query: Tensor  # [H, n, D]: the last layer's, rotated
 
@@ -49,56 +43,6 @@ class Footprint:
     forward_bytes: int  # that every forward reads: a table of embeddings only if it makes logits
     layer_parameters: int  # of the matrices in and between the layers
     head_parameters: int  # of the one that makes logits
-
-
-class DraftModel(Protocol):
-    """What a drafter runs: a small language model, or a head that reads the target's features."""
-
-    reads_features: bool
-    shape: Shape
-    device: torch.device
-    dtype: torch.dtype
-    weights_bytes: int
-    inverse_frequencies: Tensor
-
-    def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache of ``capacity`` rows in its shape, dtype and place."""
-        ...
-
-    def first_layer(self) -> "DraftModel":
-        """The same model without the layers after the first, over the same weights."""
-        ...
-
-    def fuse(self, features: Tensor) -> Tensor:
-        """Features of the target [n, width] → features that ``hidden`` reads [n, hidden]."""
-        ...
-
-    def hidden(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        attention_pass: AttentionPass,
-        features: Tensor | None = None,
-    ) -> Tensor:
-        """States [n, hidden] after tokens [n] at positions [n], both int64."""
-        ...
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """States [n, hidden] → logits [n, V]."""
-        ...
-
-
-def new_cache(model: DraftModel, capacity: int) -> KVCache:
-    """An empty cache of ``capacity`` rows in the model's shape, dtype and place."""
-    shape = model.shape
-    return KVCache(
-        shape.layers,
-        shape.kv_heads,
-        capacity,
-        shape.head_dim,
-        dtype=model.dtype,
-        device=model.device,
-    )
 
 
 class Weights:
@@ -145,7 +89,7 @@ class Layer:
         self._down = weights.linear(f"{prefix}mlp.down_proj")
         self.matrices = (self._qkv, self._out, self._gate_up, self._down)
         self._mlp_norm = weights.take(f"{prefix}{config.mlp_norm}.weight")
-        self._rows: RowOperations = row_operations(self._mlp_norm)
+        self._rows = row_operations(self._mlp_norm)
         self._head_norms: Norms | None = None
         query_norm = weights.take_if_there(f"{prefix}self_attn.q_norm.weight")
         if query_norm is not None:
@@ -207,7 +151,7 @@ class Model:
         )
         frequencies = inverse_frequencies(config.rope, config.shape.head_dim)
         self.inverse_frequencies = frequencies.to(self.device)  # [D / 2] float32
-        self._rows: RowOperations = row_operations(self._last_norm)
+        self._rows = row_operations(self._last_norm)
         self._taps: tuple[int, ...] = ()
         self.feature_width = 0  # of the features that are kept; 0: nobody reads them
 
@@ -223,8 +167,8 @@ class Model:
         self.feature_width = self.shape.hidden * max(1, len(layers))
 
     def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache of ``capacity`` rows in this model's shape, dtype and place."""
-        return new_cache(self, capacity)
+        """Empty, of ``capacity`` rows."""
+        return KVCache(self.shape, capacity, self.dtype, self.device)
 
     def first_layer(self) -> "Model":
         """The same model without the layers after the first and without features, over the same
@@ -267,8 +211,9 @@ class Model:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """States [n, hidden] → logits [n, V]."""
-        logits, divisor = self._head(hidden), self._config.logit_divisor
+        """States [n, hidden] → logits [n, V] float32: in half precision two of them would often tie
+        after rounding, and which of them wins would depend on how many rows there are."""
+        logits, divisor = self._head.wide(hidden), self._config.logit_divisor
         return logits if divisor == 1.0 else logits / divisor
 
     def _run(

@@ -1,9 +1,6 @@
 """What one forward does in every attention layer: where keys go and what each row sees.
-
-In: queries, keys and values of new rows, layer by layer. Out: their attention. ``ChunkPass`` serves
-the target's prompt and ``TreePass`` trees; the others serve a draft whose committed keys are stored
-without rotation. They do not know models or trees beyond a mask.
-"""
+``ChunkPass`` serves the target's prompt and ``TreePass`` trees; the others serve a draft whose
+committed keys are stored without rotation. They do not know models or trees beyond a mask."""
 
 from dataclasses import dataclass
 
@@ -51,8 +48,8 @@ class ChunkPass:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         self.cache.write(layer, self.start, key, value)
         end = self.start + key.shape[1]
-        keys, values = self.cache.keys[layer, :, :end], self.cache.values[layer, :, :end]
-        return prefill_attention(query, keys, values, scale, self.kernels, self.kind)
+        held = self.cache.keys[layer, :, :end], self.cache.values[layer, :, :end]
+        return prefill_attention(query, held, scale, self.kernels, self.kind)
 
 
 @dataclass(slots=True)
@@ -70,9 +67,9 @@ class TreePass:
     kernels: Kernels
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        self.kernels.store(keys, values, self.first, key, value)
-        return self.kernels.tree(query, keys, values, self.prefix, self.mask, scale)
+        cached = self.cache.layer(layer)
+        self.kernels.store(cached, self.first, (key, value))
+        return self.kernels.tree(query, cached, self.prefix, self.mask, scale)
 
 
 @dataclass(slots=True)
@@ -101,7 +98,7 @@ class WindowPass:
             keys, values = _with_window(keys, self.blocks), _with_window(values, self.blocks)
             query = _fold(query, key.shape[0], self.blocks)
         keys, query = self.rotary.rotate(keys, 0), self.rotary.rotate(query, before)
-        out = prefill_attention(query, keys, values, scale, self.kernels, self.kind)
+        out = prefill_attention(query, (keys, values), scale, self.kernels, self.kind)
         return out if self.blocks == 1 else _unfold(out, key.shape[0], self.blocks).view(shape)
 
 
@@ -143,10 +140,10 @@ class ReadPass:
     kernels: Kernels
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        full, keys, values = self.full, self.working.keys[layer], self.working.values[layer]
-        self.kernels.store(full.keys[layer], full.values[layer], self.full_start, key, value)
+        self.kernels.store(self.full.layer(layer), self.full_start, (key, value))
         # One rotation for both: the launch costs more than the arithmetic.
         rotated = self.rotary.rotate_at(torch.cat([query, key]), self.positions)
         query, key = rotated[: query.shape[0]], rotated[query.shape[0] :]
-        self.kernels.store(keys, values, self.prefix, key, value)
-        return self.kernels.tree(query, keys, values, self.prefix, self.mask, scale)
+        working = self.working.layer(layer)
+        self.kernels.store(working, self.prefix, (key, value))
+        return self.kernels.tree(query, working, self.prefix, self.mask, scale)

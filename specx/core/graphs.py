@@ -1,10 +1,5 @@
-"""How parts of a step are launched: called, or recorded once as a CUDA graph and replayed with one
-call of the host.
-
-In: a key and a function of static buffers. Out: its result, from the first call's own execution or
-from a replay. It does not know models, trees or attention. On other devices the function is
-simply called.
-"""
+"""How parts of a step are launched: called, or, on a GPU, recorded once as a CUDA graph and
+replayed with one call of the host. It does not know models, trees or attention."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -100,11 +95,9 @@ class Launcher:
 
     @property
     def cold_runs(self) -> int:
-        """Runs that compiled or recorded something: their time says nothing about the next."""
         return self._graphs.cold_runs
 
     def is_warm(self, *key: Hashable) -> bool:
-        """Whether the next ``run`` neither compiles nor records."""
         return not self.is_fixed or self._graphs.is_warm((*key, self._backend))
 
     def run(self, function: Callable[[], T], *key: Hashable) -> T:

@@ -1,8 +1,5 @@
 """Matrices that read the same rows, laid in one: a layer multiplies once where files have several.
-
-In: tensors as files name them, without a leading ``model.``. Out: the same under the names that
-the decoder reads, each group of ``JOINED`` as one tensor. It does not know models or files.
-"""
+Names are those of files, without a leading ``model.``; ``JOINED`` has what the decoder reads."""
 
 from collections.abc import Mapping
 

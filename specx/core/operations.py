@@ -1,10 +1,8 @@
-"""What a layer consists of: products with its matrices, and the small operations between them.
+"""What a layer consists of: products with its matrices, and the small operations between them. Each
+has one form in PyTorch and, on a GPU with Triton, one kernel in a module of ``core.kernels`` with
+the same functions; this is the only place that chooses."""
 
-In: rows of hidden states [n, d]. Out: rows. Each operation has one form in PyTorch and, on a GPU
-with Triton, one kernel; this is the only place that chooses. It does not know layers or models.
-"""
-
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,58 +15,11 @@ _KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 Norms = tuple[Tensor, Tensor, float]  # weights of the query and the key norm [D], epsilon
 
 
-class RowOperations(Protocol):
-    """What a layer does between its products; shapes as in ``specx.core.kernels.rows``."""
+class RowOperations:
+    """What a layer does between its products, in PyTorch; on a GPU ``core.kernels.rows``."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """[n, d], [d] → [n, d]."""
-        ...
-
-    def rotate(
-        self,
-        qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        heads: int,
-        kv_heads: int,
-        norms: Norms | None = None,
-    ) -> None:
-        """Rotates query and key heads of [n, (H + 2·Hkv)·D] in place, after ``norms`` if given."""
-        ...
-
-    def swiglu(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) · up: [n, 2·m] → [n, m]."""
-        ...
-
-    def rotary_tables(
-        self, positions: Tensor, frequencies: Tensor, scaling: float, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        """Positions [n] int64 and frequencies [D/2] float32 → cosines and sines [n, D]."""
-        ...
-
-
-class Products(Protocol):
-    """Products with weights [N, K] (+ bias [N]); as in ``specx.core.kernels.linear``."""
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x · weightᵀ + bias: [n, K] → [n, N]."""
-        ...
-
-    def add_linear(
-        self, stream: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None
-    ) -> None:
-        """stream += x · weightᵀ + bias, in place, without a temporary of its size."""
-        ...
-
-    def swiglu_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """silu(gate) · up of gate | up = x · weightᵀ + bias: [n, K], weight [2·m, K] → [n, m]."""
-        ...
-
-
-class TorchRows:
-    """``RowOperations`` in plain PyTorch, for any device and dtype."""
-
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
         inverse = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
         return weight * (wide * inverse).to(x.dtype)
@@ -82,6 +33,7 @@ class TorchRows:
         kv_heads: int,
         norms: Norms | None = None,
     ) -> None:
+        """Rotates query and key heads of [n, (H + 2·Hkv)·D] in place, after ``norms`` if given."""
         both = qkv.view(qkv.shape[0], -1, cos.shape[1])[:, : heads + kv_heads]
         turned = both
         if norms is not None:
@@ -93,47 +45,60 @@ class TorchRows:
         both.copy_(turned * cos[:, None] + crossed * sin[:, None])
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) · up: [n, 2·m] → [n, m]."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
     def rotary_tables(
         self, positions: Tensor, frequencies: Tensor, scaling: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
+        """Positions [n] int64 and frequencies [D/2] float32 → cosines and sines [n, D]."""
         angles = positions[:, None].float() * frequencies
         angles = torch.cat([angles, angles], dim=-1)
         return (angles.cos() * scaling).to(dtype), (angles.sin() * scaling).to(dtype)
 
 
-class TorchProducts:
-    """``Products`` by PyTorch."""
+class Products:
+    """Products with weights [N, K] (+ bias [N]) in PyTorch; on a GPU ``core.kernels.linear``."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x · weightᵀ + bias: [n, K] → [n, N]."""
         return F.linear(x, weight, bias)
+
+    def wide_linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x · weightᵀ, half precision as float32: [n, K] → [n, N]. Rounded before, on a CPU."""
+        product = F.linear(x, weight)
+        return product if product.dtype.itemsize >= 4 else product.float()
 
     def add_linear(
         self, stream: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None
     ) -> None:
+        """stream += x · weightᵀ + bias, in place, without a temporary of its size."""
         stream.addmm_(x, weight.t())
         if bias is not None:
             stream.add_(bias)
 
     def swiglu_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """silu(gate) · up of gate | up = x · weightᵀ + bias: [n, K], weight [2·m, K] → [n, m]."""
         return row_operations(weight).swiglu(F.linear(x, weight, bias))
 
 
 class Linear:
     """One matrix [N, K] with its bias, multiplied by whatever is fastest on its device."""
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None = None, products: Products | None = None
-    ) -> None:
-        self.size, self.nbytes = weight.numel(), weight.nbytes + _bytes(bias)
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.size = weight.numel()
+        self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
         self._weight, self._bias = weight, bias
-        self._products = products or fastest_products(weight.device)
+        self._products = _products(weight.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[n, K] → [n, N]."""
         return self._products.linear(x, self._weight, self._bias)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """The same without a bias, in float32."""
+        return self._products.wide_linear(x, self._weight)
 
     def add_to(self, stream: Tensor, x: Tensor) -> None:
         """Adds the product with ``x`` [n, K] to ``stream`` [n, N] in place."""
@@ -155,8 +120,8 @@ class PackedLinear(Linear):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight), bias, TorchProducts())
-        self.size, self.nbytes = weight.numel(), weight.nbytes + _bytes(bias)
+        super().__init__(weight, bias)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
@@ -164,11 +129,14 @@ class PackedLinear(Linear):
         )
         return out
 
+    def wide(self, x: Tensor) -> Tensor:
+        return self(x)
+
     def add_to(self, stream: Tensor, x: Tensor) -> None:
         stream.add_(self(x))
 
     def swiglu(self, x: Tensor) -> Tensor:
-        return TorchRows().swiglu(self(x))
+        return RowOperations().swiglu(self(x))
 
 
 @torch.inference_mode()
@@ -199,17 +167,12 @@ def row_operations(sample: Tensor) -> RowOperations:
         from specx.core.kernels import rows  # imports Triton
 
         return cast(RowOperations, rows)
-    return TorchRows()
+    return RowOperations()
 
 
-def fastest_products(device: torch.device) -> Products:
-    """The fastest products on ``device``."""
+def _products(device: torch.device) -> Products:
     if device.type == "cuda" and kernels.is_available():
         from specx.core.kernels import linear  # imports Triton
 
         return cast(Products, linear)
-    return TorchProducts()
-
-
-def _bytes(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.nbytes
+    return Products()

@@ -1,18 +1,14 @@
-"""What a first request will launch, compiled many kernels at a time before it needs the first.
-
-In: a target and the settings of its draft model, before the prompt is read. Out: kernels that are
-ready; whatever was in the workspace is lost. It knows no kernel by name: every part of a step runs
-once, over the first layer alone (the others launch the same kernels), with launches that compile
-and start nothing.
-"""
+"""What a first request will launch, compiled many kernels at a time before it needs the first:
+every part of a step runs once, over the first layer alone (the others launch the same kernels),
+with launches that compile and start nothing. Whatever was in the workspace is lost."""
 
 from dataclasses import replace
 
 import torch
 
+from specx.core.config import RetrievalConfig
 from specx.core.drafts.model import DraftSettings, ModelDrafter
 from specx.core.kernels.launch import can_compile_ahead, compiling_ahead
-from specx.core.retrieval import Retriever
 from specx.core.sampling import Sampler
 from specx.core.target import Target
 
@@ -24,7 +20,7 @@ _LEVELS_OF_A_HEAD = 2
 def rehearse(
     target: Target,
     settings: DraftSettings | None,
-    retriever: Retriever | None,
+    retrieval: RetrievalConfig | None,
     sampler: Sampler,
     chunk_tokens: int,
 ) -> None:
@@ -40,8 +36,8 @@ def rehearse(
         chunk = nothing[: target.cache.capacity // 2]
         for _ in range(2):  # the second chunk has a prefix
             short.read(chunk)
-        if retriever is not None:
-            short.select(retriever, None)
+        if retrieval is not None:
+            short.select(retrieval, None)
         short.progress.begin(chunk, nothing[:1])
         short.verify_widths()
         if settings is not None:

@@ -1,8 +1,5 @@
-"""Cross-model Retrieval: the target's own attention chooses which chunks the draft keeps.
-
-In: one query of the target's last layer and that layer's keys. Out: row numbers. It does not know
-the draft, its cache, or where the query came from (SpecExtend, arXiv 2505.20776 §3.3).
-"""
+"""Cross-model Retrieval: the target's own attention chooses which chunks the draft keeps
+(SpecExtend, arXiv 2505.20776 §3.3). It does not know the draft or its cache."""
 
 from dataclasses import dataclass
 
@@ -46,21 +43,6 @@ def chunk_scores(query: Tensor, keys: Tensor, scale: float, chunk_tokens: int) -
     sums[:-1] /= chunk_tokens
     sums[-1] /= rows - (chunks - 1) * chunk_tokens
     return sums
-
-
-class Retriever:
-    """Says when the draft's cache is to be refreshed."""
-
-    def __init__(self, config: RetrievalConfig) -> None:
-        self.config = config
-
-    def due(self, step: int) -> bool:
-        """Whether to refresh after verify step ``step`` (0-based)."""
-        return step % self.config.every_steps == 0
-
-    def is_needed(self, rows: int) -> bool:
-        """Whether ``rows`` of context exceed what the draft may keep."""
-        return rows > self.config.budget_tokens
 
 
 def select(config: RetrievalConfig, scores: Tensor, length: Tensor) -> Selection:

@@ -1,9 +1,6 @@
-"""The frequencies of a rotation, and how each published stretch changes them.
-
-Sources: RoFormer (arXiv 2104.09864); position interpolation (2306.15595) for ``linear``; YaRN
-(2309.00071); Meta's reference code of Llama 3.1 for ``llama3``. Operations are in the order that
-checkpoints were trained and are usually run with, in float32.
-"""
+"""The frequencies of a rotation, in float32, and how each published stretch changes them: RoFormer
+(arXiv 2104.09864); position interpolation (2306.15595) for ``linear``; YaRN (2309.00071); Meta's
+reference code of Llama 3.1 for ``llama3``; operations in the order of checkpoints' training."""
 
 import math
 

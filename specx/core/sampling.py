@@ -1,13 +1,7 @@
-"""From logits to tokens, with noise that depends only on (seed, output position).
-
-In: logits of tree nodes, the position each node predicts. Out: one token a node. Greedy and
-sampled decoding are the same code, so the walk over the tree needs no draft probabilities, and
-the same seed gives the same text in every mode (Gumbel-max: argmax of filtered logits + noise).
-It does not know trees, models or caches.
-
-Filters follow the usual order: repetition penalty (Keskar et al., CTRL), temperature, top-k,
-top-p (Holtzman et al.), min-p (Nguyen et al.).
-"""
+"""From logits to tokens, with noise that depends only on (seed, output position): the same seed
+gives the same text in every mode (Gumbel-max: argmax of filtered logits + noise), and the walk
+over the tree needs no draft probabilities. Filters in the usual order: repetition penalty (Keskar
+et al., CTRL), temperature, top-k, top-p (Holtzman et al.), min-p (Nguyen et al.)."""
 
 import torch
 from torch import Tensor
@@ -76,9 +70,8 @@ class Sampler:
 def gumbel_noise(seed: int, positions: Tensor, vocabulary: int) -> Tensor:
     """Standard Gumbel noise [n, vocabulary] float32, a pure function of (seed, position, token).
 
-    A counter-based hash in integer arithmetic, so every device and every row count draws the
-    same numbers. On a CPU, rows with equal positions are computed
-    once.
+    A counter-based hash in integer arithmetic, so every device and every row count draws the same
+    numbers. On a CPU, rows with equal positions are computed once.
     """
     inverse = None
     if positions.device.type == "cpu":  # elsewhere it would wait for the device

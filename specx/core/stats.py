@@ -1,13 +1,10 @@
 """What is measured: the only record that travels from the decode loop to tables and JSON.
 
-Goes in: counts and seconds from the loop. Comes out: derived rates. It does not know tensors,
-text, tokenizers or screens.
+``accepted`` counts draft tokens kept in a step, the bonus token excluded; ``tokens_per_step`` =
+accepted + 1 (τ in the papers; plain decoding has 1)."""
 
-Words: ``accepted`` counts draft tokens kept in a step, the bonus token excluded;
-``tokens_per_step`` = accepted + 1 (τ in the papers; plain decoding has 1).
-"""
-
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 #: Output tokens that are counted together where something is shown along the output.
@@ -18,12 +15,12 @@ FinishReason = Literal["eos", "length", "stop", "interrupted"]
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """One verify step. Times in seconds; ``new_tokens`` may be less than accepted + 1 in the
-    last step, where the stop rule cuts."""
+    """One verify step. Times in seconds; where the stop rule cuts the last step, ``new_tokens``
+    may be no more than ``accepted``."""
 
     nodes: int  # rows of the verify forward: root + guesses
     depth: int  # deepest guess
-    accepted: int  # draft tokens kept, bonus excluded, before the stop rule
+    accepted: int  # draft tokens kept, bonus excluded
     new_tokens: int  # tokens that this step added to the output
     copied: int = 0  # of the accepted, how many a copy from the text had guessed as well
     draft_s: float = 0.0  # the whole draft: its forwards, and growing the tree
@@ -34,6 +31,11 @@ class StepStats:
     retrieve_s: float = 0.0  # scoring the chunks and regathering the draft's cache
     host_s: float = 0.0  # the stop rule, and giving tokens to the drafter
     draft_context_tokens: int = 0  # rows that the draft's working cache holds
+
+    def cut(self, count: int) -> "StepStats":
+        """The step when only its first ``count`` tokens became part of the output."""
+        accepted, copied = min(self.accepted, count), min(self.copied, count)
+        return replace(self, new_tokens=count, accepted=accepted, copied=copied)
 
     @property
     def total_s(self) -> float:
@@ -125,23 +127,18 @@ class GenerationStats:
     def tokens_per_step_by_position(self) -> list[float]:
         """Tokens of a step along the output: the mean over the steps that began in each block of
         ``POSITION_TOKENS`` tokens. It shows whether a draft keeps up with a long output."""
-        blocks: list[list[int]] = []
+        blocks: dict[int, list[int]] = {}
         position = 1  # the prefill yields the first token
         for step in self.steps:
-            block = position // POSITION_TOKENS
-            while len(blocks) <= block:
-                blocks.append([])
-            blocks[block].append(step.accepted + 1)
+            blocks.setdefault(position // POSITION_TOKENS, []).append(step.accepted + 1)
             position += step.accepted + 1
-        return [sum(block) / len(block) for block in blocks if block]
+        return [sum(block) / len(block) for block in blocks.values()]
 
     @property
     def accepted_histogram(self) -> list[int]:
         """``histogram[a]`` = number of steps that accepted exactly ``a`` draft tokens."""
-        counts = [0] * (1 + max((step.accepted for step in self.steps), default=0))
-        for step in self.steps:
-            counts[step.accepted] += 1
-        return counts if self.steps else []
+        counts = Counter(step.accepted for step in self.steps)
+        return [counts[accepted] for accepted in range(max(counts, default=-1) + 1)]
 
     @property
     def phases_s(self) -> dict[str, float]:

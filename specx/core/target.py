@@ -1,11 +1,7 @@
 """The big model's side of a request: reading the prompt, checking trees, keeping what is accepted.
 
-In: prompt chunks and draft trees. Out: logits, the accepted path, the chunks that the target
-attends to. It does not know drafters, stop rules, text or the order of steps.
-
 Nothing here asks the host for a device value, so where shapes are fixed every part of a step is a
-CUDA graph. Recordings meet only in the places of a ``Slot``.
-"""
+CUDA graph. Recordings meet only in the places of a ``Slot``."""
 
 from functools import partial
 
@@ -14,12 +10,12 @@ from torch import Tensor
 
 from specx.core.attention import Kernels
 from specx.core.clock import now
-from specx.core.config import Parts
+from specx.core.config import Parts, RetrievalConfig
 from specx.core.decoder import Model
 from specx.core.drafts.growth import StepCosts
 from specx.core.forward_passes import ChunkPass, TreePass
 from specx.core.graphs import RECORDED_ROWS
-from specx.core.retrieval import Retriever, Selection, select
+from specx.core.retrieval import Selection, select
 from specx.core.tree import Path, TokenTree
 from specx.core.workspace import FEATURE_ROWS, Slot, Workspace
 
@@ -58,7 +54,7 @@ class Target:
         output = self.model.forward(tokens, positions, chunk, count - 1)
         self._query = output.query
         self.cache.reach(start + count)
-        self.progress.read(start + count)
+        self.progress.length.fill_(start + count)
         return output.logits, output.features
 
     @torch.inference_mode()
@@ -111,15 +107,15 @@ class Target:
         self.cache.reach(self.cache.length + count)
 
     @torch.inference_mode()
-    def select(self, retriever: Retriever, path: Path | None) -> Selection:
+    def select(self, config: RetrievalConfig, path: Path | None) -> Selection:
         """Chunks that the last node of a committed ``path`` attends to in the last layer; the
         prompt's last token when ``path`` is None."""
         query = self._query
         assert query is not None, "no forward has run yet"
         if path is None:
-            return self._select(retriever, query[:, -1])
-        key = "select", query.shape[1], path.nodes.shape[0], retriever.config
-        return self.launcher.run(partial(self._select_after, retriever, query, path), *key)
+            return self._select(config, query[:, -1])
+        key = "select", query.shape[1], path.nodes.shape[0], config
+        return self.launcher.run(partial(self._select_after, config, query, path), *key)
 
     def over(self, model: Model, parts: Parts) -> "Target":
         """The same with other parts over another model, in the same workspace."""
@@ -127,16 +123,13 @@ class Target:
 
     def verify_widths(self) -> None:
         """A verify forward of every recorded width that the cache has room for."""
-        for rows in RECORDED_ROWS:
-            if self.cache.length + rows <= self.cache.capacity:
-                self.verify(self.place(_chain(rows, self.model.device)))
+        for tree in self._chains(RECORDED_ROWS).values():
+            self.verify(self.place(tree))
 
     def measure(self) -> StepCosts:
         """Time verify forwards of a few widths on the cache as it is; nothing is kept."""
         is_fixed, device = self.launcher.is_fixed, self.model.device
-        room = self.cache.capacity - self.cache.length
-        wanted = RECORDED_ROWS if is_fixed else MEASURED_ROWS
-        trees = {rows: _chain(rows, device) for rows in wanted if rows <= room}
+        trees = self._chains(RECORDED_ROWS if is_fixed else MEASURED_ROWS)
         seconds = dict.fromkeys(trees, float("inf"))
         for _ in range(_FIXED_ROUNDS if is_fixed else _ROUNDS):
             for rows, tree in trees.items():
@@ -144,6 +137,16 @@ class Target:
                 self.verify(self.place(tree))
                 seconds[rows] = min(seconds[rows], now(device) - start)
         return StepCosts(seconds)
+
+    def _chains(self, widths: tuple[int, ...]) -> dict[int, TokenTree]:
+        """Trees without branches, of those ``widths`` that the cache has room for; their tokens do
+        not matter."""
+        room, device = self.cache.capacity - self.cache.length, self.model.device
+        return {
+            rows: TokenTree.build([0] * rows, [max(0, row - 1) for row in range(rows)], device)
+            for rows in widths
+            if rows <= room
+        }
 
     def _place_root(self) -> TokenTree:
         return self.workspace.slot(1).place(TokenTree.root_only(self.progress.root))
@@ -169,16 +172,15 @@ class Target:
             self.workspace.features.index_copy_(0, places, features)
         progress.advance(slot.sample[path.nodes], path.count)
 
-    def _select_after(self, retriever: Retriever, query: Tensor, path: Path) -> Selection:
+    def _select_after(self, config: RetrievalConfig, query: Tensor, path: Path) -> Selection:
         row = path.nodes.index_select(0, (path.count - 1)[None])
-        return self._select(retriever, query.index_select(1, row)[:, 0])
+        return self._select(config, query.index_select(1, row)[:, 0])
 
-    def _select(self, retriever: Retriever, query: Tensor) -> Selection:
+    def _select(self, config: RetrievalConfig, query: Tensor) -> Selection:
         keys, length = self.cache.keys[-1], self.progress.length
-        chunk_tokens = retriever.config.chunk_tokens
         scale = self.model.score_scale
-        scores = self._kernels.chunk_scores(query, keys, length, scale, chunk_tokens)
-        return select(retriever.config, scores, length)
+        scores = self._kernels.chunk_scores(query, keys, length, scale, config.chunk_tokens)
+        return select(config, scores, length)
 
 
 class CostTable:
@@ -204,8 +206,3 @@ def _accept(slot: Slot, tree: TokenTree) -> Tensor:
     depth = torch.where(is_node, tree.depths, 0).max()
     summary = torch.stack([path.count, is_node.sum(), depth])
     return torch.cat([summary, slot.sample[path.nodes]])
-
-
-def _chain(rows: int, device: torch.device) -> TokenTree:
-    """A tree without branches; its tokens do not matter."""
-    return TokenTree.build([0] * rows, [max(0, row - 1) for row in range(rows)], device)

@@ -1,8 +1,5 @@
-"""The draft tree: a set of guesses that share prefixes, and the walk that accepts one path.
-
-In: token ids and parents. Out: the ancestor mask for one verify forward, and the accepted path.
-It does not know models, caches or how guesses were found.
-"""
+"""The draft tree: a set of guesses that share prefixes, its ancestor mask for one verify forward,
+and the walk that accepts one path. It does not know models, caches or how guesses were found."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

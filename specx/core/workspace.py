@@ -1,12 +1,8 @@
 """What outlives a request: buffers allocated once and recorded once, for one request at a time.
 
-In: a model, capacities, the tokens of each step. Out: caches, device scalars, and the places where
-recordings meet. It does not know drafters' work, stop rules or text.
+A short request after a long one finds old keys after its own, which no row ever sees."""
 
-A short request after a long one finds old keys after its own, which no row ever sees.
-"""
-
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,7 +10,8 @@ from torch import Tensor
 from specx.core.attention import Kernels
 from specx.core.cache import KVCache
 from specx.core.config import Launch, Parts
-from specx.core.decoder import DraftModel, Model
+from specx.core.decoder import Model
+from specx.core.drafts.eagle import DraftModel
 from specx.core.graphs import Graphs, Launcher
 from specx.core.tree import TokenTree
 
@@ -42,10 +39,6 @@ class TextProgress:
         """The newest token [1] int64: the root of the next tree."""
         return self.text.index_select(0, self.length[None])
 
-    def read(self, count: int) -> None:
-        """``count`` tokens of the prompt are cached."""
-        self.length.fill_(count)
-
     def begin(self, prompt: Tensor, first: Tensor) -> None:
         """Start an output after ``prompt`` [n] int64 with its ``first`` token [1] int64."""
         count = prompt.shape[0]
@@ -62,33 +55,21 @@ class TextProgress:
         self._counts[1:] += count
 
 
-@dataclass(frozen=True, slots=True)
 class Slot:
     """Where recordings find a tree of ``n`` nodes, and leave what the next one reads."""
 
-    tokens: Tensor  # [n] int64
-    parents: Tensor
-    depths: Tensor
-    mask: Tensor  # [n, n] bool
-    alone: Tensor  # [n, n] bool: the mask of padding
-    sample: Tensor  # [n] int64
-    nodes: Tensor  # [n] int64: the accepted path
-    count: Tensor  # [] int64
-    query: Tensor  # [H, n, D]
-    features: Tensor  # [n, width]; a width of 0 where nobody reads them
-
-    @classmethod
-    def empty(cls, rows: int, query: Tensor, features: Tensor) -> "Slot":
-        """Padding only."""
+    def __init__(self, rows: int, query: Tensor, features: Tensor) -> None:
+        """Padding only. ``query`` [H, n, D]; ``features`` [n, width], no column where nobody reads
+        them."""
         device = query.device
-        alone = torch.eye(rows, dtype=torch.bool, device=device)
-        tokens = torch.full((rows,), -1, device=device)
-        parents, depths, sample, nodes = (
+        self.query, self.features = query, features
+        self.tokens = torch.full((rows,), -1, device=device)  # [n] int64, as the next four
+        self.parents, self.depths, self.sample, self.nodes = (
             torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(4)
-        )
-        count = torch.zeros((), dtype=torch.int64, device=device)
-        mask = alone.clone()
-        return cls(tokens, parents, depths, mask, alone, sample, nodes, count, query, features)
+        )  # the last: the accepted path
+        self.count = torch.zeros((), dtype=torch.int64, device=device)  # [] of that path
+        self._alone = torch.eye(rows, dtype=torch.bool, device=device)  # [n, n]: padding's mask
+        self.mask = self._alone.clone()
 
     def place(self, tree: TokenTree) -> TokenTree:
         """The same tree here, padded."""
@@ -97,7 +78,7 @@ class Slot:
             self.tokens[size:].fill_(-1)
             self.parents[size:].zero_()
             self.depths[size:].zero_()
-            self.mask.copy_(self.alone)
+            self.mask.copy_(self._alone)
         self.tokens[:size].copy_(tree.tokens, non_blocking=True)
         if self.tokens.shape[0] > 1:
             self.parents[:size].copy_(tree.parents, non_blocking=True)
@@ -139,7 +120,7 @@ class Workspace:
             query = torch.empty(
                 shape.heads, rows, shape.head_dim, dtype=self._target.dtype, device=device
             )
-            self._slots[rows] = Slot.empty(rows, query, self._rows_of_features(rows))
+            self._slots[rows] = Slot(rows, query, self._rows_of_features(rows))
         return self._slots[rows]
 
     def draft_cache(self, model: DraftModel, capacity: int) -> KVCache:

@@ -53,8 +53,7 @@ def read_document(path: str, *, encoding: str | None = None, reading: Reading = 
     if os.path.isdir(path):
         hint = f"name the files in it: specx summarize {shlex.quote(path.rstrip('/'))}/*.txt"
         raise DocumentError(f"{path} is a directory", hints=[hint])
-    raw = read_file(path, MAX_DOCUMENT_BYTES, _near)
-    return _document(raw, path, codec, reading)
+    return _document(read_file(path, MAX_DOCUMENT_BYTES, _near), path, codec, reading)
 
 
 def read_file(
@@ -168,11 +167,8 @@ def _undecodable(raw: bytes, what: str, error: UnicodeDecodeError, codec: str) -
         hint = "it is probably Windows text: add --encoding cp1252"
     else:
         hint = "it is probably Latin-1 text: add --encoding latin-1"
-    return DocumentError(
-        f"{what} is not {encoding} text",
-        reason=f"byte 0x{raw[error.start]:02x} at offset {error.start:,} cannot be decoded",
-        hints=[hint],
-    )
+    reason = f"byte 0x{raw[error.start]:02x} at offset {error.start:,} cannot be decoded"
+    return DocumentError(f"{what} is not {encoding} text", reason=reason, hints=[hint])
 
 
 def _codec(encoding: str | None) -> str:

@@ -1,7 +1,6 @@
 """Presets: which models run, and with which settings, as one small YAML file.
 
-A name is looked up among the user's presets and then among those shipped with specx, never in the
-current directory. Whether repositories exist and fit is found out in ``specx.checkpoints``.
+Names are the user's presets, then those shipped with specx, never files of the current directory.
 """
 
 import dataclasses
@@ -19,17 +18,7 @@ from pydantic import Field, model_validator
 from specx.core.config import Mode, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.environment import user_folder
 from specx.errors import UsageError
-from specx.preset.sections import (
-    WITH_WEIGHTS,
-    DraftSpec,
-    Frozen,
-    Measurement,
-    PaperRow,
-    PartsOverrides,
-    PromptSpec,
-    Requirements,
-    TargetSpec,
-)
+from specx.preset import sections
 from specx.preset.yaml import Lines, did_you_mean, parse_mapping, parse_scalar, validate
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9._-]+$")]
@@ -40,37 +29,39 @@ _DOCUMENTATION = ("about", "requires", "measured", "paper")  # change nothing th
 _NOT_INHERITED = ("name", "measured", "paper")  # numbers of another preset
 
 
-class Preset(Frozen):
+class Preset(sections.Frozen):
     """All settings of a model pair, checked; change some with ``with_overrides``."""
 
     schema_version: Literal[1] = Field(alias="schema")
     name: Name
     about: str = ""
-    target: TargetSpec
-    draft: DraftSpec
+    target: sections.TargetSpec
+    draft: sections.DraftSpec
     context_tokens: int = Field(ge=64, le=1 << 24)  # prompt and new tokens together
-    prompt: PromptSpec = PromptSpec()
+    prompt: sections.PromptSpec = sections.PromptSpec()
     mode: Mode = "auto"
     tree: TreeConfig = TreeConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    max_new_tokens: int = Field(default=256, ge=1)
+    sampling: SamplingConfig = SamplingConfig()  # see has_sampling
+    max_new_tokens: int = Field(default=256, ge=1)  # of the answer
+    max_think_tokens: int | None = Field(default=None, ge=0)  # of a thought before it
     prefill_chunk_tokens: int = Field(default=2048, ge=1)
-    parts: PartsOverrides = Field(default_factory=dict)
-    requires: Requirements = Requirements()
-    measured: tuple[Measurement, ...] = ()
-    paper: tuple[PaperRow, ...] = ()
+    parts: sections.PartsOverrides = Field(default_factory=dict)
+    requires: sections.Requirements = sections.Requirements()
+    measured: tuple[sections.Measurement, ...] = ()
+    paper: tuple[sections.PaperRow, ...] = ()
     extends: Name | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Preset":
-        if self.max_new_tokens >= self.context_tokens:
-            raise ValueError(
-                f"max_new_tokens ({self.max_new_tokens}) must be less than context_tokens "
-                f"({self.context_tokens})"
-            )
-        drafter = self.parts.get("drafter")
-        if drafter in WITH_WEIGHTS and drafter != self.draft.kind:
+        new, context, drafter = self.max_new_tokens, self.context_tokens, self.parts.get("drafter")
+        thought = self.max_think_tokens or 0
+        if new >= context:
+            raise ValueError(f"max_new_tokens ({new}) must be less than context_tokens ({context})")
+        if new + thought >= context:
+            together = f"max_think_tokens ({thought}) and max_new_tokens together must be"
+            raise ValueError(f"{together} less than context_tokens ({context})")
+        if drafter in sections.WITH_WEIGHTS and drafter != self.draft.kind:
             raise ValueError(f"parts.drafter is {drafter}, but draft.kind is {self.draft.kind}")
         budget, trained = self.retrieval.budget_tokens, self.draft.trained_context_tokens
         if self.draft.has_weights and budget > trained:
@@ -88,12 +79,26 @@ class Preset(Frozen):
         """
         data = self.as_mapping()
         for key, value in overrides.items():
-            _assign(data, key, value)
+            if key in _IDENTITY:
+                reason = "it belongs to the preset file"
+                raise UsageError(f"{key} cannot be overridden", reason=reason)
+            change = _scalar(value, _leaves().get(key, frozenset()))
+            for name in reversed(key.split(".", 4)):  # no setting is deeper
+                change = {name: change}
+            data = _merged(data, change)
         return preset_from(data, f"preset {self.name}")
 
+    @property
+    def has_sampling(self) -> bool:
+        """Whether it says how tokens are drawn, be it greedily. Otherwise the target does, in its
+        generation_config.json."""
+        return "sampling" in self.model_fields_set
+
     def as_mapping(self) -> dict[str, Any]:
-        """Plain values under the keys of the YAML file, defaults included."""
-        return self.model_dump(mode="json", by_alias=True)
+        """Plain values under the keys of the YAML file, defaults included, but for ``sampling``
+        where the preset does not have it."""
+        silent = None if self.has_sampling else {"sampling"}
+        return self.model_dump(mode="json", by_alias=True, exclude=silent)
 
     def to_yaml(self) -> str:
         """The preset as a file that ``load_preset`` reads back."""
@@ -135,8 +140,8 @@ def load_preset(
         return name_or_path.with_overrides(overrides) if overrides else name_or_path
     entry = find_preset(name_or_path)
     data, lines = _read(entry.path)
-    if data.get("extends") is not None:
-        data = _extended(data, entry)
+    if isinstance(data.get("extends"), str):
+        data = _extended(data, entry.name)
     preset = preset_from(data, f"preset file {entry.path}", lines)
     if preset.name != entry.name:
         raise UsageError(
@@ -148,13 +153,8 @@ def load_preset(
 
 
 def preset_from(data: dict[str, Any], source: str, lines: Lines | None = None) -> Preset:
-    """A preset of plain values under the keys of a file; ``source`` names it in messages.
-
-    Raises ``UsageError``.
-    """
-    keys = preset_keys()
-    groups = dict.fromkeys(key.partition(".")[0] for key in keys)
-    return validate(Preset, data, source, known_keys=[*keys, *groups], lines=lines or {})
+    """A preset of plain values; ``source`` names it in messages. Raises ``UsageError``."""
+    return validate(Preset, data, source, known_keys=preset_keys(), lines=lines or {})
 
 
 def find_preset(name_or_path: str) -> PresetEntry:
@@ -162,7 +162,7 @@ def find_preset(name_or_path: str) -> PresetEntry:
 
     Raises ``UsageError`` with the closest names when there is none.
     """
-    is_path = any(mark in name_or_path for mark in (os.sep, os.altsep) if mark)
+    is_path = os.sep in name_or_path or (os.altsep or os.sep) in name_or_path
     if is_path or name_or_path.lower().endswith((".yaml", ".yml")):
         path = Path(os.path.expanduser(name_or_path))
         return PresetEntry(name=path.stem, path=path, origin="file")
@@ -171,7 +171,17 @@ def find_preset(name_or_path: str) -> PresetEntry:
 
 def available_presets() -> list[PresetEntry]:
     """Every preset that has a name, sorted; a broken file is listed with its ``problem``."""
-    return [_described(entry) for _, entry in sorted(_entries().items())]
+    found = []
+    for _, entry in sorted(_entries().items()):
+        try:
+            preset = load_preset(str(entry.path))
+        except UsageError as error:
+            found.append(dataclasses.replace(entry, problem=str(error)))
+            continue
+        facts = preset.requires.model_dump(exclude={"sources", "unverified"})
+        facts |= {"target": preset.target.repo, "draft_kind": preset.draft.kind}
+        found.append(dataclasses.replace(entry, about=preset.about, **facts))
+    return found
 
 
 def user_preset_files() -> list[Path]:
@@ -211,31 +221,14 @@ def _named(name: str) -> PresetEntry:
 
 
 def _entries() -> dict[str, PresetEntry]:
-    """By name; the user's are before those of the same name that come with specx."""
+    """By name; the user's replace those of the same name that come with specx."""
     package = Path(__file__).parent.parent
     shipped = package / "presets"  # in a wheel; in a checkout the folder is beside the package
     if not shipped.is_dir():
         shipped = package.parent / "presets"
-    found: dict[str, PresetEntry] = {}
-    for path in user_preset_files():
-        found[path.stem] = PresetEntry(path.stem, path, "user")
-    for path in sorted(shipped.glob("*.yaml")):
-        found.setdefault(path.stem, PresetEntry(path.stem, path, "shipped"))
-    return found
-
-
-def _described(entry: PresetEntry) -> PresetEntry:
-    try:
-        preset = load_preset(str(entry.path))
-    except UsageError as error:
-        return dataclasses.replace(entry, problem=str(error))
-    return dataclasses.replace(
-        entry,
-        about=preset.about,
-        target=preset.target.repo,
-        draft_kind=preset.draft.kind,
-        **preset.requires.model_dump(exclude={"sources", "unverified"}),
-    )
+    found = {path.stem: PresetEntry(path.stem, path, "shipped") for path in shipped.glob("*.yaml")}
+    users = user_preset_files()
+    return found | {path.stem: PresetEntry(path.stem, path, "user") for path in users}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Lines]:
@@ -252,63 +245,39 @@ def _read(path: Path) -> tuple[dict[str, Any], Lines]:
         data, lines = parse_mapping(raw.decode("utf-8-sig"), source)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {source}", reason=str(error)) from error
-    if data.get("schema") != 1 or isinstance(data["schema"], bool):
+    if data.get("schema") is True or data.get("schema") != 1:
         found = f"schema {data['schema']!r}" if "schema" in data else "no schema number"
         hint = "its first line must be: schema: 1"
         raise UsageError(f"{source} has {found}; this specx reads schema 1", hints=[hint])
     for part in (data.get("target"), data.get("draft")):
-        repo = part.get("repo") if isinstance(part, dict) else None
-        if isinstance(part, dict) and isinstance(repo, str) and repo.startswith(("./", "../")):
-            part["repo"] = str((path.parent / repo).resolve())
+        if isinstance(part, dict) and str(part.get("repo")).startswith(("./", "../")):
+            part["repo"] = str((path.parent / part["repo"]).resolve())
     return data, lines
 
 
-def _extended(data: dict[str, Any], entry: PresetEntry) -> dict[str, Any]:
+def _extended(data: dict[str, Any], name: str) -> dict[str, Any]:
     """``data`` laid over the preset that it extends; measured numbers are not inherited."""
-    base_name = data["extends"]
-    if not isinstance(base_name, str):
-        raise UsageError(f"preset file {entry.path} is not valid", reason="extends must be a name")
-    base_data, _ = _read(_named(base_name).path)
-    if base_data.get("extends") is not None:
+    base, _ = _read(_named(data["extends"]).path)
+    if base.get("extends") is not None:
         raise UsageError(
-            f"preset {entry.name} extends {base_name}, which extends {base_data['extends']}",
+            f"preset {name} extends {data['extends']}, which extends {base['extends']}",
             reason="a preset that is extended must not extend another",
         )
-    inherited = {key: base_data[key] for key in base_data if key not in _NOT_INHERITED}
-    return _merged(inherited, data)
+    return _merged({key: base[key] for key in base if key not in _NOT_INHERITED}, data)
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in over.items():
-        below = result.get(key)
-        both = isinstance(below, dict) and isinstance(value, dict)
-        result[key] = _merged(below, value) if both and below is not None else value
-    return result
+    """Both, and of the same key what ``over`` has; groups are merged themselves."""
+    merged = base | over
+    for key, group in over.items():
+        if isinstance(group, dict) and isinstance(base.get(key), dict):
+            merged[key] = _merged(base[key], group)
+    return merged
 
 
-def _assign(data: dict[str, Any], key: str, value: object) -> None:
-    leaves = _leaves()
-    if key in _IDENTITY:
-        raise UsageError(f"{key} cannot be overridden", reason="it belongs to the preset file")
-    inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
-    is_left_out = bool(inside) and value in (None, "null")  # an optional group; else refused below
-    if key not in leaves and not is_left_out:
-        hints = [f"set one of {', '.join(inside)}"] if inside else did_you_mean(key, leaves)
-        what = "is a group of settings" if inside else "is not a setting of a preset"
-        raise UsageError(f"{key} {what}", hints=hints or [f"settings: {', '.join(leaves)}"])
-    *groups, last = key.split(".")
-    for group in groups:
-        data[group] = data.get(group) or {}  # an optional group may be left out
-        data = data[group]
-    if is_left_out:
-        value = None
-    data[last] = _scalar(value, leaves[key]) if isinstance(value, str) else value
-
-
-def _scalar(text: str, types: frozenset[str]) -> object:
+def _scalar(text: object, types: frozenset[str]) -> Any:
     """What ``text`` means to YAML where the setting is no text; a text stays what it is."""
-    if types == {"string"}:
+    if not isinstance(text, str) or types == {"string"}:
         return text
     value = parse_scalar(text)
     if "array" in types and value is not None:

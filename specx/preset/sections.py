@@ -1,24 +1,26 @@
-"""The groups of a preset file, each frozen and checked by itself.
-
-How the groups have to fit each other is ``Preset``'s business.
-"""
+"""The groups of a preset file, each frozen and checked by itself."""
 
 import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import TypedDict
 
-from specx.core.config import DrafterKind, Parts
-from specx.preset.shapes import HeadShapeSpec, ShapeSpec
+from specx.core.config import DrafterKind, Parts, Think
+
+if TYPE_CHECKING:
+    from specx.checkpoints.config import ModelConfig
+    from specx.checkpoints.eagle.config import HeadFacts
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 Text = Annotated[str, Field(min_length=1)]
+Family = Literal["llama", "mistral", "qwen2", "qwen3"]
+_Size = Annotated[int, Field(ge=1, le=1 << 22)]
+_Count = Annotated[int, Field(ge=1, le=1 << 10)]
 RopeType = Literal["linear", "dynamic", "yarn", "llama3"]
 
-#: Kinds of draft that are a head on the target's hidden states.
-HEADS: tuple[DrafterKind, ...] = ("eagle", "eagle3")
-#: Kinds of draft that have weights of their own.
+HEADS: tuple[DrafterKind, ...] = ("eagle", "eagle3")  # they read the target's hidden states
 WITH_WEIGHTS: tuple[DrafterKind, ...] = ("lm", *HEADS)
 
 
@@ -26,6 +28,63 @@ class Frozen(BaseModel):
     """A group that nothing changes and that takes no key it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Sizes(Frozen):
+    place: ClassVar[str]  # in a preset
+
+    hidden: _Size  # width between the layers
+    mlp: _Size  # units between the two halves of an MLP
+    heads: _Count  # of queries
+    kv_heads: _Count
+    head_dim: _Count
+    vocabulary: _Size  # rows of the embedding
+
+    @model_validator(mode="after")
+    def _heads_share_evenly(self) -> Self:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.place}.heads ({self.heads}) is no multiple of kv_heads")
+        return self
+
+    def differences(self, found: dict[str, Any]) -> list[str]:
+        """The sizes that are not those of ``found``."""
+        said = self.model_dump()
+        return [name for name in found if said[name] != found[name]]
+
+    def _first_difference(self, found: dict[str, Any]) -> str:
+        wrong = self.differences(found)[:1]
+        return "".join(f"{name} is {found[name]}, not {getattr(self, name)}" for name in wrong)
+
+
+class ShapeSpec(_Sizes):
+    """Sizes of a checkpoint: ``bench --stand-in`` builds them, and a loaded config must agree."""
+
+    place = "shape"
+    family: Family = "llama"
+    layers: _Count
+    tied: bool = False  # the head that makes logits is the embedding's own table
+
+    def difference(self, config: "ModelConfig") -> str:
+        """The first size in which a checkpoint's ``config`` is another one; "" if none is."""
+        sizes = {"family": config.family, **asdict(config.shape), "tied": config.is_tied}
+        return self._first_difference(sizes)
+
+
+class HeadShapeSpec(_Sizes):
+    """Sizes of an EAGLE head: one layer that reads the target's hidden states.
+
+    ``vocabulary``: rows of its logits, the target's where the target makes them.
+    """
+
+    place = "head_shape"
+    features: Annotated[int, Field(ge=1, le=8)]  # states side by side: 1, in EAGLE-3 mostly 3
+    bias: bool = False  # of the layer that joins embedding and feature
+
+    def difference(self, found: "HeadFacts") -> str:
+        """The first size that a head's config gives otherwise; "" if there is none."""
+        names = ("hidden", "mlp", "heads", "kv_heads", "head_dim")
+        sizes = {name: getattr(found, name) for name in names}
+        return self._first_difference(sizes | {"vocabulary": found.draft_vocabulary})
 
 
 class TargetSpec(Frozen):
@@ -38,10 +97,7 @@ class TargetSpec(Frozen):
 
 
 class RopeScaling(TypedDict, total=False):
-    """How a head's positions are stretched, under the keys of a checkpoint's config.
-
-    ``type`` and ``rope_type`` are two spellings of the same key; one of them is needed.
-    """
+    """How a head's positions are stretched, as in a checkpoint's config; one of both types."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
@@ -61,8 +117,7 @@ class HeadSpec(Frozen):
 
     rope_theta: float | None = Field(default=None, gt=1)
     rope_scaling: RopeScaling | None = None
-    #: Whose hidden states the head reads, counted as in transformers' ``hidden_states``:
-    #: i is the input of layer i.
+    #: Whose hidden states the head reads: i is the input of layer i, as in transformers.
     feature_layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     norm_before_residual: bool | None = None
 
@@ -79,10 +134,7 @@ class HeadSpec(Frozen):
 
 
 class DraftSpec(Frozen):
-    """What guesses tokens: nothing, the prompt itself, a small model, or a head on the target.
-
-    ``lm``, ``eagle`` (EAGLE-1 and -2) and ``eagle3`` need ``repo``; the others have no weights.
-    """
+    """What guesses tokens: nothing, the prompt itself, a small model, or a head on the target."""
 
     kind: DrafterKind = "lm"
     repo: Text | None = None
@@ -102,9 +154,8 @@ class DraftSpec(Frozen):
             raise ValueError("draft.head and draft.head_shape belong to the kinds eagle and eagle3")
         if self.is_head and self.shape is not None:
             raise ValueError(f"a draft of kind {self.kind} has a head_shape, no shape")
-        features = self.head_shape.features if self.head_shape else 1
-        if self.kind == "eagle" and features != 1:
-            raise ValueError(f"draft.head_shape.features is {features}; an EAGLE-1 head reads 1")
+        if self.kind == "eagle" and self.head_shape and self.head_shape.features != 1:
+            raise ValueError("draft.head_shape.features must be 1 for a head of EAGLE-1 or -2")
         return self
 
     @property
@@ -124,18 +175,22 @@ class DraftSpec(Frozen):
 
 
 class PromptSpec(Frozen):
-    """How a document becomes a prompt. ``template="auto"`` is the target's chat template."""
+    """How a document becomes a prompt. ``template="auto"`` is the target's chat template.
+
+    ``think="auto"`` thinks where the template does by default, but not for ``summarize`` if the
+    template gives a choice: who wants a summary does not want to wait for thoughts about it.
+    """
 
     template: Literal["auto", "raw"] = "auto"
     summarize: Text = "Summarize the text above."
     ask: str = "{document}\n\n{instruction}"
+    think: Think = "auto"
 
     @field_validator("ask")
     @classmethod
     def _has_both_places(cls, ask: str) -> str:
-        for place in ("{document}", "{instruction}"):
-            if ask.count(place) != 1:
-                raise ValueError(f"prompt.ask must contain {place} exactly once")
+        if ask.count("{document}") != 1 or ask.count("{instruction}") != 1:
+            raise ValueError("prompt.ask must contain {document} and {instruction} exactly once")
         return ask
 
 
@@ -151,8 +206,7 @@ class Requirements(Frozen):
     """What a user should know before a download, and where each fact was read."""
 
     download_gib: float | None = Field(default=None, ge=0)  # of both checkpoints; null: unknown
-    #: Weights, caches and about 1 GiB of workspace at a prompt of 16384 tokens, or of the whole
-    #: context where that is shorter; null: unknown.
+    #: Weights, caches and about 1 GiB of workspace at 16384 tokens, or at the whole context.
     memory_at_16k_gib: float | None = Field(default=None, ge=0)
     gated: bool = False
     license: str | None = None
@@ -173,20 +227,16 @@ class Measurement(Frozen):
 
 
 class PaperRow(Frozen):
-    """A published result that this preset should come near to on the same device.
-
-    ``tok_s`` is new tokens over the whole time, prefill included; ``tokens_per_step`` counts the
-    bonus token; ``speedup_vs_ar`` is against the paper's own plain decoding.
-    """
+    """A published result that this preset should come near to on the same device."""
 
     source: Text
     device: Text = "A100 80GB"
     data: Literal["govreport", "pg19", "booksum", "aime24"]
     prompt_tokens: int | None = Field(default=None, ge=1)  # None: no length was set
     mode: Literal["plain", "spec", "specx"]
-    tokens_per_step: float = Field(ge=1)
-    tok_s: float = Field(gt=0)
-    speedup_vs_ar: float | None = Field(default=None, gt=0)
+    tokens_per_step: float = Field(ge=1)  # the bonus token counts
+    tok_s: float = Field(gt=0)  # new tokens over the whole time, prefill included
+    speedup_vs_ar: float | None = Field(default=None, gt=0)  # the paper's own plain decoding
     suspect: bool = False
     reason: str = ""  # why it is suspect, or what is to be known about it
 

@@ -1,7 +1,6 @@
 """YAML read strictly: no aliases, no tags, no duplicate keys, and types taken at their word.
 
-Whatever is wrong becomes one ``UsageError`` that names key, line and remedy. This module does not
-know what the keys mean.
+Whatever is wrong becomes one ``UsageError`` that names key, line and remedy.
 """
 
 import datetime
@@ -9,8 +8,8 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -36,16 +35,14 @@ def parse_mapping(text: str, source: str) -> tuple[dict[str, Any], Lines]:
     """
     lines: Lines = {}
     try:
-        data = _value(text, lines)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        problem = error.problem or error.context
-        raise UsageError(f"{source} is not valid YAML", reason=f"{where}{problem}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{source} is not valid YAML", reason=str(error)) from error
-    except RecursionError as error:
-        raise UsageError(f"{source} is not valid YAML", reason="nested too deeply") from error
+        data = _parse(text, lines)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        if isinstance(error, yaml.MarkedYAMLError):
+            reason = str(error.problem or error.context)
+            if mark := error.problem_mark or error.context_mark:
+                reason = f"line {mark.line + 1}, column {mark.column + 1}: {reason}"
+        raise UsageError(f"{source} is not valid YAML", reason=reason) from error
     if not isinstance(data, dict):
         what = "is empty" if data is None else f"holds a {type(data).__name__}"
         raise UsageError(f"{source} {what}", reason="a mapping of keys to values is needed")
@@ -57,14 +54,14 @@ def parse_scalar(text: str) -> int | float | bool | str | None:
     if len(text) > 64:  # no number is longer, and nothing is gained by parsing a paragraph
         return text
     try:
-        value = _value(text, {})
+        value = _parse(text, {})
     except (yaml.YAMLError, ValueError):
         return text
     return value if value is None or isinstance(value, int | float) else text
 
 
 def validate(
-    model: type[Model], data: object, source: str, *, known_keys: Iterable[str], lines: Lines
+    model: type[Model], data: object, source: str, *, known_keys: Sequence[str], lines: Lines
 ) -> Model:
     """``data`` as a ``model``, types taken strictly; ``known_keys`` are dotted, for suggestions.
 
@@ -93,13 +90,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> list[str]:
     return [f"did you mean {close[0]}?"] if close else []
 
 
-def _explain(detail: Any, lines: Lines, known_keys: Iterable[str]) -> tuple[str, list[str]]:
+def _explain(detail: Any, lines: Lines, known_keys: Sequence[str]) -> tuple[str, list[str]]:
     """One complaint of pydantic as a sentence that names the key, and what to do about it."""
     loc, kind, value = tuple(detail["loc"]), detail["type"], detail["input"]
     key = ".".join(str(part) for part in loc)
     where = f"line {lines[loc]}: " if loc in lines else ""
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{where}{key} is not a known key", did_you_mean(key, known_keys)
+        groups = {known.partition(".")[0] for known in known_keys}
+        hints = did_you_mean(key, [*known_keys, *sorted(groups)])
+        return f"{where}{key} is not a known key", hints or [f"known: {', '.join(known_keys)}"]
     if kind == "missing":
         return f"{key} is missing", []
     if kind == "json_invalid":  # the one thing that YAML's escapes can write and JSON cannot
@@ -112,60 +111,58 @@ def _explain(detail: Any, lines: Lines, known_keys: Iterable[str]) -> tuple[str,
     for theirs, ours in _WORDS:
         wanted = wanted.replace(theirs, ours)
     hints = did_you_mean(str(value), re.findall(r"'([^']+)'", wanted))
+    if inside := [known for known in known_keys if known.startswith(f"{key}.")]:
+        hints = [f"set one of {', '.join(inside)}"]
+    number = re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", value) if isinstance(value, str) else None
     if isinstance(value, bool):
         hints = ["YAML reads no, off, yes and on as false and true: put the word in quotes"]
-    elif isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", value):
+    elif number and number[1]:
         hints = [f"YAML reads {value} as a text: write the number out, as in 0.001"]
-    elif isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]+", value):
+    elif number:
         hints = [f"{value} is a text because of its quotes: leave them out"]
     elif isinstance(value, int | float) and "string" in wanted:
         hints = [f"{value} is a number to YAML: put it in quotes"]
     return f"{where}{key} {wanted}, not {json.dumps(value)[:60]}", hints
 
 
-def _value(text: str, lines: Lines) -> Any:
+def _parse(text: str, lines: Lines) -> Any:
+    """The value of ``text`` in JSON's types; ``lines`` receives the line of each key."""
     loader = _Loader(text)
     node = loader.get_single_node()
-    return None if node is None else loader.plain(node, (), lines)
+    return None if node is None else _plain(loader, node, (), lines)
 
 
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):  # nested aliases grow without bound when copied
-            self._refuse("aliases (*name) are not allowed here", self.current_event)
+            _refuse("aliases (*name) are not allowed here", self.current_event)
         if self.check_event(yaml.NodeEvent) and getattr(self.current_event, "tag", None):
-            self._refuse("tags (!name) are not allowed here", self.current_event)
+            _refuse("tags (!name) are not allowed here", self.current_event)
         return super().compose_node(parent, index)
 
-    def plain(self, node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> Any:
-        """The value of ``node`` in JSON's types; ``lines`` receives the line of each key."""
-        if isinstance(node, yaml.SequenceNode):
-            lines[path] = node.start_mark.line + 1
-            return [self.plain(item, (*path, i), lines) for i, item in enumerate(node.value)]
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, path, lines)
-        lines[path] = node.start_mark.line + 1
-        value = self.construct_object(node, deep=True)
-        if isinstance(value, datetime.date):
-            return value.isoformat()
-        if isinstance(value, float) and not math.isfinite(value):
-            self._refuse("the number is not finite", node)
-        return value
 
-    def _mapping(
-        self, node: yaml.MappingNode, path: tuple[str | int, ...], lines: Lines
-    ) -> dict[str, Any]:
+def _plain(loader: _Loader, node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> Any:
+    if path:
+        lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(loader, item, (*path, at), lines) for at, item in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key = loader.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 shown = key_node.value if isinstance(key_node.value, str) else key
-                self._refuse(f"the key {shown} is not a text: quote it", key_node)
+                _refuse(f"the key {shown} is not a text: quote it", key_node)
             if key in mapping:
-                self._refuse(f"the key {key!r} is given twice", key_node)
-            mapping[key] = self.plain(value_node, (*path, key), lines)
+                _refuse(f"the key {key!r} is given twice", key_node)
             lines[(*path, key)] = key_node.start_mark.line + 1
+            mapping[key] = _plain(loader, value_node, (*path, key), lines)
         return mapping
+    value = loader.construct_object(node, deep=True)
+    if isinstance(value, float) and not math.isfinite(value):
+        _refuse("the number is not finite", node)
+    return value.isoformat() if isinstance(value, datetime.date) else value
 
-    def _refuse(self, problem: str, at: Any) -> None:
-        raise yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+
+def _refuse(problem: str, at: Any) -> NoReturn:
+    raise yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)

@@ -1,17 +1,12 @@
 """Stand-in weights: a preset's shapes at full size, computing what a bundled pocket pair does.
 
-In: a preset that names its shapes. Out: a ``ModelPair`` of those shapes, built on the device and
-nowhere else, with pocket's tokenizer; a head stands in for a head of its kind. Nothing is
-downloaded. It does not know requests, measurements, the screen, or how one model or head is put
-into another (``implant`` and ``head_implant`` do).
-
-What a bench measures on such a pair: time, memory and attention of the real shapes, with the text
-and the acceptance of a real, if small, pair.
+So a bench measures time, memory and attention of the real shapes, with the text and the acceptance
+of a real, if small, pair. Nothing is downloaded.
 """
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -20,17 +15,18 @@ from specx.checkpoints.config import ModelConfig, model_config, read_config, rea
 from specx.checkpoints.eagle.config import read_head
 from specx.checkpoints.eagle.loader import LoadedHead
 from specx.checkpoints.weights import outline
-from specx.errors import ResourceError, UsageError
+from specx.errors import ResourceError, UsageError, size
 from specx.memory import room_on
 from specx.preset.preset import Preset, load_preset
-from specx.preset.sections import DraftSpec, TargetSpec
-from specx.preset.shapes import HeadShapeSpec, ShapeSpec
+from specx.preset.sections import DraftSpec, HeadShapeSpec, ShapeSpec, TargetSpec
 from specx.standin.head_implant import HeadImplant, head_misfit, tensor_shapes
 from specx.standin.implant import Implant, epsilon, misfit
 
 #: Tokens of prompt and output together on which the pair inside was trained.
 TRAINED_TOKENS = 17408
 SUFFIX = "-stand-in"
+
+Sizes = TypeVar("Sizes", ShapeSpec, HeadShapeSpec)
 
 #: Kind of draft → the preset of the bundled pair whose draft is of that kind, and that draft.
 _POCKETS = {
@@ -46,21 +42,17 @@ def adapted(preset: Preset) -> Preset:
 
     Whatever acceptance depends on is pocket's: what the draft was trained on, retrieval, prompt,
     sampling. The tree stays the preset's. Positions are pocket's as well, so the context is at
-    least pocket's, with some room behind a prompt that fills it. The name tells that it is a
-    stand-in. Raises ``UsageError`` for a preset without shapes and for shapes that cannot hold
-    pocket.
+    least pocket's, with some room after a prompt that fills it. Raises ``UsageError`` for a preset
+    without shapes and for shapes that cannot hold pocket.
     """
     pocket = _pocket(preset)
     _configs(preset)
+    trained = {"trained_context_tokens": pocket.draft.trained_context_tokens}
     changes = {
         "name": f"{preset.name}{SUFFIX}",
         "context_tokens": max(preset.context_tokens, pocket.context_tokens) + _ROOM_TOKENS,
-        "draft": preset.draft.model_copy(
-            update={"trained_context_tokens": pocket.draft.trained_context_tokens}
-        ),
-        "prompt": pocket.prompt,
-        "retrieval": pocket.retrieval,
-        "sampling": pocket.sampling,
+        "draft": preset.draft.model_copy(update=trained),
+        **{name: getattr(pocket, name) for name in ("prompt", "retrieval", "sampling")},
         "measured": (),
         "extends": None,
     }
@@ -84,44 +76,41 @@ def find_pair(preset: Preset) -> hub.PairFiles:
     """As ``hub.find_pair``: the configs that ``load_pair`` builds, and pocket's tokenizer."""
     target, draft = _configs(preset)
     files = hub.find_pair(_pocket(preset), offline=True)
-    small = files.target_dir, target, files.tokenizer, files.draft_dir
-    return hub.PairFiles(*small, draft, files.head_config)
+    return replace(files, target_config=target, draft_config=draft)
 
 
 def load_pair(preset: Preset, *, device: str, dtype: str) -> hub.ModelPair:
-    """Build the pair on ``device``; arguments as for ``hub.load_pair``, same weights every time.
+    """Build the pair, as ``hub.load_pair`` loads one; the same weights every time.
 
     Raises ``UsageError`` as ``adapted`` does, and ``ResourceError`` where memory is short.
     """
     device = hub.choose_device(device)
-    target_config, draft_config = _configs(preset)
-    target_dtype, draft_dtype = (
-        hub.choose_dtype(dtype, spec.dtype, device) for spec in (preset.target, preset.draft)
-    )
-    large = hub.LoadedModel(target_config, outline(target_config, target_dtype))
-    large_draft = None
-    if draft_config is not None:
-        large_draft = hub.LoadedModel(draft_config, outline(draft_config, draft_dtype))
-    _check_room([each for each in (large, large_draft) if each], target_dtype, device, preset)
+    specs = preset.target, preset.draft
+    dtypes = [hub.choose_dtype(dtype, spec.dtype, device) for spec in specs]
+    models = [
+        hub.LoadedModel(config, outline(config, kind))
+        for config, kind in zip(_configs(preset), dtypes, strict=True)
+        if config is not None
+    ]
+    _check_room(models, dtypes[0], device, preset)
     small = hub.load_pair(_pocket(preset), device="cpu", dtype="float32", offline=True)
     draft: hub.LoadedModel | LoadedHead | None = None
     try:
-        target = _filled(large, small.target, device)
+        target = _filled(models[0], small.target, device)
         if isinstance(small.draft, LoadedHead):
             shape = _head_shapes(preset)[0]
             draft = HeadImplant(small.draft, shape, target, small.target).build()
-        elif large_draft is not None and small.draft is not None:
-            draft = _filled(large_draft, small.draft, device)
+        elif len(models) > 1 and small.draft is not None:
+            draft = _filled(models[1], small.draft, device)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ResourceError(f"no memory on {device} for stand-in weights") from error
     return hub.ModelPair(target, draft, small.tokenizer, small.notes)
 
 
 def twin(pair: hub.ModelPair) -> hub.ModelPair:
-    """The same models once more over the same weights, for a second owner.
+    """The same models once more over the same weights, for a second owner, before the first one.
 
-    Needs a ``pair`` that nobody has taken over yet. A head is left out: transformers runs none, and
-    keeping its tensors would hold them twice, as the first owner copies them.
+    A head is left out: transformers runs none, and its first owner copies its tensors.
     """
     target, draft = (
         replace(model, tensors=dict(model.tensors)) if isinstance(model, hub.LoadedModel) else None
@@ -141,41 +130,27 @@ def _pocket(preset: Preset) -> Preset:
 
 def _configs(preset: Preset) -> tuple[ModelConfig, ModelConfig | None]:
     """Configs of the large models, checked: each can hold its small one, and so can a head."""
-    target = _config("target", preset.target, preset)
-    if preset.draft.is_head:
-        _check_head(preset)
-    draft = _config("draft", preset.draft, preset) if preset.draft.kind == "lm" else None
-    return target, draft
-
-
-def _check_head(preset: Preset) -> None:
-    """Raise ``UsageError`` unless the preset's head can hold the bundled one of its kind."""
-    shape, target = _head_shapes(preset)
-    directory = hub.resolve(_POCKETS[preset.draft.kind][1], None, offline=True)
-    small = read_head(read_json(directory / "config.json"))
-    reason = head_misfit(shape, target, small, preset.draft.generation)
-    _refuse(preset, "head", reason)
+    target, draft = _config("target", preset.target, preset), preset.draft
+    if draft.is_head:
+        directory = hub.resolve(_POCKETS[draft.kind][1], None, offline=True)
+        small = read_head(read_json(directory / "config.json"))
+        _refuse(preset, "head", head_misfit(*_head_shapes(preset), small, draft.generation))
+    return target, _config("draft", draft, preset) if draft.kind == "lm" else None
 
 
 def _head_shapes(preset: Preset) -> tuple[HeadShapeSpec, ShapeSpec]:
-    """The shapes of the head and of its target; raises ``UsageError`` where they are not given."""
-    shape, target = preset.draft.head_shape, preset.target.shape
-    if shape is None or target is None:
-        raise _lacks_shape(preset, "head", "draft.head_shape", HeadShapeSpec, "vicuna-7b-eagle")
-    return shape, target
+    """The shapes of the head and of its target."""
+    head = _given(preset.draft.head_shape, "draft.head_shape", preset)
+    return head, _given(preset.target.shape, "target.shape", preset)
 
 
-def _lacks_shape(
-    preset: Preset, what: str, field: str, spec: type[HeadShapeSpec | ShapeSpec], example: str
-) -> UsageError:
-    return UsageError(
-        f"preset {preset.name} does not say the shape of its {what}",
-        reason="stand-in weights are built from it",
-        hints=[
-            f"add {field} to the preset: {', '.join(spec.model_fields)}",
-            f"specx presets show {example} has one",
-        ],
-    )
+def _given(shape: Sizes | None, key: str, preset: Preset) -> Sizes:
+    """``shape``; raises ``UsageError`` where the preset leaves it out."""
+    if shape is None:
+        reason = "stand-in weights are built from it"
+        hint = f"add {key} to the preset, as in: specx presets show vicuna-7b-eagle"
+        raise UsageError(f"preset {preset.name} has no {key}", reason=reason, hints=[hint])
+    return shape
 
 
 def _refuse(preset: Preset, what: str, reason: str) -> None:
@@ -187,9 +162,7 @@ def _refuse(preset: Preset, what: str, reason: str) -> None:
 def _config(
     role: Literal["target", "draft"], spec: TargetSpec | DraftSpec, preset: Preset
 ) -> ModelConfig:
-    shape = spec.shape
-    if shape is None:
-        raise _lacks_shape(preset, role, f"{role}.shape", ShapeSpec, "vicuna-7b")
+    shape = _given(spec.shape, f"{role}.shape", preset)
     small = read_config(hub.resolve(f"pocket/{role}", None, offline=True))
     _refuse(preset, role, misfit(shape, small))
     raw: dict[str, Any] = {
@@ -213,10 +186,10 @@ def _config(
 
 
 def _check_room(
-    outlines: list[hub.LoadedModel], dtype: "torch.dtype", device: str, preset: Preset
+    models: list[hub.LoadedModel], dtype: torch.dtype, device: str, preset: Preset
 ) -> None:
     """Raise ``ResourceError`` before memory is touched: a CPU kills whoever asks for too much."""
-    need = sum(part.nbytes for model in outlines for part in model.tensors.values())
+    need = sum(part.nbytes for model in models for part in model.tensors.values())
     if preset.draft.is_head:
         shape, target = _head_shapes(preset)
         sizes = tensor_shapes(shape, preset.draft.generation, target.vocabulary).values()
@@ -226,7 +199,7 @@ def _check_room(
     if have is not None and need > have:
         raise ResourceError(
             f"no memory on {device} for stand-in weights of {preset.name}",
-            reason=f"they need {need / 2**30:.1f} GiB, and {have / 2**30:.1f} GiB are free",
+            reason=f"they need {size(need)}, and {size(have)} are free",
             hints=["--dtype float16 halves float32", "choose another --device", "-m pocket"],
         )
 

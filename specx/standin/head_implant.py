@@ -1,10 +1,6 @@
 """A small EAGLE head inside a larger one: the same guesses at the larger one's cost.
 
-In: a small head, the sizes of the large one, and both targets, the large one with the small one in
-it already (``implant``). Out: a ``LoadedHead`` on the large target's device, in its dtype. It does
-not know presets, files or tokenizers.
-
-How the small head sits in the large one, beside what ``implant`` says of layers:
+Layers are as in ``implant``, and the large target has the small one in it already.
 
 * EAGLE-3 reads inputs of the target's layers, which end with ±c in the margin, the same at all of
   them. The first one's margin is handed on into the head's stream, so its norms work as the
@@ -13,9 +9,6 @@ How the small head sits in the large one, beside what ``implant`` says of layers
   the one that foreign vocabulary rows read. It is made from the embedding's constant c, because a
   state's own value there varies, and is about what the target's final norm gives there.
 * A vocabulary of its own consists of the target's first rows.
-
-Weights that no result depends on are random where what they read is zero or cancels; those that
-would let something through are zero.
 """
 
 import math
@@ -28,26 +21,15 @@ from specx.checkpoints.eagle.config import HeadFacts
 from specx.checkpoints.eagle.layout import LAYER, Generation, Shapes, needed_shapes
 from specx.checkpoints.eagle.loader import LoadedHead
 from specx.checkpoints.load import LoadedModel
-from specx.preset.shapes import HeadShapeSpec, ShapeSpec
-from specx.standin.implant import (
-    FINAL_GAIN,
-    FINAL_RMS,
-    HEAD,
-    TABLE,
-    Filler,
-    Margin,
-    like,
-    uneven_heads,
-    within,
-)
+from specx.preset.sections import HeadShapeSpec, ShapeSpec
+from specx.standin import implant
 
 _FEATURES = 3  # that pocket's EAGLE-3 head reads
 _HEAD_RMS = 6.25  # of that head's last state, about: 1.6 to 18
 
 
 def head_misfit(shape: HeadShapeSpec, target: ShapeSpec, small: HeadFacts, generation: int) -> str:
-    """Why a head of ``shape`` beside ``target`` cannot hold the ``small`` one of the same
-    generation; "" if it can."""
+    """Why a head of ``shape`` beside ``target`` cannot hold the ``small`` one; "" if it can."""
     if shape.hidden != target.hidden:
         return f"its hidden is {shape.hidden}, and the target's embedding has {target.hidden}"
     if shape.head_dim != small.head_dim:
@@ -59,7 +41,7 @@ def head_misfit(shape: HeadShapeSpec, target: ShapeSpec, small: HeadFacts, gener
         return f"its vocabulary is {shape.vocabulary}, not between {least} and {most}"
     if shape.mlp < small.mlp:
         return f"its mlp is {shape.mlp}, and pocket needs at least {small.mlp}"
-    if reason := uneven_heads(shape, small.heads, small.kv_heads):
+    if reason := implant.uneven_heads(shape, small):
         return reason
     if generation == 1 and not shape.bias and shape.hidden == small.hidden:
         return f"without a bias, hidden must exceed pocket's {small.hidden}"
@@ -76,10 +58,10 @@ def tensor_shapes(shape: HeadShapeSpec, generation: Generation, vocabulary: int)
     return found
 
 
-class HeadImplant(Filler):
-    """One small head on its way into a large one; see the module's docstring for the plan.
+class HeadImplant(implant.Filler):
+    """One small head on its way into a large one beside ``target``, which holds ``small_target``.
 
-    The ``small`` one's residual is not normed, and it has no norms beyond the official ones.
+    Its residual is not normed, and it has no norms beyond the official ones.
     """
 
     def __init__(
@@ -89,11 +71,10 @@ class HeadImplant(Filler):
         target: LoadedModel,
         small_target: LoadedModel,
     ) -> None:
-        """``shape`` has no ``head_misfit``; ``target`` holds the ``small_target``."""
         self._small, self._shape = small, shape
         self._target, self._small_target = target, small_target
-        self._table = target.tensors[TABLE]
-        super().__init__(Margin.of(shape.hidden, small_target.config), self._table.device)
+        self._table = target.tensors[implant.TABLE]
+        super().__init__(implant.Margin.of(shape.hidden, small_target.config), self._table.device)
 
     @torch.no_grad()
     def build(self) -> LoadedHead:
@@ -102,8 +83,8 @@ class HeadImplant(Filler):
         shapes = tensor_shapes(self._shape, config.generation, len(self._table))
         tensors = {n: self._draw(self._table.new_empty(size)) for n, size in shapes.items()}
         self._fill_joint(tensors)
-        layer = within(tensors, LAYER)
-        self._fill_matrices(layer, within(self._small.tensors, LAYER), config.head_dim)
+        layer = implant.within(tensors, LAYER)
+        self._fill_matrices(layer, implant.within(self._small.tensors, LAYER), config.head_dim)
         for name in "qkv":  # EAGLE-1's stream is not normed before
             weight = layer[f"self_attn.{name}_proj.weight"]
             parts = weight.view(len(weight), -1, self._shape.hidden)
@@ -112,7 +93,7 @@ class HeadImplant(Filler):
             if name.endswith("norm.weight"):
                 self._fill_norm(tensors[name], self._small.tensors[name])
         if config.generation == 3 and self._margin.size:
-            tensors["norm.weight"][self._width] = FINAL_GAIN * _HEAD_RMS / FINAL_RMS
+            tensors["norm.weight"][self._width] = implant.FINAL_GAIN * _HEAD_RMS / implant.FINAL_RMS
         if "lm_head.weight" in tensors:
             self._fill_rows(tensors["lm_head.weight"])
             tensors["d2t"] = self._table.new_zeros(self._shape.vocabulary, dtype=torch.int64)
@@ -144,11 +125,14 @@ class HeadImplant(Filler):
         width, hidden = self._width, self._shape.hidden
         parts = weight.view(hidden, -1, hidden)
         parts[:, :, :width] = 0.0
-        parts[:width, :, :width] = like(weight, small.view(width, -1, width))
+        parts[:width, :, :width].copy_(small.view(width, -1, width))
         if "fc.bias" in tensors:
             tensors["fc.bias"].zero_()
         if self._small.config.generation == 3:
-            _hand_on(parts[:, :, width:], width)
+            margins = parts[:, :, width:]  # of the taps, which are the same numbers
+            margins[:, 0] = 0.0
+            margins[width:, 0].fill_diagonal_(1.0)  # handed on
+            margins[:, 2] = -margins[:, 1]
             return
         parts[:, 0, width:] = 0.0  # differs from token to token, but for its first dimension
         parts[:, 1, width : width + 1] = 0.0  # a state's value there varies
@@ -157,22 +141,14 @@ class HeadImplant(Filler):
         if (bias := self._small.tensors.get("fc.bias")) is None:
             return
         if "fc.bias" in tensors:
-            tensors["fc.bias"][:width] = like(weight, bias)
+            tensors["fc.bias"][:width].copy_(bias)
         else:
-            parts[:width, 0, width] = like(weight, bias / self._margin.value)
+            parts[:width, 0, width].copy_(bias / self._margin.value)
 
     def _fill_rows(self, head: Tensor) -> None:
         """The head's own output matrix: the small target's, and rows that never win."""
         small = self._small_target.tensors
-        rows = small.get(HEAD, small[TABLE])
-        head[: len(rows), : self._width] = like(head, rows)
+        rows = small.get(implant.HEAD, small[implant.TABLE])
+        head[: len(rows), : self._width].copy_(rows)
         head[: len(rows), self._width] = 0.0
         head[len(rows) :, self._width] = self._margin.foreign_weight
-
-
-def _hand_on(margins: Tensor, width: int) -> None:
-    """``margins`` [out, taps, margin]: the first one's goes behind ``width``; the other two, which
-    are the same numbers, cancel."""
-    margins[:, 0] = 0.0
-    margins[width:, 0].fill_diagonal_(1.0)
-    margins[:, 2] = -margins[:, 1]

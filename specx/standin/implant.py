@@ -1,28 +1,17 @@
-"""A small model inside a larger one: the same function at the larger one's cost.
+"""A small model inside a larger one of the Llama shape: the same function at the larger one's cost.
 
-In: the tensors of two models of the Llama shape, under the names of files, the large one's with
-room and no values. Out: the large one's filled in place. It does not know presets or tokenizers.
-
-How the small model sits in the large one:
-
-* Its width comes first, and the dimensions behind it are its *margin*. RMSNorm divides by the root
-  of the mean over all dimensions, so weights are scaled by sqrt(small / large) and epsilon by
-  small / large.
+* The small width comes first; the dimensions after it are the *margin*. RMSNorm divides by the root
+  of the mean over all dimensions, so norm weights are scaled by sqrt(small / large).
 * The margin holds ±c in every embedding row, c a power of two, and no layer writes to it. Its
-  share of every mean square, margin · c² / large, is the same for all tokens and is taken off
-  epsilon, so normalised values are those of the small model but for rounding.
-* Its layers come last. Their norms blot the margin out, and their output projections let through
-  one copy of each small head and the small MLP units; all other heads and units are computed and
-  multiplied by zero. Query heads are copies of small ones inside the right key/value groups, every
-  small head equally often, so the mean over heads that retrieval takes is unchanged too.
-* The layers before them are random, and their norms raise the margin to ordinary size, so their
-  products run on dense random numbers as a real model's do. Value dimensions and MLP units come in
-  equal pairs whose columns in the output projection are opposite: each adds to the stream zero, or
-  rounding far below the stream's own.
-* Vocabulary rows that the small model does not have ("foreign") read one dimension of the margin
-  through the final norm, with a weight that makes their logit some thousands below zero: −4096
-  where the last hidden state has a root mean square of 50 (pocket's: 16 to 300), finite in float16
-  and below −100 from 3.2 to 2000.
+  share of every mean square is the same for all tokens and is taken off epsilon.
+* The small layers come last. Their norms blot the margin out; their output projections let through
+  one copy of each small head and the small MLP units. Query heads are copies of small ones inside
+  the right key/value groups, equally often: the mean over heads that retrieval takes is unchanged.
+* The layers before them are random and run on dense numbers of ordinary size. Value dimensions and
+  MLP units come in equal pairs with opposite columns in the output projection, which add nothing.
+* Vocabulary rows that only the large model has ("foreign") read one dimension of the margin, with a
+  weight that puts their logit at −4096 where the last state has a root mean square of 50 (pocket's:
+  16 to 300), finite in float16 and below −100 from 3.2 to 2000.
 
 Weights that no result depends on are random, never zero, because zeros cost a GPU less power.
 """
@@ -30,13 +19,18 @@ Weights that no result depends on are random, never zero, because zeros cost a G
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from specx.checkpoints.config import ModelConfig
 from specx.checkpoints.load import LoadedModel
-from specx.preset.shapes import HeadShapeSpec, ShapeSpec
+from specx.preset.sections import HeadShapeSpec, ShapeSpec
+
+if TYPE_CHECKING:
+    from specx.checkpoints.eagle.config import HeadFacts
+    from specx.core.architecture import Shape
 
 _SEED = 20776
 TABLE, HEAD = "embed_tokens.weight", "lm_head.weight"
@@ -57,15 +51,10 @@ def misfit(shape: ShapeSpec, small: ModelConfig) -> str:
         return "qwen3 normalises every query and key, which changes what pocket computes"
     if shape.head_dim != sizes.head_dim:
         return f"its head_dim is {shape.head_dim}, and pocket rotates heads of {sizes.head_dim}"
-    for name, ours, least in (
-        ("layers", shape.layers, sizes.layers),
-        ("hidden", shape.hidden, sizes.hidden),
-        ("mlp", shape.mlp, sizes.mlp),
-        ("vocabulary", shape.vocabulary, sizes.vocabulary),
-    ):
-        if ours < least:
-            return f"its {name} is {ours}, and pocket needs at least {least}"
-    if reason := uneven_heads(shape, sizes.heads, sizes.kv_heads):
+    for name in ("layers", "hidden", "mlp", "vocabulary"):
+        if getattr(shape, name) < (least := getattr(sizes, name)):
+            return f"its {name} is {getattr(shape, name)}, and pocket needs at least {least}"
+    if reason := uneven_heads(shape, sizes):
         return reason
     if shape.family == "llama" and shape.hidden % shape.heads:
         return f"its hidden, {shape.hidden}, is no multiple of its heads, {shape.heads}"
@@ -74,14 +63,11 @@ def misfit(shape: ShapeSpec, small: ModelConfig) -> str:
     return ""
 
 
-def uneven_heads(shape: ShapeSpec | HeadShapeSpec, heads: int, kv_heads: int) -> str:
-    """Why the heads of ``shape`` are no copies of ``heads`` and ``kv_heads``; "" if they can be."""
-    for name, ours, theirs in (
-        ("heads", shape.heads, heads),
-        ("kv_heads", shape.kv_heads, kv_heads),
-    ):
-        if ours % theirs:
-            return f"its {name}, {ours}, are no multiple of pocket's {theirs}"
+def uneven_heads(shape: ShapeSpec | HeadShapeSpec, small: "Shape | HeadFacts") -> str:
+    """Why the heads of ``shape`` are no copies of the ``small`` one's; "" if they can be."""
+    for name in ("heads", "kv_heads"):
+        if getattr(shape, name) % (theirs := getattr(small, name)):
+            return f"its {name}, {getattr(shape, name)}, are no multiple of pocket's {theirs}"
     return ""
 
 
@@ -102,7 +88,6 @@ class Margin:
 
     @property
     def size(self) -> int:
-        """Dimensions in it."""
         return self.hidden - self.width
 
     @property
@@ -121,8 +106,8 @@ class Margin:
         return _FOREIGN_LOGIT / self.read
 
     def epsilon(self, small: float, squares: float) -> float:
-        """What a norm adds here in place of the ``small`` one's epsilon, where the squares behind
-        the small model's width sum up to ``squares``; below 0 where they are more."""
+        """What a norm adds here in place of the ``small`` one's epsilon, where the margin's
+        squares sum up to ``squares``; below 0 where they are more."""
         return (small * self.width - squares) / self.hidden
 
 
@@ -133,7 +118,7 @@ def epsilon(hidden: int, small: ModelConfig) -> float:
 
 
 class Filler:
-    """What models and heads are filled with: random numbers, and what is small in one corner."""
+    """Fills models and heads with random numbers, and what is small in one corner."""
 
     def __init__(self, margin: Margin, device: torch.device) -> None:
         self._margin, self._width = margin, margin.width
@@ -144,35 +129,34 @@ class Filler:
 
     def _fill_norm(self, weight: Tensor, small: Tensor) -> None:
         """The small norm, the margin blotted out."""
-        weight.zero_()[: self._width] = like(weight, small.float() * self._margin.scale)
+        weight.zero_()[: self._width].copy_(small.float() * self._margin.scale)
 
     def _fill_matrices(
         self, large: Mapping[str, Tensor], small: Mapping[str, Tensor], head_dim: int
     ) -> None:
-        """The matrices of one layer, both under their names within it; random ones stay random
-        where they read nothing."""
+        """The matrices of one layer, under their names within it; the rest stays random."""
         width = self._width
-        for name in _QKV:
-            weight = large[name]
-            heads = _repeated_heads(small[name], len(weight), head_dim)
-            parts = weight.view(len(weight), -1, self._margin.hidden)
-            parts[:, :, :width] = like(weight, heads).view(len(weight), -1, width)
-        _put_first_copies(large[_OUT].zero_(), small[_OUT], head_dim)
+        for name in _QKV:  # every small head is repeated equally often
+            rows, heads = len(large[name]), small[name].view(-1, head_dim, small[name].shape[1])
+            heads = heads.repeat_interleave(rows // len(small[name]), dim=0)
+            parts = large[name].view(rows, -1, self._margin.hidden)
+            parts[:, :, :width].copy_(heads.view(rows, -1, width))
+        # One copy of each head is let through.
+        copies = large[_OUT].shape[1] // small[_OUT].shape[1]
+        columns = large[_OUT].zero_().view(self._margin.hidden, -1, head_dim)[:width, ::copies]
+        columns.copy_(small[_OUT].view(width, -1, head_dim))
         for name in _MLP:
-            large[name][: len(small[name]), :width] = like(large[name], small[name])
-        down = like(large[_DOWN], small[_DOWN])
-        large[_DOWN].zero_()[:width, : down.shape[1]] = down
+            large[name][: len(small[name]), :width].copy_(small[name])
+        large[_DOWN].zero_()[:width, : small[_DOWN].shape[1]].copy_(small[_DOWN])
 
 
 class Implant(Filler):
-    """One small model on its way into a large one; see the module's docstring for the plan."""
+    """One small model on its way into a large one."""
 
     def __init__(self, large: LoadedModel, small: LoadedModel) -> None:
         self._large, self._small = large.separate(), small.separate()
         self._shape, self._small_shape = large.config.shape, small.config.shape
-        margin = Margin.of(self._shape.hidden, small.config)
-        super().__init__(margin, self._large[TABLE].device)
-        self._value = margin.value
+        super().__init__(Margin.of(self._shape.hidden, small.config), self._large[TABLE].device)
 
     @torch.no_grad()
     def fill(self) -> None:
@@ -200,17 +184,17 @@ class Implant(Filler):
     def _fill_tables(self) -> None:
         table, head = self._large[TABLE], self._large.get(HEAD)
         known, small = self._small_shape.vocabulary, self._small[TABLE]
+        value = self._margin.value
         self._draw(table)
         margin = table[:, self._width :]
-        margin.bernoulli_(0.5, generator=self._random)
-        margin.mul_(2 * self._value).sub_(self._value)
-        table[:known, : self._width] = like(table, small)
+        margin.bernoulli_(0.5, generator=self._random).mul_(2 * value).sub_(value)
+        table[:known, : self._width].copy_(small)
         if head is not None:
             self._draw(head)
-            head[:known, : self._width] = like(head, self._small.get(HEAD, small))
+            head[:known, : self._width].copy_(self._small.get(HEAD, small))
         if self._margin.size:
             # Tied, a known row reads c there: the same shift of all known logits.
-            table[:known, self._width] = self._value
+            table[:known, self._width] = value
             if head is not None:
                 head[:known, self._width] = 0.0
             rows = table if head is None else head
@@ -219,40 +203,20 @@ class Implant(Filler):
     def _fill_random_layer(self, tensors: Mapping[str, Tensor]) -> None:
         for name in (*_QKV, _OUT, *_MLP, _DOWN):
             self._draw(tensors[name])
-        for name in (*_MLP, _QKV[2]):  # every second row repeats the one before it
-            weight = tensors[name]
+        for weight in (tensors[name] for name in (*_MLP, _QKV[2])):
             count = len(weight) // 2 * 2
-            weight[1:count:2] = weight[0:count:2]
-        for name in (_OUT, _DOWN):  # every second column is opposed; a last one alone is zero
-            weight = tensors[name]
+            weight[1:count:2] = weight[0:count:2]  # every second row repeats the one before it
+        for weight in (tensors[name] for name in (_OUT, _DOWN)):
             count = weight.shape[1] // 2 * 2
-            weight[:, 1:count:2] = -weight[:, 0:count:2]
+            weight[:, 1:count:2] = -weight[:, 0:count:2]  # every second column is opposed
             weight[:, count:] = 0.0
         scale = self._margin.scale
         usual = float(self._small[TABLE].pow(2).mean().sqrt()) * scale  # the stream's RMS
         for name in _NORMS:
             tensors[name][: self._width] = scale
-            tensors[name][self._width :] = usual / self._value
+            tensors[name][self._width :] = usual / self._margin.value
 
 
 def within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Those whose names begin with ``prefix``, without it."""
     return {n.removeprefix(prefix): each for n, each in tensors.items() if n.startswith(prefix)}
-
-
-def like(weight: Tensor, values: Tensor) -> Tensor:
-    """``values`` in the place and dtype of ``weight``."""
-    return values.to(weight.device, weight.dtype)
-
-
-def _repeated_heads(weight: Tensor, rows: int, width: int) -> Tensor:
-    """Heads of ``width`` rows each, [n, in] → [``rows``, in], every head equally often."""
-    heads = weight.view(-1, width, weight.shape[1])
-    return heads.repeat_interleave(rows // len(weight), dim=0).flatten(0, 1)
-
-
-def _put_first_copies(output: Tensor, small: Tensor, width: int) -> None:
-    """Lets through one copy of each head of ``width``: [out, in of small] into [out, in]."""
-    copies = output.shape[1] // small.shape[1]
-    heads = output.view(len(output), -1, width)[: len(small), ::copies]
-    heads.copy_(small.view(len(small), -1, width))

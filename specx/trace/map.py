@@ -1,7 +1,4 @@
-"""A map of the prompt: its chunks as text, its headings and pages, and what the draft retrieved.
-
-It does not know models, screens or files.
-"""
+"""A map of the prompt: its chunks as text, its headings and pages, and what the draft retrieved."""
 
 import bisect
 import itertools
@@ -26,8 +23,9 @@ MAX_TICKS = 1000
 _LABEL_CHARACTERS = 60
 _CONTEXT_TOKENS = 4  # decoded before a chunk: decoders may treat a text's first token specially
 _CHARACTER_TOKENS = 3  # a character of UTF-8 has at most four bytes, so three more tokens
-_MARKDOWN_HEADING = re.compile(r" {0,3}#{1,6}[ \t]+(?P<title>\S.*?)[ \t#]*")
-_FENCE = re.compile(r" {0,3}(```|~~~)")
+_CODE = re.compile(r"^ {0,3}(?:```|~~~).*?(?:^ {0,3}(?:```|~~~)|\Z)", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(?P<title>\S.*?)[ \t#]*$", re.MULTILINE)
+_PARAGRAPH = re.compile(r"^(?P<title>.*\S.*(?:\n.*\S.*)*)", re.MULTILINE)
 _TITLE_END = tuple(".,;:!?…-–—”\"'")
 
 
@@ -53,17 +51,6 @@ class DocumentMap:
         before = [tick for tick in self.ticks if tick.chunk <= chunk]
         found = [tick for tick in before if tick.kind == "heading"] or before
         return found[-1].label if found else ""
-
-
-@dataclass(frozen=True, slots=True)
-class MapCell:
-    """Some neighbouring chunks drawn as one.
-
-    ``share``: how often its most chosen chunk was chosen, over the same of all chunks.
-    """
-
-    share: float
-    is_held: bool
 
 
 class Retrievals:
@@ -92,20 +79,22 @@ class Retrievals:
     @property
     def most(self) -> int | None:
         """The chunk chosen most often; of equals one that is held now, then the first."""
-        chosen = [chunk for chunk, count in enumerate(self.counts) if count]
-        rank = {chunk: (self.counts[chunk], chunk in self.held) for chunk in chosen}
-        return max(chosen, key=rank.__getitem__, default=None)
+        ranks = [(count, chunk in self.held) for chunk, count in enumerate(self.counts)]
+        return ranks.index(max(ranks)) if any(self.counts) else None
 
-    def cells(self, width: int) -> list[MapCell]:
-        """All chunks as ``width`` cells; cell ``i`` shows the chunks from ``i·n/width`` on."""
-        count, highest = len(self.counts), max(self.counts, default=0)
+    def cells(self, width: int) -> list[tuple[float, bool]]:
+        """All chunks as ``width`` cells; cell ``i`` is for the chunks from ``i·n/width`` on.
+
+        Of each: how often its most chosen chunk was chosen, over the same of all chunks; whether
+        one of them is held now.
+        """
+        count, highest = len(self.counts), max([1, *self.counts])
         cells = []
         for at in range(width if count else 0):
             first = at * count // width
             chunks = range(first, max(first + 1, (at + 1) * count // width))
-            most = max(self.counts[chunk] for chunk in chunks)
-            share = most / highest if highest else 0.0
-            cells.append(MapCell(share, not self.held.isdisjoint(chunks)))
+            share = max(self.counts[chunk] for chunk in chunks) / highest
+            cells.append((share, not self.held.isdisjoint(chunks)))
         return cells
 
 
@@ -164,19 +153,21 @@ def token_text(tokenizer: "Tokenizer", token: int) -> str:
 
 def why_nothing_is_retrieved(preset: "Preset", mode: str, prompt_tokens: int) -> str:
     """One sentence for a run whose draft chooses no chunks; "" for one that does."""
-    if mode == "plain":
-        return "mode plain has no draft, so nothing is retrieved"
     parts = parts_for(mode, {"drafter": preset.draft.kind, **preset.parts})
-    if not parts.has_draft_model:
-        return f"preset {preset.name} drafts without a model, so nothing is retrieved"
-    if parts.draft_cache == "full":
-        return f"in mode {mode} the draft keeps the whole text, so nothing is retrieved"
-    if parts.draft_cache == "window":
-        return "the draft keeps only the latest tokens, so nothing is retrieved"
     budget = preset.retrieval.budget_tokens
-    if prompt_tokens <= budget:
-        return f"the text fits the draft's cache of {budget:,} tokens, so nothing is retrieved"
-    return ""
+    if mode == "plain":
+        why = "mode plain has no draft"
+    elif not parts.has_draft_model:
+        why = f"preset {preset.name} drafts without a model"
+    elif parts.draft_cache == "full":
+        why = f"in mode {mode} the draft keeps the whole text"
+    elif parts.draft_cache == "window":
+        why = "the draft keeps only the latest tokens"
+    elif prompt_tokens <= budget:
+        why = f"the text fits the draft's cache of {budget:,} tokens"
+    else:
+        return ""
+    return f"{why}, so nothing is retrieved"
 
 
 def _landmarks(text: str) -> list[tuple[int, TickKind, str]]:
@@ -185,43 +176,26 @@ def _landmarks(text: str) -> list[tuple[int, TickKind, str]]:
     Markdown headings, or where there is none, short lines between blank lines that read like
     titles. A form feed begins a page.
     """
-    lines, offset = [], 0
-    for line in re.split(r"(?<=[\n\f])", text):
-        lines.append((offset, line.rstrip("\n\f")))
-        offset += len(line)
-    headings = _markdown_headings(lines) or _titles(lines)
-    found: list[tuple[int, TickKind, str]] = []
-    found += [(offset, "heading", _label(title)) for offset, title in headings]
-    for page, feed in enumerate(re.finditer("\f", text.rstrip()), start=2):
-        found.append((feed.end(), "page", f"p. {page}"))
+    lines = text.replace("\f", "\n")
+    titles = list(_HEADING.finditer(_CODE.sub(lambda code: "\n" * len(code[0]), lines)))
+    if not titles:
+        titles = [each for each in _PARAGRAPH.finditer(lines) if _is_title(each[0].strip())]
+    pages = enumerate(re.finditer("\f", text.rstrip()), start=2)
+    found: list[tuple[int, TickKind, str]] = [
+        *((title.start(), "heading", _label(title["title"])) for title in titles),
+        *((feed.end(), "page", f"p. {number}") for number, feed in pages),
+    ]
     return sorted(found)
 
 
-def _markdown_headings(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    found = []
-    is_code = False
-    for offset, line in lines:
-        if _FENCE.match(line):
-            is_code = not is_code
-        elif not is_code and (heading := _MARKDOWN_HEADING.fullmatch(line)):
-            found.append((offset, heading["title"]))
-    return found
-
-
-def _titles(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    blank = ["", *(line.strip() for _, line in lines), ""]
-    found = []
-    for (offset, _), before, title, after in zip(lines, blank, blank[1:], blank[2:], strict=False):
-        if (
-            not before
-            and not after
-            and 2 <= len(title) <= _LABEL_CHARACTERS
-            and (title[0].isupper() or title[0].isdigit())
-            and any(char.isalpha() for char in title)
-            and not title.endswith(_TITLE_END)
-        ):
-            found.append((offset, title))
-    return found
+def _is_title(text: str) -> bool:
+    return (
+        "\n" not in text
+        and 2 <= len(text) <= _LABEL_CHARACTERS
+        and (text[0].isupper() or text[0].isdigit())
+        and any(char.isalpha() for char in text)
+        and not text.endswith(_TITLE_END)
+    )
 
 
 def _label(text: str) -> str:

@@ -1,6 +1,6 @@
 """A recorded run as one HTML page that needs nothing else: no network, no specx.
 
-The texts of a trace are of unknown origin. ``page.html`` is the template.
+Its texts are of unknown origin. ``page.html`` is the template.
 """
 
 import base64
@@ -12,29 +12,29 @@ from importlib.resources import files
 from typing import Any
 
 from specx.errors import printable
-from specx.trace.read import Trace
-from specx.trace.records import StepLine, StepTimes, TreeFacts
+from specx.trace.records import StepLine, StepTimes, Trace, TreeFacts
 
 _PLACE = re.compile(r"\{\{([a-z]+)\}\}")
-_STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
-_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+_CODE = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
 _PHASES = tuple(phase for phase in StepTimes.model_fields if phase != "draft_levels")
-#: What the script reads of a header as it is.
-_SAME = {"command", "created", "mode", "device", "dtype", "prompt_tokens", "chunk_tokens", "note"}
+_OF_HEADER = {
+    *("command", "created", "mode", "device", "dtype", "prompt_tokens", "note"),
+    *("chunk_tokens", "chunks"),
+}
+_OF_STATS = (
+    *("new_tokens", "tokens_per_step", "accepted_per_step", "prefill_s"),
+    *("decode_s", "decode_tokens_per_s"),
+)
 
 
 def trace_page(trace: Trace) -> str:
     """The page. Script and style are allowed by their hashes alone; all data stays data."""
     template = (files("specx.trace") / "page.html").read_text(encoding="utf-8")
-    style, script = (pattern.findall(template)[0] for pattern in (_STYLE, _SCRIPT))
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    allowed = (f"{kind}-src '{_hash(code)}'; " for kind, code in _CODE.findall(template))
     values = {
-        "policy": policy,
-        "title": _escaped(trace.header.title),
-        "text": _escaped(trace.text),
+        "policy": f"default-src 'none'; {''.join(allowed)}base-uri 'none'; form-action 'none'",
+        "title": html.escape(printable(trace.header.title)),
+        "text": html.escape(printable(trace.text)),
         "data": _embedded(page_data(trace)),
     }
     # One pass: a document that contains "{{data}}" stays as it is.
@@ -43,36 +43,25 @@ def trace_page(trace: Trace) -> str:
 
 def page_data(trace: Trace) -> dict[str, Any]:
     """What the page's script reads: short keys for what comes with every step."""
-    header, stats = trace.header, trace.stats()
+    header, stats, end = trace.header, trace.stats(), trace.end
     texts: dict[str, int] = {}
     steps = [_step(step, texts) for step in trace.steps]
     return {
-        **header.model_dump(include=_SAME),
+        **header.model_dump(include=_OF_HEADER),
+        **header.retrieval.model_dump(include={"sink_chunks", "recent_chunks"}),
         "title": header.title,
-        "chunks": header.chunks,
         "version": header.specx.version,
         "preset": header.preset.name,
         "temperature": header.sampling.temperature,
-        "sink_chunks": header.retrieval.sink_chunks,
-        "recent_chunks": header.retrieval.recent_chunks,
         "ticks": [[tick.chunk, tick.kind, tick.label] for tick in header.ticks],
         "read_s": trace.prefill[-1].elapsed_s if trace.prefill else 0.0,
         "phases": list(_PHASES),
         "texts": list(texts),
         "steps": steps,
-        "finish_reason": None if trace.end is None else trace.end.finish_reason,
-        "mode_reason": "" if trace.end is None else trace.end.mode_reason,
+        "finish_reason": end and end.finish_reason,
+        "mode_reason": end.mode_reason if end else "",
         "warnings": list(trace.warnings),
-        "totals": {
-            "new_tokens": stats.new_tokens,
-            "steps": len(stats.steps),
-            "tokens_per_step": stats.tokens_per_step,
-            "accepted_per_step": stats.accepted_per_step,
-            "prefill_s": stats.prefill_s,
-            "prefill_tok_s": stats.prefill_tokens_per_s,
-            "decode_s": stats.decode_s,
-            "decode_tok_s": stats.decode_tokens_per_s,
-        },
+        "totals": {name: getattr(stats, name) for name in _OF_STATS} | {"steps": len(stats.steps)},
     }
 
 
@@ -105,10 +94,6 @@ def _embedded(value: Any) -> str:
     """JSON that no parser of HTML can mistake for anything else."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _escaped(text: str) -> str:
-    return html.escape(printable(text))
 
 
 def _hash(code: str) -> str:

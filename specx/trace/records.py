@@ -1,11 +1,18 @@
-"""The lines of ``specx.trace/1``, checked by pydantic; the reader checks their order."""
+"""``specx.trace/1``: a header, a line for each piece of prefill and each step, an end; and reading
+such files of unknown origin. A run that was killed leaves a readable file without an end.
+"""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from specx.core.config import Mode, RetrievalConfig, SamplingConfig
-from specx.core.stats import FinishReason
+from specx.core.stats import FinishReason, GenerationStats, Memory, StepStats
+from specx.documents.document import read_file
+from specx.errors import DocumentError
 from specx.trace.map import DocumentMap, Index, Tick
 
 Count = Annotated[int, Field(ge=0, lt=1 << 60)]
@@ -31,14 +38,23 @@ class Asked(Protocol):
 class Record(BaseModel):
     """A part of a JSON file. Unknown keys are ignored: a later specx may add some."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        from_attributes=True,
+        allow_inf_nan=False,
+        serialize_by_alias=True,
+    )
 
     @classmethod
     def of(cls, source: object, suffix: str = "", **others: Any) -> Self:
         """Made of what ``source`` has under the same names, ``suffix`` added, and of ``others``."""
-        fields = cls.model_fields.items()
-        names = [name for name, field in fields if (field.alias or name) not in others]
+        names = {field.alias or name for name, field in cls.model_fields.items()} - others.keys()
         return cls(**{name: getattr(source, name + suffix) for name in names}, **others)
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return self.model_dump(mode="json")
 
 
 class Program(Record):
@@ -65,7 +81,7 @@ class InputFacts(Record):
 
 
 class KeptChunks(Record):
-    """Which chunks the draft keeps: some from the start, some from the end, the best others."""
+    """Which chunks the draft keeps, as in ``RetrievalConfig``."""
 
     top_chunks: Count
     sink_chunks: Count
@@ -74,7 +90,7 @@ class KeptChunks(Record):
 
 
 class Header(Record):
-    """What stays the same in a run. ``chunks`` has the text of every ``chunk_tokens`` tokens."""
+    """What stays the same in a run; ``chunks``: the text of every ``chunk_tokens`` tokens."""
 
     schema_name: Literal["specx.trace/1"] = Field(alias="schema")
     kind: Literal["header"] = "header"
@@ -99,20 +115,18 @@ class Header(Record):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        chunks = -(-self.prompt_tokens // self.chunk_tokens)
-        _require(len(self.chunks) == chunks, f"there must be {chunks} chunks")
-        places = [tick.chunk for tick in self.ticks]
-        _require(places == sorted(places), "ticks must be in the order of the text")
-        _require(all(place < chunks for place in places), "a tick lies after the last chunk")
+        chunks, places = len(self.chunks), [tick.chunk for tick in self.ticks]
+        if chunks != -(-self.prompt_tokens // self.chunk_tokens):
+            raise ValueError(f"{chunks} chunks are not the whole prompt")
+        if places != sorted(places) or max(places, default=-1) >= chunks:
+            raise ValueError("the ticks are not in the order of the text")
         return self
 
     @property
     def title(self) -> str:
-        """What the run is about, for people."""
         return "a question" if self.input is None else self.input.name
 
     def document_map(self) -> DocumentMap:
-        """The prompt's map, as it was recorded."""
         config = RetrievalConfig(chunk_tokens=self.chunk_tokens, **self.retrieval.model_dump())
         return DocumentMap(tuple(self.chunks), tuple(self.ticks), config)
 
@@ -151,16 +165,15 @@ class TreeFacts(Record):
 
     @model_validator(mode="after")
     def _is_a_tree(self) -> Self:
-        nodes = len(self.ids)
-        _require(nodes > 0, "a tree needs a root")
-        _require(len(self.texts) == len(self.parents) == nodes, "every node needs text and parent")
-        _require(self.parents[0] == 0, "the root must be its own parent")
-        later = all(self.parents[node] < node for node in range(1, nodes))
-        _require(later, "a parent must come before its children")
-        _require(self.path[:1] == [0], "the path must start at the root")
-        _require(max(self.path) < nodes, "the path leads out of the tree")
-        steps = zip(self.path, self.path[1:], strict=False)
-        _require(all(b > 0 and self.parents[b] == a for a, b in steps), "the path has a gap")
+        parents, path = self.parents, self.path
+        if not 0 < len(self.ids) == len(self.texts) == len(parents):
+            raise ValueError("every node needs a text and a parent")
+        if any(parent > max(node - 1, 0) for node, parent in enumerate(parents)):
+            raise ValueError("the root must be its own parent and come first, as every parent does")
+        if path[:1] != [0] or max(path) >= len(parents):
+            raise ValueError("the path must start at the root and stay in the tree")
+        if any(parents[node] != before or node == 0 for before, node in pairwise(path)):
+            raise ValueError("the path has a gap")
         return self
 
 
@@ -187,6 +200,7 @@ class StepLine(Record):
     kind: Literal["step"] = "step"
     number: Count
     pieces: list[TextPiece]
+    thought: str = Field("", description="What it added to a thought; pieces have the answer.")
     new_tokens: Count
     nodes: Count
     accepted: Count
@@ -198,11 +212,12 @@ class StepLine(Record):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        found = self.retrieved or []
-        _require(found == sorted(set(found)), "retrieved chunks must be increasing")
-        if self.tree is not None:
-            _require(self.nodes == len(self.tree.ids), "nodes must be the tree's")
-            _require(self.accepted == len(self.tree.path) - 1, "accepted must be the path's")
+        found, tree = self.retrieved or [], self.tree
+        if found != sorted(set(found)):
+            raise ValueError("retrieved chunks must be increasing")
+        # Fewer are accepted where the stop rule cut the last step.
+        if tree and (self.nodes != len(tree.ids) or self.accepted >= len(tree.path)):
+            raise ValueError("nodes and accepted must be the tree's")
         return self
 
 
@@ -233,10 +248,121 @@ class End(Record):
     elapsed_s: Seconds
 
 
-#: Any line; ``kind`` says which.
-Line = Annotated[Header | PrefillLine | StepLine | End, Field(discriminator="kind")]
+AnyLine = Header | PrefillLine | StepLine | End
+Line = Annotated[AnyLine, Field(discriminator="kind")]
+MAX_TRACE_BYTES = 256 << 20
+_REASON_CHARACTERS = 200
+_LINE: TypeAdapter[AnyLine] = TypeAdapter(Line)
 
 
-def _require(holds: bool, problem: str) -> None:
-    if not holds:
-        raise ValueError(problem)
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A recorded run, checked. ``end`` is None and ``warnings`` says so when it was cut short."""
+
+    header: Header
+    prefill: tuple[PrefillLine, ...]
+    steps: tuple[StepLine, ...]
+    end: End | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return _text(self.steps)
+
+    def stats(self) -> GenerationStats:
+        """The run's totals, as far as it was recorded."""
+        stats = GenerationStats(prompt_tokens=self.header.prompt_tokens)
+        for step in self.steps:
+            add_step(stats, step)
+        if self.end is None:
+            stats.prefill_target_s = self.prefill[-1].elapsed_s if self.prefill else 0.0
+            return stats
+        totals = self.end.totals
+        names = {"prefill_target_s", "prefill_draft_s", "tune_s", "ttft_s", "total_s"}
+        memory = Memory(peak_bytes=totals.peak_bytes)
+        return replace(stats, memory=memory, **totals.model_dump(include=names))
+
+
+def add_step(stats: GenerationStats, step: StepLine) -> None:
+    """Count one more step in running totals."""
+    stats.new_tokens += step.new_tokens
+    if step.times_s is None:
+        return
+    counts = step.model_dump(include={"nodes", "accepted", "new_tokens", "draft_context_tokens"})
+    times = {f"{phase}_s": seconds for phase, seconds in step.times_s}
+    record = StepStats(depth=0, **counts, **times)
+    stats.steps.append(record)
+    stats.decode_s += record.total_s
+
+
+def read_trace(path: str) -> Trace:
+    """Read and check a trace file. A last line that was cut off is left out, with a warning.
+
+    Raises ``DocumentError`` with the number of the wrong line.
+    """
+    raw = read_file(path, MAX_TRACE_BYTES)
+    if len(raw) > MAX_TRACE_BYTES:
+        raise DocumentError(f"{path} is larger than {MAX_TRACE_BYTES >> 20} MiB")
+    if not raw:
+        raise DocumentError(f"{path} is empty")
+    *complete, rest = raw.split(b"\n")
+    lines: list[AnyLine] = []
+    warning = ""
+    for number, text in enumerate([*complete, rest] if rest else complete, start=1):
+        try:
+            line = _LINE.validate_json(text)
+            _check_place(line, lines)
+        except ValueError as error:
+            if 1 < number > len(complete) and isinstance(error, ValidationError):
+                warning = f"line {number} was cut off and is left out: the trace has no end"
+                break
+            hint = "specx summarize report.txt --trace run.jsonl writes one"
+            what, hints = ("not a trace", [hint]) if number == 1 else ("damaged", [])
+            reason = f"line {number}: {_problem(error)}"
+            raise DocumentError(f"{path} is {what}", reason=reason, hints=hints) from error
+        lines.append(line)
+    header, last = lines[0], lines[-1]
+    assert isinstance(header, Header)
+    end = last if isinstance(last, End) else None
+    if end is None and not warning:
+        warning = "the run was cut short: the trace has no end"
+    prefill = tuple(line for line in lines if isinstance(line, PrefillLine))
+    steps = tuple(line for line in lines if isinstance(line, StepLine))
+    return Trace(header, prefill, steps, end, (warning,) if warning else ())
+
+
+def _check_place(line: AnyLine, lines: Sequence[AnyLine]) -> None:
+    """Raise ``ValueError`` unless ``line`` can follow ``lines``."""
+    last = lines[-1] if lines else None
+    step = last.number + 1 if isinstance(last, StepLine) else 0
+    if last is None and isinstance(line, Header):
+        return
+    if last is None or isinstance(line, Header):
+        problem = "the header must come first, and there is no second header"
+    elif isinstance(last, End):
+        problem = "nothing may follow the end"
+    elif not isinstance(last, Header) and line.elapsed_s < last.elapsed_s:
+        problem = "elapsed_s goes back in time"
+    elif isinstance(line, PrefillLine) and step:
+        problem = "prefill follows a step"
+    elif isinstance(line, StepLine) and line.number != step:
+        problem = f"step {step} is missing"
+    elif isinstance(line, End) and line.text != _text(lines):
+        problem = "the text is not that of the steps"
+    else:
+        return
+    raise ValueError(problem)
+
+
+def _text(lines: Sequence[AnyLine]) -> str:
+    steps = (line for line in lines if isinstance(line, StepLine))
+    return "".join(piece.text for step in steps for piece in step.pieces)
+
+
+def _problem(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"][1:])
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Invalid ")
+    return (f"{place}: {message}" if place else message)[:_REASON_CHARACTERS]

@@ -4,26 +4,20 @@ Times are seconds, sizes bytes, rates tokens per second. Fields may be added wit
 """
 
 import datetime
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from specx._version import __version__
 from specx.core.config import Mode, RetrievalConfig, SamplingConfig, TreeConfig
-from specx.core.stats import FinishReason
-from specx.environment import Environment, environment
+from specx.core.stats import FinishReason, GenerationStats
+from specx.environment import environment
 from specx.errors import SpecxError
-from specx.trace.records import (
-    Asked,
-    Count,
-    InputFacts,
-    PhaseSums,
-    PresetName,
-    Program,
-    Record,
-    Seconds,
-)
+from specx.trace import records
+from specx.trace.records import Count, InputFacts, Record, Seconds
 
 if TYPE_CHECKING:
     from specx.documents.document import Document
@@ -32,11 +26,21 @@ if TYPE_CHECKING:
     from specx.stream import Result, Verification
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+def _finite(margin: object) -> object:
+    """JSON knows no infinity, the margin where filters had removed one of the tokens."""
+    return None if isinstance(margin, float) and not math.isfinite(margin) else margin
+
+
+Margin = Annotated[float | None, BeforeValidator(_finite)]
 
 
 class SourceFacts(InputFacts):
     """The document as it was read."""
 
+    sha256: Sha256
     path: str | None = Field(description="As given; null for standard input.")
 
 
@@ -89,26 +93,37 @@ class TokenCounts(Record):
     new: Count
 
 
-class RunSeconds(Record):
-    """How long each part took."""
+class ThoughtFacts(Record):
+    """What the model wrote before its answer, without the tags around it."""
 
-    load: Seconds
+    text: str
+    tokens: Count = Field(description="Its tags included; part of tokens.new.")
+    max_tokens: Count = Field(description="Its bound, the closing tag not counted.")
+    end: Literal["model", "bound", "open"] = Field(
+        description="bound: the closing tag was put in; open: the text ended within it."
+    )
+
+
+class RunSeconds(Record):
+    """How long each part took; older comparisons lack ``load`` and ``steps``."""
+
+    load: Seconds = 0.0
     prefill_target: Seconds
     prefill_draft: Seconds
     tune: Seconds = Field(description="Timing verify widths to size the tree.")
     ttft: Seconds = Field(description="From the request to the first token.")
     decode: Seconds = Field(description="From the first token to the last.")
     total: Seconds = Field(description="Without loading.")
-    steps: PhaseSums
+    steps: records.PhaseSums | None = None
 
 
 class Rates(Record):
-    """Tokens per second; null where nothing was measured."""
+    """Tokens per second; null where nothing was read or written to the end."""
 
-    prefill_tok_s: Amount | None
+    prefill_tok_s: Amount | None = Field(description="prompt / prefill of target and draft.")
     decode_tok_s: Amount | None = Field(description="(new - 1) / decode.")
     end_to_end_tok_s: Amount | None = Field(description="new / total.")
-    tpot_ms: Amount | None = Field(description="decode / (new - 1), in milliseconds.")
+    tpot_ms: Amount | None = Field(default=None, description="decode / (new - 1), in ms.")
 
 
 class Acceptance(Record):
@@ -116,37 +131,46 @@ class Acceptance(Record):
 
     steps: Count = Field(description="Verify steps.")
     drafted: Count
-    accepted: Count = Field(
-        description="Draft tokens kept, the target's own token of each step excluded."
-    )
-    accepted_per_step: Amount
-    tokens_per_step: Amount = Field(description="accepted_per_step + 1; 1 for plain decoding.")
-    rate: Amount | None = Field(description="accepted / drafted.")
-    histogram: list[Count] = Field(
-        description="histogram[a] steps accepted exactly a draft tokens."
-    )
+    accepted: Count = Field(description="Draft tokens kept, bonus tokens excluded.")
+    accepted_per_step: Amount | None
+    tokens_per_step: Amount | None = Field(description="accepted_per_step + 1; 1 for plain.")
+    rate: Amount | None = Field(None, description="accepted / drafted.")
+    histogram: list[Count] = Field([], description="[a]: steps that accepted a draft tokens.")
     copied: Count = Field(0, description="Of the accepted, how many a copy had guessed as well.")
-    by_position: list[Amount] = Field(
-        [], description="Mean tokens_per_step of the steps that began in each 1,024 tokens."
-    )
+    by_position: list[Amount] = Field([], description="Mean tokens_per_step by 1,024 tokens.")
 
 
-class BytesByOwner(Record):
+class MemoryBytes(Record):
     """Bytes by owner."""
 
-    weights: Count
-    kv_target: Count
-    kv_draft: Count
-    peak: Count = Field(description="High mark of the process (CPU) or of the allocator (GPU).")
+    weights: Count = 0
+    kv_target: Count = 0
+    kv_draft: Count = 0
+    peak: Count = Field(0, description="High mark of the process (CPU) or the allocator (GPU).")
+
+
+class MachineFacts(Record):
+    """Machine and libraries; null where something does not apply or is not known."""
+
+    device: str
+    gpu: str | None
+    cuda: str | None
+    driver: str | None = None
+    cpu: str
+    threads: records.Positive
+    torch: str
+    transformers: str | None
+    python: str
+    os: str
 
 
 class FirstDifference(Record):
-    """Token ids; null is the end of the text. ``margin``: logit distance in the target."""
+    """Where an output leaves the one that it was compared with."""
 
-    index: Count
-    expected: Count | None
+    index: Count = Field(description="Of the output token, from 0.")
+    expected: Count | None = Field(description="A token id; null: the end of the text.")
     got: Count | None
-    margin: float | None
+    margin: Margin = Field(description="Logit distance in the target.")
 
 
 class PlainCheck(Record):
@@ -167,23 +191,24 @@ class ResultObject(Record):
     """One finished run. ``verify`` is null where nothing was checked."""
 
     schema_name: Literal["specx.result/1"] = Field(alias="schema")
-    specx: Program
+    specx: records.Program
     created: str = Field(description="UTC, ISO 8601.")
     command: str = Field(description="generate or summarize.")
     input: SourceFacts | None = Field(description="null: a question without a document.")
-    preset: PresetName
+    preset: records.PresetName
     models: Models
     sampling: AskedSampling
     spec: Speculation
-    text: str
+    text: str = Field(description="The answer.")
+    thought: ThoughtFacts | None = Field(None, description="null: it did not think.")
     finish_reason: FinishReason
     tokens: TokenCounts
     time_s: RunSeconds
     rate: Rates
     accept: Acceptance
-    memory: BytesByOwner
+    memory: MemoryBytes
     verify: PlainCheck | None
-    env: Environment
+    env: MachineFacts
     warnings: list[Remark]
 
 
@@ -211,65 +236,70 @@ AnyResult = Annotated[ResultObject | ErrorObject, Field(discriminator="schema_na
 
 def error_object(error: SpecxError, *, document: str | None = None) -> ErrorObject:
     """``error`` as an object; ``document`` is the path of the failed input."""
-    place = {} if document is None else {"input": ErrorInput(path=document)}
-    return ErrorObject(
-        schema="specx.error/1",
-        code=error.code,
-        exit=error.exit_code,
-        message=error.message,
-        reason=error.reason,
-        hints=list(error.hints),
-        **place,
-    )
+    said: dict[str, Any] = {name: getattr(error, name) for name in ("code", "message", "reason")}
+    said |= {"exit": error.exit_code, "hints": list(error.hints)}
+    if document is not None:
+        said["input"] = ErrorInput(path=document)
+    return ErrorObject(schema="specx.error/1", **said)
 
 
 def result_object(
     engine: "Engine",
     command: str,
-    asked: Asked,
+    asked: records.Asked,
     document: "Document | None",
     prompt: "Prompt",
     result: "Result",
     verification: "Verification | None",
 ) -> ResultObject:
     """A finished request as an object."""
-    preset, stats = engine.preset, result.stats
-    later = stats.new_tokens - 1
-    return ResultObject.of(
-        result,
+    preset = engine.preset
+    limits = {name: getattr(asked, name) for name in ("max_tokens", "stop", "ignore_eos")}
+    return ResultObject(
         schema="specx.result/1",
         **run_facts(engine, command, document, prompt),
+        **measured(result, engine.remarks),
         models=Models(
             target=LoadedTarget.of(preset.target, dtype=engine.dtype),
             draft=LoadedDraft.of(preset.draft),
         ),
-        sampling=AskedSampling(
-            **asdict(asked.sampling),
-            max_tokens=asked.max_tokens,
-            stop=asked.stop,
-            ignore_eos=asked.ignore_eos,
-        ),
+        sampling=AskedSampling(**asdict(asked.sampling), **limits),
         spec=Speculation.of(preset, mode=asked.mode, mode_reason=result.mode_reason),
-        tokens=TokenCounts(prompt=stats.prompt_tokens, new=stats.new_tokens),
-        time_s=RunSeconds.of(stats, "_s", steps=PhaseSums(**stats.phases_s)),
-        rate=Rates(
-            prefill_tok_s=stats.prefill_tokens_per_s or None,
-            decode_tok_s=stats.decode_tokens_per_s or None,
-            end_to_end_tok_s=stats.end_to_end_tokens_per_s or None,
-            tpot_ms=1000 * stats.decode_s / later if later > 0 and stats.decode_s > 0 else None,
-        ),
-        accept=Acceptance.of(
+        thought=None if result.thought is None else ThoughtFacts.of(result.thought),
+        verify=None if verification is None else PlainCheck.of(verification),
+        env=MachineFacts(**environment(engine.device)),
+    )
+
+
+def measured(result: "Result", remarks: Sequence[str]) -> dict[str, Any]:
+    """What a result and a row of a live comparison say of a run; ``remarks`` are the engine's."""
+    stats = result.stats
+    return {
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "tokens": TokenCounts(prompt=stats.prompt_tokens, new=stats.new_tokens),
+        "time_s": RunSeconds.of(stats, "_s", steps=records.PhaseSums(**stats.phases_s)),
+        "rate": rates(stats),
+        "accept": Acceptance.of(
             stats,
             steps=len(stats.steps),
             rate=stats.accepted / stats.drafted if stats.drafted else None,
             histogram=stats.accepted_histogram,
             by_position=stats.tokens_per_step_by_position,
         ),
-        memory=BytesByOwner.of(stats.memory, "_bytes"),
-        verify=None if verification is None else PlainCheck.of(verification),
-        env=environment(engine.device),
-        warnings=[Remark(message=message) for message in (*engine.remarks, *result.warnings)],
-    )
+        "memory": MemoryBytes.of(stats.memory, "_bytes"),
+        "warnings": [Remark(message=message) for message in (*remarks, *result.warnings)],
+    }
+
+
+def rates(stats: GenerationStats) -> Rates:
+    """Tokens per second; None without new tokens, as the prompt was not read to its end."""
+    found = {
+        f"{name}_tok_s": (stats.new_tokens and getattr(stats, f"{name}_tokens_per_s")) or None
+        for name in ("prefill", "decode", "end_to_end")
+    }
+    decode_tok_s = found["decode_tok_s"]
+    return Rates(**found, tpot_ms=1000 / decode_tok_s if decode_tok_s else None)
 
 
 def source_facts(document: "Document", prompt: "Prompt") -> SourceFacts:
@@ -282,11 +312,11 @@ def run_facts(
     engine: "Engine", command: str, document: "Document | None", prompt: "Prompt"
 ) -> dict[str, Any]:
     """What a result and the header of a trace have in common."""
-    source = None if document is None else source_facts(document, prompt)
+    preset = engine.preset
     return {
-        "specx": Program(version=__version__),
+        "specx": records.Program(version=__version__),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
-        "preset": PresetName(name=engine.preset.name, sha256=engine.preset.fingerprint),
-        "input": source,
+        "preset": records.PresetName(name=preset.name, sha256=preset.fingerprint),
+        "input": None if document is None else source_facts(document, prompt),
     }

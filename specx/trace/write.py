@@ -1,7 +1,4 @@
-"""Writing ``specx.trace/1``: the events of a running request as lines.
-
-It does not know files: each line goes to the caller at once.
-"""
+"""Writing ``specx.trace/1``: the events of a running request as lines."""
 
 import functools
 import time
@@ -9,20 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from specx.core.stats import Prefill, StepStats, StepTree
+from specx.trace import records
 from specx.trace.map import DocumentMap, token_text, why_nothing_is_retrieved
-from specx.trace.records import (
-    Asked,
-    End,
-    Header,
-    KeptChunks,
-    PrefillLine,
-    StepLine,
-    StepTimes,
-    TextPiece,
-    Token,
-    Totals,
-    TreeFacts,
-)
 from specx.trace.result import run_facts
 
 if TYPE_CHECKING:
@@ -42,69 +27,63 @@ class TraceWriter:
     """
 
     def __init__(
-        self, write: Callable[[str], None], tokenizer: "Tokenizer", header: Header
+        self, write: Callable[[str], None], tokenizer: "Tokenizer", header: records.Header
     ) -> None:
         self._write, self._began_s, self._steps = write, time.perf_counter(), 0
         self._text = functools.cache(functools.partial(token_text, tokenizer))
         self._line(header)
 
     def prefill(self, event: Prefill) -> None:
-        """Write how far the prompt has been read."""
-        self._line(PrefillLine.of(event, kind="prefill", elapsed_s=self._elapsed_s()))
+        elapsed_s = self._elapsed_s()
+        self._line(records.PrefillLine.of(event, kind="prefill", elapsed_s=elapsed_s))
 
     def step(self, chunk: "TextChunk") -> None:
         """Write a step of a stream that records trees."""
-        step = chunk.step or _NO_STEP
         own = chunk.text[len(chunk.accepted_text) :]
-        parts = ((chunk.accepted_text, True), (own, False))
-        self._line(
-            StepLine.of(
-                step,
-                kind="step",
-                number=self._steps,
-                pieces=[TextPiece(text=text, accepted=guessed) for text, guessed in parts if text],
-                new_tokens=len(chunk.new_tokens),
-                tree=None if chunk.tree is None else self._tree(chunk.tree),
-                retrieved=chunk.retrieved_chunks,
-                times_s=None if chunk.step is None else StepTimes.of(step, "_s"),
-                elapsed_s=self._elapsed_s(),
-            )
+        parts = {"text": chunk.accepted_text, "accepted": True}, {"text": own, "accepted": False}
+        step = records.StepLine.of(
+            chunk.step or _NO_STEP,
+            kind="step",
+            number=self._steps,
+            pieces=[part for part in parts if part["text"]],
+            thought=chunk.thought,
+            new_tokens=len(chunk.new_tokens),
+            tree=chunk.tree and self._tree(chunk.tree),
+            retrieved=chunk.retrieved_chunks,
+            times_s=chunk.step and records.StepTimes.of(chunk.step, "_s"),
+            elapsed_s=self._elapsed_s(),
         )
+        self._line(step)
         self._steps += 1
 
     def end(self, result: "Result") -> None:
-        """Write the last line."""
-        stats = result.stats
+        stats, elapsed_s = result.stats, self._elapsed_s()
         peak_bytes = stats.memory.peak_bytes
-        totals = Totals.of(stats, steps=len(stats.steps), peak_bytes=peak_bytes)
-        elapsed_s = self._elapsed_s()
-        self._line(End.of(result, kind="end", totals=totals, elapsed_s=elapsed_s))
+        totals = records.Totals.of(stats, steps=len(stats.steps), peak_bytes=peak_bytes)
+        self._line(records.End.of(result, kind="end", totals=totals, elapsed_s=elapsed_s))
 
-    def _line(self, record: Header | PrefillLine | StepLine | End) -> None:
+    def _line(self, record: records.AnyLine) -> None:
         self._write(record.model_dump_json(by_alias=True) + "\n")
 
     def _elapsed_s(self) -> float:
         return round(time.perf_counter() - self._began_s, 6)
 
-    def _tree(self, tree: StepTree) -> TreeFacts:
-        return TreeFacts.of(
-            tree,
-            ids=tree.tokens,
-            texts=[self._text(token) for token in tree.tokens],
-            bonus=Token(id=tree.bonus, text=self._text(tree.bonus)),
-        )
+    def _tree(self, tree: StepTree) -> records.TreeFacts:
+        texts = [self._text(token) for token in tree.tokens]
+        bonus = records.Token(id=tree.bonus, text=self._text(tree.bonus))
+        return records.TreeFacts.of(tree, ids=tree.tokens, texts=texts, bonus=bonus)
 
 
 def header_of(
     engine: "Engine",
     command: str,
-    asked: Asked,
+    asked: records.Asked,
     document: "Document | None",
     prompt: "Prompt",
     document_map: DocumentMap,
-) -> Header:
+) -> records.Header:
     """The header of a run that is about to start."""
-    return Header.of(
+    return records.Header.of(
         asked,
         schema="specx.trace/1",
         kind="header",
@@ -115,6 +94,6 @@ def header_of(
         chunk_tokens=document_map.retrieval.chunk_tokens,
         chunks=document_map.chunks,
         ticks=document_map.ticks,
-        retrieval=KeptChunks.of(document_map.retrieval),
+        retrieval=records.KeptChunks.of(document_map.retrieval),
         note=why_nothing_is_retrieved(engine.preset, asked.mode, len(prompt.tokens)),
     )

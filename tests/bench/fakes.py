@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from specx.bench.engine_runner import Interrupted
 from specx.bench.journal import Journal
-from specx.bench.modes import Variant, parse_mode
+from specx.bench.modes import parse_mode
 from specx.bench.runner import Event, Runner
 from specx.bench.schema import (
     BenchCell,
@@ -73,20 +72,18 @@ class FakeSubject:
     no_memory: frozenset[str] = frozenset()
     on_run: Callable[[BenchCell], None] = lambda cell: None
     ran: list[tuple[str, int, int]] = field(default_factory=list)
-    is_cancelled: bool = False
 
     def prompt(self, text: str, tokens: int) -> Prompt | None:
         is_short = self.shortest and text == "document 1" and tokens > self.shortest
         return None if is_short else Prompt(tuple(range(tokens)), tokens - 5)
 
-    def run(self, cell: BenchCell, variant: Variant, prompt: Prompt) -> Sample:
+    def run(self, cell: BenchCell, prompt: Prompt, check: Callable[[], None]) -> Sample:
         self.on_run(cell)
-        if self.is_cancelled:
-            raise Interrupted
+        check()
         if cell.mode in self.no_memory:
             raise ResourceError("no memory", reason="a cache of 1 GiB")
         self.ran.append((cell.mode, cell.length, cell.document))
-        step_s, tokens_per_step = SPEEDS[variant.mode]
+        step_s, tokens_per_step = SPEEDS[parse_mode(cell.mode).mode]
         step_s *= 1 + 0.1 * cell.document
         steps = (self.max_tokens - 1) // tokens_per_step
         prefill_s, decode_s = cell.length / 1000, steps * step_s
@@ -132,9 +129,6 @@ class FakeSubject:
             bandwidth_bytes_s=1e9,
             rate_flop_s=1e9,
         )
-
-    def cancel(self) -> None:
-        self.is_cancelled = True
 
 
 def facts(name: str = "tiny", stand_in: StandInFacts | None = None) -> PresetFacts:
@@ -205,7 +199,6 @@ class Bench:
     def events(self) -> list[Event]:
         self.runner = Runner(
             self.plan,
-            {mode: parse_mode(mode) for mode in self.plan.modes},
             [f"document {number}" for number in range(len(self.plan.data.documents))],
             self.subject,
             self.journal,

@@ -202,6 +202,7 @@ def test_the_object_is_valid_and_adds_up(pairs, document, max_tokens):
         assert specx["accept"]["tokens_per_step"] == specx["accept"]["accepted_per_step"] + 1
     else:
         assert specx["speedup"] is specx["rate"]["decode_tok_s"] is None
+        assert specx["accept"]["tokens_per_step"] is None
 
 
 @pytest.mark.parametrize("after", [1, 3, 6])
@@ -229,7 +230,7 @@ def test_cancelled_while_reading(pairs, document):
             race.cancel()
     (run,) = race.runs
     assert run.result.tokens == ()
-    assert set(compare.rates(run.result.stats).as_json().values()) == {None}
+    assert set(compare.rates(run.result.stats).model_dump().values()) == {None}
     LIVE_SCHEMA.validate(live_comparison(race.runs, document, environment("cpu")).as_json())
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from specx.bench.render import chart, figure
 from specx.bench.render.numbers import plain_text
-from specx.bench.render.terminal_plot import terminal_plot
+from specx.bench.render.tables import profiles
+from specx.bench.render.terminal_plot import step_bars, terminal_plot
 from specx.errors import UsageError
 from tests.bench.hostile import MODE, hostile_bench
 from tests.bench.objects import bench_object, edited
@@ -92,10 +93,10 @@ def test_names_are_neither_formulas_nor_markup() -> None:
 def test_series_are_the_summaries() -> None:
     bench = bench_object()
     ((preset, (decode, overall, _)),) = chart.chart_of(bench).rows
-    assert preset == "pocket"
-    assert [one.look.name for one in decode.series] == ["spec", "specx"]
+    assert preset == ""  # a single one needs no name
+    assert [look.name for look in decode.series] == ["spec", "specx"]
     summaries = [row.summary.speedup for row in bench.cells if row.mode == "specx"]
-    assert decode.series[1].marks == dict(zip((1024, 2048), summaries, strict=True))
+    assert [*decode.series.values()][1] == dict(zip((1024, 2048), summaries, strict=True))
     assert (decode.low, decode.high) == (overall.low, overall.high)
     assert decode.low < 1
     assert decode.high > max(summary.high for summary in summaries if summary and summary.high)
@@ -154,6 +155,24 @@ def test_terminal_plot_of_little() -> None:
     bench = bench.model_copy(update={"cells": little})
     assert "x" in terminal_plot(bench, 60, 10, color=False)
     assert terminal_plot(bench.model_copy(update={"cells": []}), 60, 10, color=False)
+
+
+@pytest.mark.parametrize("width", [20, 35, 52, 90])
+def test_bars_of_a_step_scale_with_the_longest(width: int) -> None:
+    bench = bench_object()
+    *rows, legend = step_bars(bench, width, color=False).splitlines()
+    while len(rows) > len(bench.cells):  # a narrow legend has several rows
+        legend = f"{rows.pop()} {legend}"
+    assert [row[:13].strip() for row in rows][:3] == ["1,024 plain", "1,024 spec", "1,024 specx"]
+    assert " ".join(legend.split()).startswith("█ draft 1 ▓ draft 2 ▒ draft 3+ ")
+    totals_ms = [sum(phases.values()) for _, phases in profiles(bench)]
+    room = max(10, min(60, width - 13))
+    assert [len(row[13:]) for row in rows] == [
+        round(room * total_ms / max(totals_ms)) for total_ms in totals_ms
+    ]
+    for row, (_, phases) in zip(rows, profiles(bench), strict=True):
+        exact = room * phases["verify"] / max(totals_ms)
+        assert abs(row.count("▚") - exact) <= 1.01
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from specx.bench.journal import (
     SampleLine,
     newest,
 )
-from specx.bench.modes import parse_mode
 from specx.bench.schema import BenchCell, BenchDifference, Sample
 from specx.errors import UsageError
 from specx.prompts import Prompt
@@ -37,7 +36,7 @@ from tests.bench.fakes import (
 
 def _sample(cell: BenchCell) -> Sample:
     subject = FakeSubject(facts(), Clock())
-    return subject.run(cell, parse_mode(cell.mode), Prompt((1,), 1))
+    return subject.run(cell, Prompt((1,), 1), lambda: None)
 
 
 def _filled(path: Path) -> Journal:

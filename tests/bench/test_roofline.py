@@ -59,22 +59,24 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_bytes_and_operations_of_a_tiny_llama(tied: bool) -> None:
     model = loaded(tie_word_embeddings=tied)
     cost = cost_of(model)
-    assert cost.weight_bytes == 4 * (LINEAR + HEAD + NORMS)
-    assert cost.layer_parameters == LINEAR
-    assert cost.head_parameters == HEAD
+    assert cost.weights.forward_bytes == 4 * (LINEAR + HEAD + NORMS)
+    assert cost.weights.layer_parameters == LINEAR
+    assert cost.weights.head_parameters == HEAD
     assert cost.kv_row_bytes == KV_ROW
     assert cost.step_bytes(100) == 4 * (LINEAR + HEAD + NORMS) + 100 * KV_ROW
     assert cost.step_flop(100) == 2 * (LINEAR + HEAD) + 2 * 4 * 4 * 8 * 100
     assert cost.prefill_flop(100) == 2 * (LINEAR * 100 + HEAD) + 2 * 2 * 4 * 8 * 100 * 100
     unread = 0 if tied else 4 * HEAD
-    assert cost.weight_bytes == model.weights_bytes - unread
+    assert cost.weights.forward_bytes == model.weights_bytes - unread
 
 
 def test_biases_are_read_too() -> None:
     plain, biased = loaded("llama"), loaded("qwen2")
     biases = 2 * (32 + 16 + 16)  # q, k, v of two layers
-    assert cost_of(biased).weight_bytes == cost_of(plain).weight_bytes + 4 * biases
-    assert cost_of(biased).layer_parameters == LINEAR
+    assert (
+        cost_of(biased).weights.forward_bytes == cost_of(plain).weights.forward_bytes + 4 * biases
+    )
+    assert cost_of(biased).weights.layer_parameters == LINEAR
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])

@@ -123,7 +123,7 @@ def test_what_is_no_bench_at_all(write, content, reason):
 
 
 def test_paths_that_lead_nowhere(tmp_path):
-    assert "No such file" in refused(str(tmp_path / "none.json")).reason
+    assert "there is no file" in refused(str(tmp_path / "none.json")).message
     assert "directory" in refused(str(tmp_path)).reason
     assert "null byte" in refused("a\0b").reason
 
@@ -545,7 +545,7 @@ def live_object():
     }
     difference = {"index": 3, "expected": 7, "got": None, "margin": None}
     other = run | {"mode": "specx", "speedup": 2.1, "end_to_end_speedup": 1.3, "equal": False}
-    env = bench_object().env.as_json()
+    env = bench_object().env.model_dump()
     del env["driver"]
     return {
         "schema": "specx.compare/1",

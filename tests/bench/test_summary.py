@@ -225,7 +225,7 @@ def test_equality_counts_what_was_compared():
     different = with_difference(sample(document=1, rep=1))
     found = summary([sample(), different, sample(document=2, equal=None)])
     assert found.equal == Equality(checked=2, equal=1)
-    assert found.first_difference.as_json() == {
+    assert found.first_difference.model_dump() == {
         "document": 1,
         "rep": 1,
         "index": 17,
@@ -378,14 +378,11 @@ def test_one_slow_document_is_no_slow_start():
 
 
 def test_short_outputs_are_counted():
-    bench = bench_object(
-        change=changed("spec", new_tokens=7, finish_reason="eos"), ignore_eos=False
-    )
+    bench = bench_object(change=changed("spec", new_tokens=7, finish_reason="eos"))
     assert codes(bench) == ["short_output"]
-    assert "6 of 18 runs ended before 33 tokens" in message(bench, "short_output")
-    assert "without --eos" in message(bench, "short_output")
-    ignoring = bench_object(change=changed("spec", new_tokens=7))
-    assert "finish_reason" in message(ignoring, "short_output")
+    said = message(bench, "short_output")
+    assert "before 33 tokens in 2 rows, the shortest after 7 (spec at 1024 tokens)" in said
+    assert "finish_reason" in said
 
 
 @pytest.mark.parametrize(("documents", "warns"), [(1, True), (4, True), (5, False)])

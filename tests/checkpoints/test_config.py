@@ -144,8 +144,16 @@ class TestDamage:
             ),
             ({"hidden_size": 66, "head_dim": None}, "no multiple of num_attention_heads 4"),
             ({"hidden_size": 66}, "no multiple of num_attention_heads 4"),
-            ({"hidden_size": 66, "head_dim": ..., "model_type": "qwen2"}, "qwen2 models divide it"),
-            ({"hidden_size": 66, "head_dim": ..., "model_type": "mistral"}, "head_dim is not giv"),
+            ({"hidden_size": 66, "head_dim": ..., "model_type": "qwen2"}, "as qwen2 models need"),
+            (
+                {
+                    "hidden_size": 66,
+                    "head_dim": ...,
+                    "model_type": "mistral",
+                    "sliding_window": None,
+                },
+                "head_dim is not given",
+            ),
             ({"hidden_size": 60, "head_dim": ...}, "attention heads are 15 wide"),
             ({"head_dim": 17}, "attention heads are 17 wide"),
             ({"num_key_value_heads": 3}, "4 attention heads cannot share 3 key/value heads"),
@@ -210,10 +218,10 @@ class TestFacts:
         ("settings", "ids"),
         [
             (None, {1}),  # config.json's own
-            ({"eos_token_id": [3, 4]}, {3, 4}),
-            ({"eos_token_id": 5}, {5}),
-            ({"eos_token_id": None}, set()),  # the file counts alone
-            ({}, set()),
+            ({"eos_token_id": [3, 4]}, {1, 3, 4}),
+            ({"eos_token_id": 5}, {1, 5}),
+            ({"eos_token_id": None}, {1}),
+            ({}, {1}),
         ],
     )
     def test_who_ends_the_text(

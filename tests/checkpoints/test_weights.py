@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from specx.checkpoints import load as hub
 from specx.checkpoints.config import read_config
-from specx.checkpoints.weights import check_weights, choose_entry, read_entries, read_tensors
+from specx.checkpoints.weights import check_weights, choose_entry, read_tensors
 from specx.errors import ModelError
 from tests.helpers import PairDirs, edit_json, preset_for, save_pair
 
@@ -43,13 +43,16 @@ class TestSafetensors:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            (lambda raw: raw[:-1], "its header describes"),
-            (lambda raw: raw + b"\0", "its header describes"),
-            (lambda raw: raw[:200], "cut off"),
-            (lambda raw: raw[:5], "cut off"),
-            (lambda raw: b"", "cut off"),
-            (lambda raw: b"\xff" * len(raw), "cut off or no safetensors file"),
-            (lambda raw: raw[:8] + b"{" * 300 + raw[308:], "its header is unreadable"),
+            (lambda raw: raw[:-1], "is damaged: it is cut off or no safetensors"),
+            (lambda raw: raw + b"\0", "is damaged: it is cut off or no safetensors"),
+            (lambda raw: raw[:200], "is damaged: it is cut off or no safetensors"),
+            (lambda raw: raw[:5], "is damaged: it is cut off or no safetensors"),
+            (lambda raw: b"", "is damaged: it is cut off or no safetensors"),
+            (lambda raw: b"\xff" * len(raw), "is damaged: it is cut off or no safetensors"),
+            (
+                lambda raw: raw[:8] + b"{" * 300 + raw[308:],
+                "is damaged: it is cut off or no safetensors",
+            ),
             (lambda raw: b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         ],
     )
@@ -65,13 +68,13 @@ class TestSafetensors:
     @pytest.mark.parametrize(
         ("change", "said"),
         [
-            ({"dtype": "F8_E4M3"}, "is of type F8_E4M3"),
-            ({"dtype": "I32"}, "is of type I32"),
-            ({"dtype": "F16"}, "wrong number of bytes"),
-            ({"shape": [-512, -64]}, "has the shape|wrong number"),
-            ({"shape": [512.5, 64]}, "its header is unreadable"),
-            ({"data_offsets": [0]}, "its header is unreadable"),
-            ({"data_offsets": [0, 10**15]}, "its header describes"),
+            ({"dtype": "F8_E4M3"}, "is of type float8_e4m3fn|cut off"),
+            ({"dtype": "I32"}, "is of type int32"),
+            ({"dtype": "F16"}, "is damaged: it is cut off or no safetensors"),
+            ({"shape": [-512, -64]}, "is damaged: it is cut off or no safetensors"),
+            ({"shape": [512.5, 64]}, "is damaged: it is cut off or no safetensors"),
+            ({"data_offsets": [0]}, "is damaged: it is cut off or no safetensors"),
+            ({"data_offsets": [0, 10**15]}, "is damaged: it is cut off or no safetensors"),
         ],
     )
     def test_tampered_headers(self, damaged: Path, change: dict[str, Any], said: str) -> None:
@@ -107,7 +110,7 @@ class TestSafetensors:
 
 
 class TestReading:
-    """``read_tensors`` and ``read_entries`` over every way in which weights are kept."""
+    """``read_tensors`` over every way in which weights are kept."""
 
     def test_all_layouts_hold_the_same(self, tmp_path: Path) -> None:
         tensors = {
@@ -138,13 +141,11 @@ class TestReading:
             for name, tensor in tensors.items():
                 assert torch.equal(read[name], tensor)
                 assert read[name].dtype == tensor.dtype
-            shapes = {name: entry.shape for name, entry in read_entries(folder).items()}
-            assert shapes == {k: tuple(v.shape) for k, v in tensors.items()}
 
     def test_safetensors_come_first(self, damaged: Path) -> None:
         """A repository that has both is read once, and its pickle is never opened."""
         (damaged / "pytorch_model.bin").write_bytes(b"no pickle at all")
-        assert read_tensors(damaged).keys() == read_entries(damaged).keys()
+        assert "lm_head.weight" in read_tensors(damaged)
         assert choose_entry({"pytorch_model.bin", "model.safetensors"}) == "model.safetensors"
 
     def test_nothing_there(self, tmp_path: Path) -> None:
@@ -159,17 +160,15 @@ class TestReading:
             save_file({name: torch.ones(2), "both": torch.ones(3)}, tmp_path / name)
         index = {"weight_map": {name: name for name in names} | {"both": names[0]}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-        for read in (read_tensors, read_entries):
-            with pytest.raises(ModelError, match="both is in both"):
-                read(tmp_path)
+        with pytest.raises(ModelError, match="both is in both"):
+            read_tensors(tmp_path)
 
     def test_a_tensor_that_the_index_promises(self, tmp_path: Path) -> None:
         save_file({"here": torch.ones(2)}, tmp_path / "model-1.safetensors")
         placed = {"weight_map": {"here": "model-1.safetensors", "gone": "model-1.safetensors"}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(placed))
-        for read in (read_tensors, read_entries):
-            with pytest.raises(ModelError, match=r"model-1.safetensors lacks gone"):
-                read(tmp_path)
+        with pytest.raises(ModelError, match=r"model-1.safetensors lacks gone"):
+            read_tensors(tmp_path)
 
 
 class Payload:
@@ -213,7 +212,7 @@ class TestPickles:
         payload: object = Payload(victim)
         data = {"lm_head.weight": torch.ones(2), "x": [payload] if nested else payload}
         torch.save(data, pickled / "pytorch_model.bin", _use_new_zipfile_serialization=is_archive)
-        for read in (read_tensors, read_entries, examine):
+        for read in (read_tensors, examine):
             with pytest.raises(ModelError, match=r"pytorch_model.bin is refused") as caught:
                 read(pickled)
             assert "mkdir" in caught.value.reason
@@ -245,7 +244,7 @@ class TestPickles:
     def test_damage(self, pickled: Path, change: Callable[[bytes], bytes]) -> None:
         path = pickled / "pytorch_model.bin"
         path.write_bytes(change(path.read_bytes()))
-        for read in (read_tensors, read_entries, examine):
+        for read in (read_tensors, examine):
             with pytest.raises(
                 ModelError, match=r"pytorch_model.bin is (damaged|not supp|refused)"
             ):
@@ -264,7 +263,7 @@ class TestPickles:
             ({"model": {"a": torch.ones(2)}}, "under 'model' there is no tensor"),
             ({7: torch.ones(2)}, "under '7' there is no tensor"),
             ({"a": torch.ones(2).to_sparse()}, "is of type"),
-            ({"a": torch.ones(2, dtype=torch.complex64)}, "is of type torch.complex64"),
+            ({"a": torch.ones(2, dtype=torch.complex64)}, "is of type complex64"),
             ({"a": torch.ones(1).expand(1 << 40)}, "wrong number of bytes"),
             ({"a": torch.empty(1 << 40, device="meta")}, "is of type"),
         ],
@@ -280,7 +279,7 @@ class TestPickles:
         for changed, said in (
             (tensors | {"extra.weight": torch.ones(2)}, "extra.weight has no place in it"),
             (tensors | {"model.norm.weight": torch.ones(65)}, "has the shape 65"),
-            (tensors | {"model.norm.weight": torch.ones(64).long()}, "is of type I64"),
+            (tensors | {"model.norm.weight": torch.ones(64).long()}, "is of type int64"),
             ({k: v for k, v in tensors.items() if k != "lm_head.weight"}, "first is lm_head"),
         ):
             torch.save(changed, path)

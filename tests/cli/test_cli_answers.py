@@ -182,10 +182,10 @@ def test_the_demonstration_model_is_called_one(cli, workplace, monkeypatch):
 
 
 def test_what_the_machine_lacks_is_told_once(cli, workplace, base, monkeypatch):
-    from specx.core.attention import SdpaKernels
+    from specx.core.attention import Kernels
 
     lost = "no Triton kernels (Triton is not installed): PyTorch's attention"
-    monkeypatch.setattr("specx.engine.choose_kernels", lambda *_: (SdpaKernels(), lost))
+    monkeypatch.setattr("specx.engine.choose_kernels", lambda *_: (Kernels(), lost))
     words = ("summarize", workplace.short, workplace.document, *base)
     assert cli(*words).err.splitlines().count(lost) == 1
     assert lost not in cli(*words, "-q").err

@@ -11,7 +11,7 @@ from specx.cli.show import Scene, head_rows, quote_rows
 from specx.core.config import RetrievalConfig
 from specx.errors import printable
 from specx.trace.map import DocumentMap, Tick
-from specx.trace.read import read_trace
+from specx.trace.records import read_trace
 from tests.cli.support import Untouchable, exit_code, on_terminal, specx
 
 CODES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|.)")

@@ -2,6 +2,7 @@
 
 import io
 import re
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -153,9 +154,10 @@ def test_ordinary_text_is_shown_as_it_is():
     assert printable("a\r\nb") == "a\nb"
 
 
-def test_a_log_gets_a_line_every_ten_seconds():
+def test_a_log_gets_a_line_every_ten_seconds(monkeypatch):
     lines, now = [], [0.0]
-    log = LogProgress(lines.append, "specx", clock=lambda: now[0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    log = LogProgress(lines.append, "specx")
     for second in range(35):
         now[0] = float(second)
         log.prefill(Prefill(second * 100, 4000, second + 0.5))

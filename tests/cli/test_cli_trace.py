@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from specx.trace.read import read_trace
+from specx.trace.records import read_trace
 from tests.cli.support import exit_code, on_terminal, specx
 
 CODES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|.)")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from specx.core.attention import SdpaKernels, masked, merge, prefill_attention
+from specx.core.attention import Kernels, masked, merge, prefill_attention
 from tests.core import reference
 
-_KERNELS = SdpaKernels()
+_KERNELS = Kernels()
 _WIDTH = 16
 _SCALE = _WIDTH**-0.5
 RATIOS = [1, 4, 7, 8]
@@ -44,7 +44,7 @@ def tree_attention(
     spare = torch.full((key.shape[0], 3, key.shape[2]), torch.nan, dtype=key.dtype)
     keys, values = torch.cat([key, spare], 1), torch.cat([value, spare], 1)
     prefix = torch.tensor(key.shape[1] - mask.shape[1])
-    return SdpaKernels(kind).tree(query, keys, values, prefix, mask, scale)  # type: ignore[arg-type]
+    return Kernels(kind).tree(query, (keys, values), prefix, mask, scale)  # type: ignore[arg-type]
 
 
 def _assert_same(got: Tensor, expected: Tensor) -> None:
@@ -56,7 +56,7 @@ def _assert_same(got: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("keys", [1, 31, 1000])
 def test_prefix_attention_and_its_log_sum_exp(ratio: int, rows: int, keys: int) -> None:
     query, key, value = _qkv(ratio, rows, keys)
-    out, lse = _KERNELS.prefix(query, key, value, _SCALE)
+    out, lse = _KERNELS.prefix(query, (key, value), _SCALE)
     want_out, want_lse = reference.attention(query, key, value, _everything(rows, keys), _SCALE)
     assert lse.dtype == torch.float32
     _assert_same(out, want_out)
@@ -67,7 +67,7 @@ def test_prefix_attention_and_its_log_sum_exp(ratio: int, rows: int, keys: int) 
 @pytest.mark.parametrize("rows", [1, 2, 3, 31, 70])
 def test_causal_attention_and_its_log_sum_exp(ratio: int, rows: int) -> None:
     query, key, value = _qkv(ratio, rows, rows)
-    out, lse = _KERNELS.causal(query, key, value, _SCALE)
+    out, lse = _KERNELS.causal(query, (key, value), _SCALE)
     sees = reference.causal(rows, rows)
     want_out, want_lse = reference.attention(query, key, value, sees, _SCALE)
     _assert_same(out, want_out)
@@ -80,7 +80,7 @@ def test_causal_attention_and_its_log_sum_exp(ratio: int, rows: int) -> None:
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_causal_chunk_behind_a_prefix(kind: str, ratio: int, rows: int, prefix: int) -> None:
     query, key, value = _qkv(ratio, rows, prefix + rows)
-    got = prefill_attention(query, key, value, _SCALE, _KERNELS, kind)
+    got = prefill_attention(query, (key, value), _SCALE, _KERNELS, kind)
     sees = reference.causal(rows, prefix + rows)
     _assert_same(got, reference.attention(query, key, value, sees, _SCALE)[0])
 
@@ -114,7 +114,8 @@ def test_the_two_ways_of_each_kind_agree(ratio: int) -> None:
     mask = _tree_mask(13, 13)
     trees = [tree_attention(query, key, value, mask, _SCALE, kind) for kind in ("hybrid", "masked")]
     chunks = [
-        prefill_attention(query, key, value, _SCALE, _KERNELS, kind) for kind in ("fused", "eager")
+        prefill_attention(query, (key, value), _SCALE, _KERNELS, kind)
+        for kind in ("fused", "eager")
     ]
     torch.testing.assert_close(*trees, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(*chunks, atol=1e-5, rtol=1e-5)
@@ -124,7 +125,7 @@ def test_the_two_ways_of_each_kind_agree(ratio: int) -> None:
 def test_merging_the_parts_of_any_split_is_attention_over_the_whole(split: int) -> None:
     query, key, value = _qkv(4, 5, 200)
     parts = [
-        _KERNELS.prefix(query, key[:, rows], value[:, rows], _SCALE)
+        _KERNELS.prefix(query, (key[:, rows], value[:, rows]), _SCALE)
         for rows in (slice(0, split), slice(split, 200))
     ]
     whole, _ = reference.attention(query, key, value, _everything(5, 200), _SCALE)
@@ -159,7 +160,7 @@ def test_scores_in_the_hundreds_do_not_overflow() -> None:
 def test_masked_attention_reports_its_log_sum_exp() -> None:
     query, key, value = _qkv(7, 9, 9)
     mask = _tree_mask(9, 9)
-    out, lse = masked(query, key, value, mask, _SCALE)
+    out, lse = masked(query, (key, value), mask, _SCALE)
     want_out, want_lse = reference.attention(query, key, value, mask, _SCALE)
     _assert_same(out, want_out)
     _assert_same(lse, want_lse)
@@ -178,7 +179,7 @@ def test_half_precision_in_is_half_precision_out(dtype: torch.dtype) -> None:
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), want_tree, atol=2e-2, rtol=2e-2)
     for chunk in ("fused", "eager"):
-        got = prefill_attention(query, key, value, _SCALE, _KERNELS, chunk)
+        got = prefill_attention(query, (key, value), _SCALE, _KERNELS, chunk)
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), want_chunk, atol=2e-2, rtol=2e-2)
 

@@ -8,13 +8,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from specx.core.architecture import Shape
 from specx.core.cache import KVCache
 
 _LAYERS, _HEADS, _WIDTH, _CAPACITY = 2, 3, 2, 24
+_SHAPE = Shape(_LAYERS, _HEADS, _HEADS, _WIDTH, vocabulary=9, hidden=6, mlp=6)
 
 
 def _cache(capacity: int = _CAPACITY) -> KVCache:
-    return KVCache(_LAYERS, _HEADS, capacity, _WIDTH, dtype=torch.float32, device="cpu")
+    return KVCache(_SHAPE, capacity, torch.float32, "cpu")
 
 
 def _payload(layer: int, rows: list[int]) -> torch.Tensor:
@@ -112,7 +114,7 @@ def test_a_refused_stage_changes_nothing() -> None:
 
 def test_row_bytes_counts_keys_and_values_of_all_layers() -> None:
     assert _cache().row_bytes == 2 * _LAYERS * _HEADS * _WIDTH * 4
-    half = KVCache(1, 1, 4, 8, dtype=torch.float16, device="cpu")
+    half = KVCache(Shape(1, 1, 1, 8, 9, 8, 8), 4, torch.float16, "cpu")
     assert half.row_bytes == 2 * 8 * 2
 
 

@@ -9,7 +9,7 @@ from transformers import GraniteConfig, PreTrainedConfig, PreTrainedModel
 
 from specx.checkpoints.config import model_config
 from specx.core.architecture import DecoderConfig, Shape
-from specx.core.attention import SdpaKernels
+from specx.core.attention import Kernels
 from specx.core.config import Parts
 from specx.core.decoder import Model, Output
 from specx.core.forward_passes import ChunkPass
@@ -57,7 +57,7 @@ CASES: dict[str, PreTrainedConfig] = {
 
 def _forward(model: Model, tokens: Tensor, **more: Any) -> Output:
     cache = model.new_cache(len(tokens))
-    attention = ChunkPass(cache, 0, SdpaKernels(), "fused")
+    attention = ChunkPass(cache, 0, Kernels(), "fused")
     return model.forward(tokens, torch.arange(len(tokens), device=model.device), attention, **more)
 
 
@@ -68,7 +68,7 @@ def _tree(size: int, seed: int = 0) -> TokenTree:
 
 
 def _prefilled(model: Model, tokens: Tensor, parts: Parts, chunk: int = 16) -> Target:
-    target = Target(model, len(tokens) + 40, parts, SdpaKernels())
+    target = Target(model, len(tokens) + 40, parts, Kernels())
     for piece in tokens.split(chunk):
         target.read(piece)
     return target
@@ -101,7 +101,7 @@ def test_logits_features_and_query_are_those_of_transformers(name: str) -> None:
 def _assert_attends(model: Model, tokens: Tensor, expected: Tensor) -> None:
     """The query over the cached keys gives the last layer's attention [H, n, n]."""
     cache, shape = model.new_cache(len(tokens)), model.shape
-    attention = ChunkPass(cache, 0, SdpaKernels(), "fused")
+    attention = ChunkPass(cache, 0, Kernels(), "fused")
     query = model.forward(tokens, torch.arange(len(tokens)), attention).query
     assert query.shape == (shape.heads, len(tokens), shape.head_dim)
     keys = cache.keys[-1].repeat_interleave(shape.heads // shape.kv_heads, 0)
@@ -167,7 +167,7 @@ def test_after_the_tree_only_the_kept_path_remains(name: str) -> None:
     path = torch.tensor(reference.ancestors(tree.parents.tolist(), deepest))
     target.cache.compact(path, target.progress.length)
     target.settle(len(path))
-    target.progress.read(target.cache.length)
+    target.progress.length.fill_(target.cache.length)
     logits, _ = target.verify(target.place(TokenTree.root_only(torch.tensor([5]))))
     text = prompt.tolist() + tree.tokens[path].tolist() + [5]
     _assert_same(logits, hf_logits(plain, text)[-1:])
@@ -177,7 +177,7 @@ def test_after_the_tree_only_the_kept_path_remains(name: str) -> None:
 def test_a_prompt_read_in_chunks_of_any_size_gives_the_same_logits(chunk: int) -> None:
     plain = hf_model(config())
     prompt = random_tokens(31)
-    target = Target(own(plain), 31, PLAIN, SdpaKernels())
+    target = Target(own(plain), 31, PLAIN, Kernels())
     theirs = hf_logits(plain, prompt)
     done = 0
     for piece in prompt.split(chunk):
@@ -190,7 +190,7 @@ def test_a_prompt_read_in_chunks_of_any_size_gives_the_same_logits(chunk: int) -
 def test_a_long_prompt_keeps_its_precision() -> None:
     plain = hf_model(config("llama-llama3"))
     prompt = random_tokens(1500)
-    target = Target(own(plain), 1500, PLAIN, SdpaKernels())
+    target = Target(own(plain), 1500, PLAIN, Kernels())
     logits = [target.read(piece)[0] for piece in prompt.split(512)][-1]
     _assert_same(logits, hf_logits(plain, prompt)[-1:])
 
@@ -242,7 +242,7 @@ def test_two_requests_on_one_model_do_not_disturb_each_other() -> None:
     plain = hf_model(config())
     model = own(plain)
     prompts = [random_tokens(24, seed=5), random_tokens(24, seed=6)]
-    targets = [Target(model, 24, PLAIN, SdpaKernels()) for _ in prompts]
+    targets = [Target(model, 24, PLAIN, Kernels()) for _ in prompts]
     for first, second in zip(prompts[0].split(8), prompts[1].split(8), strict=True):
         last = [targets[0].read(first)[0], targets[1].read(second)[0]]
     for mine, prompt in zip(last, prompts, strict=True):
@@ -262,7 +262,7 @@ def test_measuring_the_costs_leaves_the_cache_as_it_was() -> None:
 
 @pytest.mark.parametrize("room", [1, 3, 5])
 def test_costs_can_be_measured_with_little_room_left(room: int) -> None:
-    target = Target(own(hf_model(config())), 20 + room, PLAIN, SdpaKernels())
+    target = Target(own(hf_model(config())), 20 + room, PLAIN, Kernels())
     target.read(random_tokens(20))
     assert target.measure().verify_s(4) > 0.0
 
@@ -337,8 +337,8 @@ class TestTensors:
 def test_other_dtypes_run_too(dtype: torch.dtype) -> None:
     plain, prompt = hf_model(config()), random_tokens(20)
     expected = hf_logits(plain, prompt)[-1:]
-    logits, _ = Target(own(plain.to(dtype)), 20, PLAIN, SdpaKernels()).read(prompt)
-    assert logits.dtype == dtype
+    logits, _ = Target(own(plain.to(dtype)), 20, PLAIN, Kernels()).read(prompt)
+    assert logits.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     tolerance = 1e-4 if dtype == torch.float64 else 0.5
     torch.testing.assert_close(logits.float(), expected, atol=tolerance, rtol=tolerance)
 

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from specx.core.attention import SdpaKernels
+from specx.core.architecture import Shape
+from specx.core.attention import Kernels
 from specx.core.cache import KVCache
 from specx.core.forward_passes import ReadPass, Rotary, TreePass, WindowPass
 from tests.core import reference
@@ -22,7 +23,7 @@ def _qkv(rows: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _cache(capacity: int) -> KVCache:
-    return KVCache(1, _KV_HEADS, capacity, _WIDTH, dtype=torch.float32, device="cpu")
+    return KVCache(Shape(1, _HEADS, _KV_HEADS, _WIDTH, 9, 8, 8), capacity, torch.float32, "cpu")
 
 
 def _assert_same(got: Tensor, expected: Tensor) -> None:
@@ -84,7 +85,7 @@ def test_a_windowed_prefill_is_brute_force_attention_over_blocks(
     outs = []
     for block in blocks:
         start = cache.stage(block)
-        attention = WindowPass(cache, start, window, rotary, SdpaKernels(), kind)
+        attention = WindowPass(cache, start, window, rotary, Kernels(), kind)
         rows = slice(start, start + block)
         outs.append(attention.attend(0, query[:, rows], key[:, rows], value[:, rows], _SCALE))
         cache.reach(start + block)
@@ -104,7 +105,7 @@ def test_blocks_read_together_are_blocks_read_one_by_one(blocks: int, kind: str)
         cache, parts_of = _cache((blocks + 1) * size), []
         for count in (1, *[together] * (blocks // together)):
             start = cache.stage(count * size)
-            window = WindowPass(cache, start, size, rotary, SdpaKernels(), kind, count)
+            window = WindowPass(cache, start, size, rotary, Kernels(), kind, count)
             rows = slice(start, start + count * size)
             parts_of.append(window.attend(0, query[:, rows], key[:, rows], value[:, rows], _SCALE))
             cache.reach(start + count * size)
@@ -120,7 +121,7 @@ def test_committed_draft_rows_see_the_working_cache_at_compact_positions() -> No
         rows, held = slice(first, stop), torch.tensor(first)
         causal = torch.ones(stop - first, stop - first, dtype=torch.bool).tril()
         places = torch.arange(first, stop)
-        attention = ReadPass(working, held, full, held + 2, places, causal, rotary, SdpaKernels())
+        attention = ReadPass(working, held, full, held + 2, places, causal, rotary, Kernels())
         outs.append(attention.attend(0, query[:, rows], key[:, rows], value[:, rows], _SCALE))
     turned = [reference.rotate(vectors, range(9), _FREQUENCIES) for vectors in (query, key)]
     expected, _ = reference.attention(*turned, value, reference.causal(9, 9), _SCALE)
@@ -135,7 +136,7 @@ def test_tree_rows_see_the_prefix_and_their_ancestors() -> None:
     cache = _cache(20)
     cache.write(0, 0, key[:, :6], value[:, :6])
     mask = torch.tensor([[True, False, True, False], [False, True, False, True]])
-    attention = TreePass(cache, torch.tensor(4), torch.tensor(6), mask, SdpaKernels())
+    attention = TreePass(cache, torch.tensor(4), torch.tensor(6), mask, Kernels())
     got = attention.attend(0, query[:, 6:], key[:, 6:], value[:, 6:], _SCALE)
     sees = torch.cat([torch.ones(2, 4, dtype=torch.bool), mask], dim=1)
     _assert_same(got, reference.attention(query[:, 6:], key, value, sees, _SCALE)[0])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from specx.core.operations import Linear, PackedLinear, TorchRows, linear_of
+from specx.core.operations import Linear, PackedLinear, RowOperations, linear_of
 
 SHAPES = [(32, 64), (64, 97), (129, 33), (256, 512), (512, 1376)]
 COUNTS = [1, 2, 3, 4, 5, 8, 13, 16, 31, 50, 64]
@@ -80,7 +80,7 @@ def test_a_product_that_disagrees_is_not_trusted(monkeypatch: pytest.MonkeyPatch
 
 def test_values_are_not_rotated() -> None:
     """Of [n, (H + 2·Hkv)·D] only the first H + Hkv heads."""
-    rows = TorchRows()
+    rows = RowOperations()
     qkv = _drawn(5, (4 + 2 * 2) * 8)
     before = qkv.clone()
     cos, sin = rows.rotary_tables(torch.arange(1, 6), torch.ones(4), 1.0, torch.float32)

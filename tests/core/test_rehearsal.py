@@ -33,7 +33,7 @@ def test_a_request_after_a_rehearsal_is_as_without(
     settings = job.settings() if job.parts.has_draft_model else None
     sampler = Sampler(job.sampling)
     chunk = job.prefill_chunk_tokens
-    rehearsal.rehearse(decoding.target, settings, decoding.retriever, sampler, chunk)
+    rehearsal.rehearse(decoding.target, settings, decoding.retrieval, sampler, chunk)
     if settings is not None:
         drafter_in(decoding.target.workspace, settings, sampler)
     run = Run()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from specx.core.config import RetrievalConfig
-from specx.core.retrieval import Retriever, Selection, chunk_scores, select, select_recent
+from specx.core.retrieval import Selection, chunk_scores, select, select_recent
 
 _WIDTH = 16
 _SCALE = _WIDTH**-0.5
@@ -213,10 +213,10 @@ def test_a_text_within_the_budget_is_kept_whole() -> None:
 
 def test_a_retrieval_is_needed_only_beyond_the_budget() -> None:
     config = RetrievalConfig(chunk_tokens=8, top_chunks=2, sink_chunks=1, recent_chunks=2)
-    retriever = Retriever(config)
-    assert [retriever.is_needed(rows) for rows in (1, 40, 41)] == [False, False, True]
+    retrieval = config
+    assert [retrieval.is_needed(rows) for rows in (1, 40, 41)] == [False, False, True]
 
 
 def test_refreshes_are_due_every_so_many_steps() -> None:
-    retriever = Retriever(RetrievalConfig(every_steps=3))
-    assert [step for step in range(10) if retriever.due(step)] == [0, 3, 6, 9]
+    retrieval = RetrievalConfig(every_steps=3)
+    assert [step for step in range(10) if retrieval.due(step)] == [0, 3, 6, 9]

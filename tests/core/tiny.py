@@ -5,7 +5,7 @@ two tokens tie within a rounding error, and an exact comparison would test the r
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,18 +22,19 @@ from transformers import (
 )
 
 from specx.checkpoints.config import model_config
-from specx.core.attention import SdpaKernels
+from specx.core.attention import Kernels
+from specx.core.bounds import ThoughtBound
 from specx.core.cache import KVCache
 from specx.core.config import MODES, Parts, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.core.decode import Decoding, Emitted, Request
 from specx.core.decoder import Model
-from specx.core.drafts import Drafter, NoDraft
+from specx.core.drafts import Drafter
 from specx.core.drafts.growth import Governor, StepCosts
 from specx.core.drafts.model import DraftSettings, drafter_in
 from specx.core.drafts.ngram import LookupDrafter
 from specx.core.joined import join
 from specx.core.kernels.reference import StaticKernels
-from specx.core.retrieval import Retriever, Selection
+from specx.core.retrieval import Selection
 from specx.core.sampling import Sampler
 from specx.core.stats import FinishReason, Prefill, StepStats
 from specx.core.target import CostTable, Target
@@ -221,6 +222,7 @@ class Job:
     governor: Governor | None = None
     is_fixed: bool = False  # as on a GPU: fixed shapes, no host, steps launched ahead
     records_trees: bool = False
+    thought: Callable[[], ThoughtBound] | None = None  # made anew for each decoding
 
     def decoding(self, reuse: Decoding | None = None) -> Decoding:
         """Capacities are those that an engine would choose; ``reuse`` the workspace of an earlier
@@ -231,6 +233,7 @@ class Job:
             self.end_tokens,
             Sampler(self.sampling),
             self.prefill_chunk_tokens,
+            None if self.thought is None else self.thought(),
         )
         workspace = self.workspace() if reuse is None else reuse.target.workspace
         kernels = self.kernels()
@@ -243,7 +246,7 @@ class Job:
             request,
             target,
             drafter,
-            retriever=Retriever(self.retrieval) if uses_retrieval else None,
+            retrieval=self.retrieval if uses_retrieval else None,
             governor=self.governor,
             costs=costs if self.costs is None else KnownCosts(self.costs),
             records_trees=self.records_trees,
@@ -251,14 +254,14 @@ class Job:
 
     def workspace(self) -> Workspace:
         """Room for the request, and for two trees after its end."""
-        rows = len(self.prompt) + self.max_tokens + 2 * max(64, self.tree.nodes + 1)
+        rows = len(self.prompt) + 2 * self.max_tokens + 2 * max(64, self.tree.nodes + 1)
         return Workspace(self.pair.target, rows)
 
-    def kernels(self) -> SdpaKernels:
+    def kernels(self) -> Kernels:
         """Those of a CPU, or the ones that stand for a GPU's."""
         if self.is_fixed:
             return StaticKernels()
-        return SdpaKernels("masked" if self.parts.tree_attention == "masked" else "hybrid")
+        return Kernels("masked" if self.parts.tree_attention == "masked" else "hybrid")
 
     def settings(self) -> DraftSettings:
         """What a draft model drafts with."""
@@ -281,7 +284,7 @@ class Job:
 
     def _drafter(self, request: Request, workspace: Workspace) -> Drafter:
         if self.parts.drafter == "none":
-            return NoDraft()
+            return Drafter()
         if self.parts.drafter == "lookup":
             return LookupDrafter(self.tree)
         return drafter_in(workspace, self.settings(), request.sampler)

@@ -271,7 +271,7 @@ class TestOverrides:
             ("nodes", "8", "did you mean tree.nodes?"),
             ("tree", "8", "set one of tree.nodes"),
             ("tree", "null", "tree must be a mapping"),
-            ("colour", "8", "settings: schema, name"),
+            ("colour", "8", "known: schema, name"),
             ("name", "x", "belongs to the preset file"),
             ("tree.nodes", "many", 'tree.nodes must be a valid integer, not "many"'),
             ("tree.nodes", "9" * 5000, "tree.nodes must be"),

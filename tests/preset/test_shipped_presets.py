@@ -7,7 +7,7 @@ import yaml
 
 from specx.errors import UsageError
 from specx.preset.preset import Preset, available_presets, find_preset, load_preset, preset_keys
-from specx.preset.shapes import HeadShapeSpec, ShapeSpec
+from specx.preset.sections import HeadShapeSpec, ShapeSpec
 
 GIB = 1 << 30
 NAMES = [entry.name for entry in available_presets() if entry.origin == "shipped"]

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from specx.core.config import SamplingConfig
 from specx.trace.map import Tick
 from specx.trace.page import page_data, trace_page
-from specx.trace.read import Trace
 from specx.trace.records import (
     Header,
     KeptChunks,
@@ -22,6 +21,7 @@ from specx.trace.records import (
     StepTimes,
     TextPiece,
     Token,
+    Trace,
     TreeFacts,
 )
 

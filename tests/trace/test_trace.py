@@ -14,7 +14,7 @@ from specx.core.stats import Prefill
 from specx.documents.document import Document
 from specx.errors import DocumentError
 from specx.trace.map import map_prompt
-from specx.trace.read import MAX_TRACE_BYTES, read_trace
+from specx.trace.records import MAX_TRACE_BYTES, read_trace
 from specx.trace.write import TraceWriter, header_of
 from tests.helpers import preset_for, save_pair, story
 
@@ -237,7 +237,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
         with pytest.raises(DocumentError, match=words):
             read_trace(str(path))
     assert MAX_TRACE_BYTES == 256 << 20
-    monkeypatch.setattr("specx.trace.read.MAX_TRACE_BYTES", 10)
+    monkeypatch.setattr("specx.trace.records.MAX_TRACE_BYTES", 10)
     (tmp_path / "long.jsonl").write_bytes(b"x" * 11)
     with pytest.raises(DocumentError, match="larger"):
         read_trace(str(tmp_path / "long.jsonl"))

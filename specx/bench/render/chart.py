@@ -1,9 +1,12 @@
 """What the plots of a bench show, whoever draws them: panels of series, and how modes look."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 
-from specx.bench.render.numbers import baseline_name, plain_text
+from specx.bench.render.numbers import baseline_name, has_presets, plain_text, short
 from specx.bench.schema import Bench, Interval
 from specx.errors import UsageError
 
@@ -13,7 +16,6 @@ METRICS = {
     "end_to_end_speedup": "end-to-end speed-up",
     "tokens_per_step": "tokens a step",
 }
-
 # Okabe and Ito's colours without black and yellow, which vanish on one of the two backgrounds.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#7F7F7F"
@@ -21,6 +23,22 @@ _PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 # The usual modes keep their colour from one report to the next.
 _USUAL_MODES = ("specx", "spec", "auto", "standard", "lookup", "hf")
 _USUAL = {"plain": GREY, **dict(zip(_USUAL_MODES, _PALETTE, strict=True))}
+
+#: The nearest of a terminal's 256 colours that can be read on black and on white.
+INKS = {BLUE: 33, ORANGE: 172, GREEN: 36, RED: 166, PURPLE: 175, SKY: 74, GREY: 244}
+INKS |= {"#2F93CC": 32, "#8C6D31": 94, "#8A8F96": 245}
+#: Of a step.
+PHASE_COLORS = {
+    "draft 1": SKY,
+    "draft 2": "#2F93CC",
+    "draft 3+": BLUE,
+    "tree": PURPLE,
+    "verify": ORANGE,
+    "accept": RED,
+    "commit": "#8C6D31",
+    "retrieve": GREEN,
+    "host": "#8A8F96",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,37 +53,35 @@ class Look:
     index: int
     repeat: int
 
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One mode: what was measured by prompt length, ascending."""
-
-    look: Look
-    marks: Mapping[int, Interval]
+    def of(self, signs: Sequence[str]) -> str:
+        """Its own one of a drawer's ``signs``."""
+        return signs[self.index % len(signs)]
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One metric of one preset. The limits hold all values, intervals and 1."""
+    """One metric of one preset: by mode what was measured by prompt length, ascending.
+
+    The limits hold all values, intervals and 1.
+    """
 
     metric: str
     title: str
-    series: list[Series]
+    series: Mapping[Look, Mapping[int, Interval]]
     low: float
     high: float
 
     @property
     def lengths(self) -> list[int]:
         """All lengths of the series, ascending."""
-        return sorted({length for one in self.series for length in one.marks})
+        return sorted({length for marks in self.series.values() for length in marks})
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """``rows``: a preset's name and its panels. ``looks``: of modes with a value in some panel.
-
-    ``has_lengths``: several, so that there is a line to draw. ``documents``: of the row with the
-    most. ``reference``: what the line at 1 is.
+    """``rows``: a preset's name, "" for the only one, and its panels. ``looks``: of modes with a
+    value in some panel. ``has_lengths``: several, so that there is a line to draw. ``documents``:
+    of the row with the most. ``reference``: what the line at 1 is.
     """
 
     rows: list[tuple[str, list[Panel]]]
@@ -78,12 +94,16 @@ class Chart:
 def chart_of(bench: Bench) -> Chart:
     """All that is to be drawn, in the plan's order of presets and modes."""
     looks = looks_of(bench.plan.modes)
-    rows = [(each.name, _panels(bench, each.name, looks)) for each in bench.plan.presets]
-    drawn = {one.look.index for _, panels in rows for panel in panels for one in panel.series}
+    several = has_presets(bench)
+    rows = [
+        (plain_text(preset.name, 30) if several else "", _panels(bench, preset.name, looks))
+        for preset in bench.plan.presets
+    ]
+    drawn = {look for _, panels in rows for panel in panels for look in panel.series}
     baseline = baseline_name(bench)
     return Chart(
         rows=rows,
-        looks=[look for look in looks.values() if look.index in drawn],
+        looks=[look for look in looks.values() if look in drawn],
         has_lengths=len({row.length for row in bench.cells}) > 1,
         documents=max((row.summary.documents for row in bench.cells), default=0),
         reference="plain = 1" if baseline in ("", "plain") else f"speed of {baseline} = 1",
@@ -91,52 +111,36 @@ def chart_of(bench: Bench) -> Chart:
 
 
 def _panels(bench: Bench, preset: str, looks: Mapping[str, Look]) -> list[Panel]:
-    found = {metric: list(_series(bench, preset, metric, looks)) for metric in METRICS}
-    speedups = found["speedup"] + found["end_to_end_speedup"]
-    return [
-        Panel(metric, title, series, *_limits(speedups if "speedup" in metric else series))
-        for (metric, title), series in zip(METRICS.items(), found.values(), strict=True)
-    ]
-
-
-def _series(bench: Bench, preset: str, metric: str, looks: Mapping[str, Look]) -> Iterator[Series]:
-    """Modes with a value; plain decoding's one token a step is the line at 1 and no series."""
-    for mode, look in looks.items():
-        marks = {
-            row.length: mark
-            for row in sorted(bench.cells, key=lambda row: row.length)
-            if (row.preset, row.mode) == (preset, mode) and (mark := getattr(row.summary, metric))
-        }
+    """Modes without a value have no series; the limits leave room, so that 1 is off the frame."""
+    rows = sorted((row for row in bench.cells if row.preset == preset), key=lambda row: row.length)
+    found: dict[str, dict[Look, dict[int, Interval]]] = {metric: {} for metric in METRICS}
+    for (metric, series), (mode, look) in itertools.product(found.items(), looks.items()):
+        marks = {row.length: getattr(row.summary, metric) for row in rows if row.mode == mode}
+        marks = {length: mark for length, mark in marks.items() if mark}
+        # plain decoding's one token a step is the line at 1
         if marks and (metric, mode) != ("tokens_per_step", "plain"):
-            yield Series(look, marks)
-
-
-def _limits(series: Sequence[Series]) -> tuple[float, float]:
-    """1 is off the frame, so that being below it can be seen."""
-    marks = [mark for one in series for mark in one.marks.values()]
-    ends = [end for mark in marks for end in (mark.value, mark.low, mark.high) if end is not None]
-    low, high = min([1.0, *ends]), max([1.0, *ends])
-    room = 0.07 * (high - low) or 0.1
-    return low - room, high + room
+            series[look] = marks
+    panels = []
+    for metric, title in METRICS.items():
+        scale = [each for each in METRICS if ("speedup" in each) == ("speedup" in metric)]
+        drawn = [marks for each in scale for marks in found[each].values()]
+        ends = [1.0, *(end for marks in drawn for mark in marks.values() for end in mark.ends)]
+        room = 0.07 * (max(ends) - min(ends)) or 0.1
+        panels.append(Panel(metric, title, found[metric], min(ends) - room, max(ends) + room))
+    return panels
 
 
 def looks_of(modes: Sequence[str]) -> dict[str, Look]:
     """Mode → look: a usual mode keeps its colour, the others take what is free, then repeat."""
-    chosen = {mode: _USUAL[mode] for mode in modes if mode in _USUAL}
-    free = [color for color in _PALETTE if color not in chosen.values()]
-    for mode in modes:
-        if mode not in chosen:
-            free = free or list(_PALETTE)
-            chosen[mode] = free.pop(0)
-    return {
-        mode: Look(
-            name=plain_text(mode, 40),
-            color=chosen[mode],
-            index=index,
-            repeat=[chosen[name] for name in modes[:index]].count(chosen[mode]),
-        )
-        for index, mode in enumerate(modes)
-    }
+    colors = {mode: _USUAL[mode] for mode in modes if mode in _USUAL}
+    free = [color for color in _PALETTE if color not in colors.values()]
+    others = itertools.chain(free, itertools.cycle(_PALETTE))
+    looks: dict[str, Look] = {}
+    for index, mode in enumerate(modes):
+        color = colors.get(mode) or next(others)
+        repeat = sum(look.color == color for look in looks.values())
+        looks[mode] = Look(short(mode), color, index, repeat)
+    return looks
 
 
 def length_label(length: int) -> str:
@@ -144,22 +148,15 @@ def length_label(length: int) -> str:
     return f"{length // 1024}K" if length % 1024 == 0 else f"{length:,}"
 
 
-def require_matplotlib() -> None:
-    """Raises ``UsageError`` with the command to install it; to be asked before a long run."""
+def _require(what: str, module: str, package: str) -> None:
     try:
-        import matplotlib.figure  # noqa: F401
+        import_module(module)
     except ImportError as error:
-        raise _needs("a PNG or SVG figure needs matplotlib", "'specx[plot]'", error) from error
+        needs = f"{what} needs {module.split('.')[0]}"
+        reason = str(error).split("\n")[0]
+        raise UsageError(needs, reason=reason, hints=[f"pip install {package}"]) from error
 
 
-def require_plotext() -> None:
-    """As ``require_matplotlib``."""
-    try:
-        import plotext  # noqa: F401
-    except ImportError as error:
-        raise _needs("a plot in the terminal needs plotext", "plotext", error) from error
-
-
-def _needs(what: str, package: str, error: ImportError) -> UsageError:
-    reason = str(error).split("\n")[0]
-    return UsageError(what, reason=reason, hints=[f"pip install {package}"])
+#: Raise ``UsageError`` with the command to install it; to be asked before a long run.
+require_matplotlib = partial(_require, "a PNG or SVG figure", "matplotlib.figure", "'specx[plot]'")
+require_plotext = partial(_require, "a plot in the terminal", "plotext", "plotext")

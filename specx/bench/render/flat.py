@@ -14,9 +14,7 @@ def to_csv(bench: Bench) -> str:
     out = io.StringIO()
     rows = [_flat(bench, sample) for row in bench.cells for sample in row.samples]
     if rows:
-        writer = csv.DictWriter(
-            out, list(rows[0]), quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"
-        )
+        writer = csv.DictWriter(out, rows[0], quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return out.getvalue()
@@ -28,6 +26,7 @@ def _flat(bench: Bench, sample: Sample) -> dict[str, Any]:
     if phases is not None:
         spent_s["draft_levels"] = sum(phases.draft_levels)
     names = (
+        *("prompt_tokens", "new_tokens", "finish_reason"),
         *("prefill_target_s", "prefill_draft_s", "tune_s", "ttft_s", "decode_s", "total_s"),
         *("steps", "drafted", "accepted", "draft_forwards"),
     )
@@ -38,9 +37,6 @@ def _flat(bench: Bench, sample: Sample) -> dict[str, Any]:
         "document": cell.document,
         "document_name": document_name(bench, cell.document),
         "rep": cell.rep,
-        "prompt_tokens": sample.prompt_tokens,
-        "new_tokens": sample.new_tokens,
-        "finish_reason": sample.finish_reason,
         **{name: getattr(sample, name) for name in names},
         **{f"phase_{name}_s": value for name, value in spent_s.items()},
         **{f"memory_{owner}_bytes": value for owner, value in sample.memory},
@@ -54,11 +50,10 @@ def _flat(bench: Bench, sample: Sample) -> dict[str, Any]:
 def to_jsonl(bench: Bench) -> str:
     """One sample a line, with preset, mode, length, document and repetition at its top level."""
     lines = []
-    for row in bench.cells:
-        for sample in row.samples:
-            rest = sample.as_json()
-            cell = rest.pop("cell")
-            name = {"document_name": document_name(bench, sample.cell.document)}
-            # ASCII: what is printed holds no control character, whatever a name says
-            lines.append(json.dumps({**cell, **name, **rest}, allow_nan=False) + "\n")
+    for sample in (sample for row in bench.cells for sample in row.samples):
+        name = document_name(bench, sample.cell.document)
+        rest = sample.as_json()
+        fields = {**rest.pop("cell"), "document_name": name, **rest}
+        # ASCII: what is printed holds no control character, whatever a name says
+        lines.append(json.dumps(fields, allow_nan=False) + "\n")
     return "".join(lines)

@@ -3,21 +3,8 @@
 import re
 from collections.abc import Iterable
 
-from specx.bench.render.numbers import (
-    definitions,
-    floor_lines,
-    plain_text,
-    settings,
-    stand_in_lines,
-    warning_lines,
-)
-from specx.bench.render.tables import (
-    TableModel,
-    main_table,
-    memory_table,
-    paper_table,
-    profile_table,
-)
+from specx.bench.render import numbers
+from specx.bench.render.tables import Alarm, TableModel, report_tables
 from specx.bench.schema import Bench
 
 
@@ -26,53 +13,44 @@ def escaped(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", text)
 
 
+def bullets(lines: Iterable[str]) -> str:
+    """An item for each line."""
+    return "\n".join(f"- {escaped(line.strip())}" for line in lines)
+
+
 def to_markdown(bench: Bench, *, profile: bool) -> str:
     """The whole report as GitHub Markdown; ``profile`` adds the milliseconds of a step."""
-    tables = [main_table(bench), paper_table(bench), memory_table(bench)]
-    if profile:
-        tables.append(profile_table(bench))
-    names = ", ".join(escaped(plain_text(preset.name)) for preset in bench.plan.presets)
+    names = ", ".join(escaped(numbers.plain_text(preset.name)) for preset in bench.plan.presets)
     blocks = [f"# specx bench: {names}"]
-    blocks += [f"**{escaped(line)}.**" for line in stand_in_lines(bench)]
-    blocks.append(_bullets(floor_lines(bench)))
-    for table in tables:
-        if table.rows:
-            blocks += [f"## {escaped(table.title)}", table_markdown(table)]
-    warnings = warning_lines(bench)
-    if warnings:
-        blocks += ["## Warnings", _bullets(warnings)]
-    blocks += ["## Definitions", _bullets(definitions(bench))]
-    blocks += ["## Settings", _bullets(settings(bench))]
-    return "\n\n".join(block for block in blocks if block) + "\n"
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {escaped(line.strip())}" for line in lines)
+    blocks += [f"**{escaped(line)}**" for line in numbers.stand_in_lines(bench)]
+    blocks.append(bullets(numbers.floor_lines(bench)))
+    for table, *_ in report_tables(bench, profile=profile):
+        blocks += [f"## {escaped(table.title)}", table_markdown(table)]
+    sections = {
+        "Warnings": numbers.warning_lines(bench),
+        "Definitions": numbers.definitions(bench),
+        "Settings": numbers.settings(bench),
+    }
+    blocks += [f"## {title}\n\n{bullets(lines)}" for title, lines in sections.items() if lines]
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
 def table_markdown(table: TableModel) -> str:
     """The table without its title, lined up in the source too, since many read it as it is."""
     titles = [re.sub(r"(?<=/)\n|\n(?=/)", "", title).replace("\n", " ") for title in table.header]
     rows = [[escaped(title.strip()) for title in titles]]
-    rows += [
-        [_cell(cell, (r, c) in table.alarms) for c, cell in enumerate(row)]
-        for r, row in enumerate(table.rows)
-    ]
+    rows += [[_cell(cell) for cell in row] for row in table.rows]
+    # "<6" or ">6": how a cell of each column is padded, and with a dash before it the rule below
+    sides = [">" if align == "right" else "<" for align in table.align]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    columns = [(width, align == "right") for width, align in zip(widths, table.align, strict=True)]
-    rows.insert(1, ["-" * (width - is_right) + ":" * is_right for width, is_right in columns])
-    lines = []
-    for line in rows:
-        cells = [
-            cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, (width, is_right) in zip(line, columns, strict=True)
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    forms = [f"{side}{width}" for side, width in zip(sides, widths, strict=True)]
+    rows.insert(1, [format(":" if form[0] == ">" else "", f"-{form}") for form in forms])
+    lines = [" | ".join(map(format, row, forms)) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
 
 
-def _cell(cell: str, is_alarm: bool) -> str:
+def _cell(cell: str) -> str:
     # an interval in brackets is ours and no link; anything with a letter may be a name
     is_number = re.fullmatch(r"[\d.,x/ –-]+(\[[\d., ]+\])?", cell)
     text = cell if is_number else escaped(cell.replace("\n", " "))
-    return f"**{text}**" if is_alarm else text
+    return f"**{text}**" if isinstance(cell, Alarm) else text

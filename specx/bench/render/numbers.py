@@ -9,29 +9,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import TypeVar
+from importlib.resources import files
+from typing import Any, TypeVar
 
 from specx.bench.modes import WITNESSES
-from specx.bench.schema import (
-    Bench,
-    BenchRow,
-    DraftFacts,
-    Floor,
-    PresetFacts,
-    PublishedRow,
-    TargetFacts,
-)
+from specx.bench.schema import Bench, BenchRow, Build, DraftFacts, Floor, PresetFacts, TargetFacts
 from specx.errors import size as rounded_size
 
 T = TypeVar("T")
 #: Shown where nothing was measured.
 NOTHING = "–"
-
 # With more lengths, a line for each would push the tables off the first screen.
 _FEW_LENGTHS = 4
 _MOST_DIFFERENCES = 5
 _SEPARATOR = " · "
-_DOUBT = "?"  # beside a published number that cannot be right
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
 
 
@@ -41,6 +32,11 @@ def plain_text(value: object, limit: int = 160) -> str:
     text = "".join(sign for sign in signs if unicodedata.category(sign)[0] != "C")
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def short(name: str) -> str:
+    """A preset's or a mode's name that is no wider than a table's column may be."""
+    return plain_text(name, 40)
 
 
 def known(value: T | None, form: Callable[[T], str]) -> str:
@@ -89,17 +85,22 @@ def moment(created: str) -> str:
     try:
         return f"{datetime.fromisoformat(created).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     except (ValueError, OverflowError):
-        return plain_text(created, 40)
+        return short(created)
+
+
+def joined(parts: Iterable[object], separator: str = _SEPARATOR) -> str:
+    """Those parts that are not empty, in a row."""
+    return separator.join(str(part) for part in parts if part)
 
 
 def baseline_name(bench: Bench) -> str:
     """The mode that speed-ups are over; "" if the bench has none."""
-    return plain_text(bench.plan.baseline or "", 40)
+    return short(bench.plan.baseline or "")
 
 
 def preset_names(bench: Bench) -> str:
     """``pocket, large`` for a title."""
-    return ", ".join(plain_text(preset.name, 40) for preset in bench.plan.presets)
+    return ", ".join(short(preset.name) for preset in bench.plan.presets)
 
 
 def has_presets(bench: Bench) -> bool:
@@ -109,56 +110,44 @@ def has_presets(bench: Bench) -> bool:
 
 def hardware(bench: Bench) -> str:
     """``NVIDIA H100`` or ``AMD EPYC, 2 threads``."""
-    if bench.env.gpu:
-        return plain_text(bench.env.gpu)
-    return f"{plain_text(bench.env.cpu or bench.env.device)}, {count(bench.env.threads, 'thread')}"
+    env = bench.env
+    cpu = f"{plain_text(env.cpu or env.device)}, {count(env.threads, 'thread')}"
+    return plain_text(env.gpu or cpu, 200)
 
 
-def program(bench: Bench) -> str:
-    """``0.1.0 (abc1234)``."""
-    commit = bench.specx.commit
-    return f"{bench.specx.version} ({commit})" if commit else bench.specx.version
+def program(build: Build) -> str:
+    """``specx 0.1.0 (abc1234)``."""
+    commit = f" ({plain_text(build.commit, 20)})" if build.commit else ""
+    return f"specx {plain_text(build.version, 40)}{commit}"
 
 
 def headline(bench: Bench) -> tuple[str, str]:
-    """The first of the largest speed-ups as a sentence, and how sure that is.
-
-    Witnesses compete for nothing.
-    """
-    ranked = [
-        (row, row.summary.speedup)
-        for row in bench.cells
-        if row.summary.speedup and row.mode not in WITNESSES
-    ]
+    """The first of the largest speed-ups as a sentence, and how sure that is; no witness's."""
+    speedups = [(row, row.summary.speedup) for row in bench.cells if row.mode not in WITNESSES]
+    ranked = [(row, speedup) for row, speedup in speedups if speedup]
     if not ranked:
         return "No speed-up to report", ""
     row, speedup = max(ranked, key=lambda each: each[1].value)
-    mode, baseline, ratio = plain_text(row.mode, 40), baseline_name(bench), times(speedup.value)
-    of = f" ({plain_text(row.preset, 40)})" if has_presets(bench) else ""
+    mode, baseline, ratio = short(row.mode), baseline_name(bench), times(speedup.value)
+    of = f" ({short(row.preset)})" if has_presets(bench) else ""
     place = f"at {row.length:,} prompt tokens{of}"
     line = f"{mode} decodes {ratio[:-1]} times as fast as {baseline} {place}"
     if speedup.value < 1:
         line = f"Nothing decodes faster than {baseline}; {mode} comes nearest, {ratio} {place}"
     documents = count(row.summary.documents, "document")
-    low, high = speedup.low, speedup.high
-    if low is None or high is None:
+    if speedup.low is None:
         return line, f"Measured on {documents}, so without an interval."
+    low, high = speedup.ends
     unsure = ", which includes 1: no clear difference" if low <= 1 <= high else ""
     interval = f"95 % interval {low:.2f} to {high:.2f}{unsure}."
     return line, f"Geometric mean over {documents}; {interval}"
 
 
-def equality(bench: Bench) -> tuple[int, int]:
-    """Runs whose tokens are those of plain decoding, of the runs that were compared."""
-    found = [row.summary.equal for row in bench.cells if row.summary.equal]
-    return sum(one.equal for one in found), sum(one.checked for one in found)
-
-
 def stand_in_lines(bench: Bench) -> list[str]:
     """What must precede every number that was measured on stand-in weights."""
-    facts = [preset.stand_in for preset in bench.plan.presets]
-    texts = [plain_text(each.about, 400) for each in facts if each]
-    return [text[:1].upper() + text[1:] for text in texts]
+    presets = bench.plan.presets
+    texts = [plain_text(each.stand_in.about, 400) for each in presets if each.stand_in]
+    return [f"{text[:1].upper()}{text[1:]}." for text in texts]
 
 
 def stand_in_label(bench: Bench) -> str:
@@ -178,14 +167,11 @@ def floor_lines(bench: Bench) -> list[str]:
         if len(floors) <= _FEW_LENGTHS:
             lines += [f"{label}{floor.length:,}: {_floor(floor)}" for floor in floors]
             continue
-        decode = [f"{floor.length:,}: {number(per_second(floor.step_s))}" for floor in floors]
-        prefill = [f"{floor.length:,}: {number(prefill_rate(floor))}" for floor in floors]
         flop_rate, bandwidth = _machine(floors[0])
-        lines += [
-            f"{label}on {bandwidth} and {flop_rate}, tok/s at each prompt length",
-            f"  plain decode {_SEPARATOR.join(decode)}",
-            f"  prefill {_SEPARATOR.join(prefill)}",
-        ]
+        decode = joined(f"{floor.length:,}: {number(floor.step_tok_s)}" for floor in floors)
+        prefill = joined(f"{floor.length:,}: {number(floor.prefill_tok_s)}" for floor in floors)
+        lines.append(f"{label}on {bandwidth} and {flop_rate}, tok/s at each prompt length")
+        lines += [f"  plain decode {decode}", f"  prefill {prefill}"]
     return lines
 
 
@@ -196,24 +182,14 @@ def _floor(floor: Floor) -> str:
         cause = f"{_amount(floor.step_flop, 'FLOP')} over {flop_rate}"
     return (
         f"{milliseconds(floor.step_s * 1e3)} ms a token = "
-        f"{number(per_second(floor.step_s))} tok/s plain ({cause})"
-        f"{_SEPARATOR}prefill {number(prefill_rate(floor))} tok/s "
+        f"{number(floor.step_tok_s)} tok/s plain ({cause}){_SEPARATOR}"
+        f"prefill {number(floor.prefill_tok_s)} tok/s "
         f"({_amount(floor.prefill_flop, 'FLOP')} over {flop_rate})"
     )
 
 
 def _machine(floor: Floor) -> tuple[str, str]:
     return _amount(floor.rate_flop_s, "FLOP/s"), _amount(floor.bandwidth_bytes_s, "B/s")
-
-
-def per_second(value_s: float) -> float:
-    """A rate from a time; 0 where there is no time."""
-    return 1 / value_s if value_s else 0.0
-
-
-def prefill_rate(floor: Floor) -> float:
-    """Prompt tokens a second at most."""
-    return floor.length * per_second(floor.prefill_s)
 
 
 def _amount(value: float, unit: str) -> str:
@@ -229,86 +205,39 @@ def _amount(value: float, unit: str) -> str:
 
 def definitions(bench: Bench) -> list[str]:
     """What every column means, one line each; only of what this bench shows."""
-    lines = [
-        "prefill = prompt tokens / prefill time of target and draft; "
-        "decode = (new tokens - 1) / decode time; "
-        "overall (end to end) = new tokens / total time",
-        "rates are medians over runs; loading and warm-up are excluded",
-        "speed-up = geometric mean over documents of the decode rate over that of "
-        f"{baseline_name(bench) or 'a baseline'} on the same document; in brackets its 95 % "
-        "interval, by a paired bootstrap over documents (none for a single document)",
-        "acc/step = draft tokens kept a step, bonus token excluded; "
-        "tok/step = that + 1 (plain = 1)",
-        "floor = the least time that this machine's measured bandwidth and matmul rate allow; "
-        "decode/floor and prefill/floor = how many times that long it took",
-        f"equal = runs with exactly the tokens of plain decoding, of the runs compared; "
-        f"{NOTHING} = not compared",
-        "peak = high mark of the allocator (GPU) or of the process (CPU)",
-    ]
-    if any(row.summary.energy_j_per_token is not None for row in bench.cells):
-        lines.append("J/token = energy of the whole GPU while decoding / (new tokens - 1)")
-    if any(row.summary.profile_ms for row in bench.cells):
-        lines.append(
-            "profile = milliseconds of a verify step, mean over all steps; draft n = the draft's "
-            "forward at tree level n; tree = choosing guesses; ms/token = total / (tok/step)"
-        )
-    lines += [
-        f"{name} = {meaning}" for name, meaning in WITNESSES.items() if name in bench.plan.modes
-    ]
-    return [*lines, *_paper_definitions(bench)]
-
-
-def _paper_definitions(bench: Bench) -> list[str]:
-    """Whose the published numbers are, how they were counted, and which of them are doubtful."""
-    rows, plan = bench.paper, bench.plan
-    if not rows:
-        return []
-    origins = dict.fromkeys((row.source, row.device, row.data) for row in rows)
-    lines = [f"paper = {', '.join(plain_text(each) for each in origin)}" for origin in origins]
-    lines.append(
-        "paper's tok/s = new tokens / total time, the prefill included: compare it with overall, "
-        "not with decode; its speed-up is that rate over its own plain decoding on its device"
-    )
-    if not all(row.same_data for row in rows):
-        lines.append(f"the texts here are others: {plain_text(plan.data.name)}")
-    baseline = baseline_name(bench) or NOTHING
-    lines.append(f"overall speed-up is over {baseline}; {plan.max_tokens:,} new tokens")
-    lines += [  # rows that have no prompt length, and so no row in the table
-        f"paper, {plain_text(row.data)} without a prompt length, {plain_text(row.mode)}: "
-        f"{row.tokens_per_step:.2f} tok/step, {number(row.tok_s)} tok/s"
-        for row in rows
-        if row.length is None
-    ]
-    reasons = dict.fromkeys(row.reason for row in rows if row.suspect)
-    return lines + [f"{_DOUBT} = suspect: {plain_text(reason)}" for reason in reasons]
-
-
-def doubt(row: PublishedRow) -> str:
-    """The mark beside a number of ``row`` that cannot be right."""
-    return f" {_DOUBT}" if row.suspect else ""
+    lines = filled("definitions.txt", bench, witnesses=WITNESSES).splitlines()
+    return [line for line in dict.fromkeys(lines) if line]
 
 
 def settings(bench: Bench) -> list[str]:
     """Hardware, versions, models, data, date: what the numbers hold for."""
-    env, plan = bench.env, bench.plan
-    driver = f", driver {env.driver}" if env.driver else ""
-    versions = (
-        f"specx {program(bench)}",
-        f"CUDA {env.cuda}{driver}" if env.cuda else "",
-        f"torch {env.torch}",
-        f"transformers {env.transformers}" if env.transformers else "",
-        f"Python {env.python}",
-        env.os,
+    sampling = bench.plan.sampling
+    values = {each.name: (getattr(sampling, each.name), each.default) for each in fields(sampling)}
+    values.pop("seed")
+    unusual = ", ".join(f"{key} {is_}" for key, (is_, usual) in values.items() if is_ != usual)
+    lines = filled("settings.txt", bench, unusual=unusual).splitlines()
+    return [plain_text(line, 400) for line in lines if line]
+
+
+def filled(name: str, bench: Bench, **values: Any) -> str:
+    """A template of this folder about ``bench``; it may call all functions of this module.
+
+    Every value in it is cleaned, and in HTML escaped; what is markup already stays as it is.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=name.endswith(".html"),
+        finalize=lambda value: value if isinstance(value, Markup) else plain_text(value, 600),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    lines = [
-        _join((hardware(bench), plan.device, plan.dtype)),
-        _join(versions),
-        *(preset_line(preset) for preset in plan.presets),
-        _data_line(bench),
-        _join((moment(bench.created), f"took {duration(bench.elapsed_s)}")),
-        *left_out(bench),
-    ]
-    return [plain_text(line, 400) for line in lines]
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}  # nor sorted
+    template = (files("specx.bench.render") / name).read_text(encoding="utf-8").strip()
+    facts = {"bench": bench, "plan": bench.plan, "env": bench.env}
+    return environment.from_string(template, globals()).render(**facts, **values)
 
 
 def preset_line(preset: PresetFacts) -> str:
@@ -320,60 +249,32 @@ def preset_line(preset: PresetFacts) -> str:
         trained = draft.trained_context_tokens
         extent = f", trained at {trained:,} tokens" if trained else ""
         parts.append(f"draft {_model(draft) or draft.kind} ({draft.kind}{extent})")
-    return _join([*parts, f"{preset.kernels} kernels" if preset.kernels else ""])
+    return joined([*parts, f"{preset.kernels} kernels" if preset.kernels else ""])
 
 
 def _model(model: TargetFacts | DraftFacts) -> str:
-    repo = model.repo or ""
-    return f"{repo}@{model.revision[:12]}" if model.revision else repo
-
-
-def _data_line(bench: Bench) -> str:
-    plan, sampling = bench.plan, bench.plan.sampling
-    documents = [row.summary.documents for row in bench.cells] or [0]
-    low, high = min(documents), max(documents)
-    unusual = [
-        f"{each.name} {getattr(sampling, each.name)}"
-        for each in fields(sampling)
-        if each.name != "seed" and getattr(sampling, each.name) != each.default
-    ]
-    return _join(
-        (
-            f"data {plan.data.name}: {count(len(plan.data.documents), 'document')}",
-            f"n = {low if low == high else f'{low} to {high}'} a row",
-            count(plan.reps, "repetition"),
-            f"{plan.warmup} warm-up",
-            f"up to {count(plan.max_tokens, 'new token')}"
-            f"{', end of text ignored' if plan.ignore_eos else ''}",
-            f"{', '.join(unusual) if sampling.temperature else 'greedy'}, seed {sampling.seed}",
-        )
-    )
+    return joined((model.repo, (model.revision or "")[:12]), "@")
 
 
 def left_out(bench: Bench) -> list[str]:
     """What was skipped or not run, counted by reason; nothing if nothing was."""
-    lines = []
-    skipped = [text.reason for text in bench.plan.data.skipped]
-    missing = [each.reason for each in bench.missing]
-    if skipped:
-        lines.append(f"skipped {count(len(skipped), 'text')}: {_tally(skipped)}")
-    if missing or not bench.finished:
-        what = f"missing {count(len(missing), 'run')}: {_tally(missing)}" if missing else ""
-        lines.append(_join(("" if bench.finished else "stopped early", what)))
-    return lines
+    stopped = "" if bench.finished else "stopped early"
+    skipped = _tally("skipped", "text", [text.reason for text in bench.plan.data.skipped])
+    missing = _tally("missing", "run", [each.reason for each in bench.missing])
+    return [line for line in (skipped, joined((stopped, missing))) if line]
 
 
-def _tally(reasons: Iterable[str], most: int = 5) -> str:
-    found = Counter(plain_text(reason) for reason in reasons).most_common()
+def _tally(what: str, noun: str, reasons: list[str], most: int = 5) -> str:
+    found = Counter(map(plain_text, reasons)).most_common()
     parts = [f"{reason} ({many})" for reason, many in found[:most]]
-    return ", ".join([*parts, "…"] if len(found) > most else parts)
+    causes = ", ".join([*parts, "…"] if len(found) > most else parts)
+    return f"{what} {count(len(reasons), noun)}: {causes}" if reasons else ""
 
 
 def warning_lines(bench: Bench) -> list[str]:
     """Texts that differ from plain decoding first, then the warnings with their advice."""
     lines = [_difference(bench, row) for row in bench.cells if row.summary.is_unequal]
-    if len(lines) > _MOST_DIFFERENCES:
-        more = len(lines) - _MOST_DIFFERENCES
+    if more := len(lines[_MOST_DIFFERENCES:]):
         lines[_MOST_DIFFERENCES:] = [f"NOT EQUAL in {count(more, 'further row')}"]
     lines += [each.message for each in bench.warnings if each.code != "unequal" or not lines]
     return [plain_text(line, 600) for line in lines]
@@ -401,7 +302,3 @@ def document_name(bench: Bench, index: int) -> str:
 def footer(bench: Bench) -> list[str]:
     """Everything below the tables but the definitions; warnings come last, to be read."""
     return [*settings(bench), *(f"warning: {line}" for line in warning_lines(bench))]
-
-
-def _join(parts: Iterable[object]) -> str:
-    return _SEPARATOR.join(str(part) for part in parts if part)

@@ -4,21 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from specx.bench.comparison import LiveRun, Task, end_to_end_speedup, rates, speedup
-from specx.bench.render.markdown import escaped, table_markdown
-from specx.bench.render.numbers import (
-    NOTHING,
-    count,
-    known,
-    moment,
-    number,
-    plain_text,
-    size,
-    times,
-)
+from specx.bench.render import numbers
+from specx.bench.render.markdown import bullets, escaped, table_markdown
+from specx.bench.render.numbers import NOTHING, joined, known, number, plain_text, short, size
 from specx.bench.render.tables import ColumnOf, TableModel, tabulated
 from specx.bench.schema import Change, Origin, SavedComparison, Unmatched
 
-_NAME_CELLS = 40
 _MOST_ALONE = 6
 _MARKS = "*†‡§¶"
 
@@ -42,9 +33,9 @@ class Report:
 
     def markdown(self) -> str:
         """For everything that is no terminal."""
-        title = "  \n".join(escaped(line) for line in self.title)
-        items = "".join(f"- {escaped(line)}\n" for line in (*self.findings, *self.notes))
-        return f"{title}\n\n{table_markdown(self.table)}\n\n{items}"
+        title = "  \n".join(map(escaped, self.title))
+        items = bullets((*self.findings, *self.notes))
+        return f"{title}\n\n{table_markdown(self.table)}\n\n{items}\n"
 
 
 # Two saved benches
@@ -56,17 +47,15 @@ def saved_report(found: SavedComparison) -> Report:
     kinds = dict.fromkeys(tuple(row.differs) for row in found.rows if row.differs)
     most = len(_MARKS)
     marks = {kind: _MARKS[at % most] * (1 + at // most) for at, kind in enumerate(kinds)}
-    legend = [
-        f"{mark} {' · '.join(_differing(found, name) for name in kind)}"
-        for kind, mark in marks.items()
-    ]
-    alone = [_alone("A", each) for each in found.only_in_a]
-    alone += [_alone("B", each) for each in found.only_in_b]
-    if len(alone) > _MOST_ALONE:
-        alone[_MOST_ALONE:] = [f"and {len(alone) - _MOST_ALONE:,} more that only one of them has"]
+    legend = [f"{marks[kind]} {joined(_differing(found, name) for name in kind)}" for kind in kinds]
+    alone = [f"only in A: {_alone(each)}" for each in found.only_in_a]
+    alone += [f"only in B: {_alone(each)}" for each in found.only_in_b]
+    if more := len(alone[_MOST_ALONE:]):
+        alone[_MOST_ALONE:] = [f"and {more:,} more that only one of them has"]
     several = len({row.preset for row in found.rows}) > 1
     columns: list[ColumnOf[Change]] = [
-        ("<mode", lambda row: plain_text(row.mode, _NAME_CELLS)),
+        ("<preset", lambda row: short(row.preset)),
+        ("<mode", lambda row: short(row.mode)),
         ("prompt", lambda row: f"{row.length:,}"),
         ("A", lambda row: number(row.a)),
         ("B", lambda row: number(row.b)),
@@ -74,13 +63,11 @@ def saved_report(found: SavedComparison) -> Report:
         ("95 % interval", _interval),
         ("n", lambda row: str(row.n)),
         ("<text", lambda row: {True: "equal", False: "differs", None: NOTHING}[row.text_equal]),
+        ("<differs", lambda row: marks.get(tuple(row.differs), "")),
     ]
-    if several:
-        columns.insert(0, ("<preset", lambda row: plain_text(row.preset, _NAME_CELLS)))
-    if marks:
-        columns.append(("<differs", lambda row: marks.get(tuple(row.differs), "")))
+    columns = columns[0 if several else 1 : None if marks else -1]
     return Report(
-        title=(_bench_line("A", found.a), _bench_line("B", found.b)),
+        title=(f"A {_origin(found.a)}", f"B {_origin(found.b)}"),
         table=tabulated("", columns, found.rows, group=lambda row: (row.preset, row.length)),
         findings=(*legend, *alone),
         notes=(
@@ -93,20 +80,16 @@ def saved_report(found: SavedComparison) -> Report:
 
 def row_label(row: Change | Unmatched) -> str:
     """``pocket specx 2,048``."""
-    names = (plain_text(name, _NAME_CELLS) for name in (row.preset, row.mode))
-    return f"{' '.join(names)} {row.length:,}"
+    return f"{short(row.preset)} {short(row.mode)} {row.length:,}"
 
 
-def _bench_line(side: str, bench: Origin) -> str:
-    commit = f" ({plain_text(bench.specx.commit, 12)})" if bench.specx.commit else ""
-    parts = (
-        f"{side} {plain_text(bench.path)}",
-        f"specx {plain_text(bench.specx.version, 20)}{commit}",
-        plain_text(bench.env.gpu or bench.env.cpu, 60),
-        moment(bench.created),
-        *(["stand-in weights"] if bench.stand_in else []),
+def _origin(bench: Origin) -> str:
+    machine = plain_text(bench.env.gpu or bench.env.cpu, 60)
+    weights = "stand-in weights" if bench.stand_in else ""
+    path = plain_text(bench.path)
+    return joined(
+        (path, numbers.program(bench.specx), machine, numbers.moment(bench.created), weights)
     )
-    return " · ".join(parts)
 
 
 def _differing(found: SavedComparison, name: str) -> str:
@@ -116,16 +99,13 @@ def _differing(found: SavedComparison, name: str) -> str:
         getattr(bench.specx if group == "specx" else bench.env, key, None)
         for bench in (found.a, found.b)
     )
-    if one == other:
-        return plain_text(name, _NAME_CELLS)
-    shown = [NOTHING if value is None else plain_text(value, 60) for value in (one, other)]
-    return f"{plain_text(name, _NAME_CELLS)} {shown[0]} → {shown[1]}"
+    values = [known(value, lambda text: plain_text(text, 60)) for value in (one, other)]
+    return short(name) if one == other else f"{short(name)} {' → '.join(values)}"
 
 
-def _alone(side: str, unmatched: Unmatched) -> str:
-    documents = count(len(unmatched.documents), "document")
-    what = "" if unmatched.whole_row else f" ({documents})"
-    return f"only in {side}: {row_label(unmatched)}{what}"
+def _alone(row: Unmatched) -> str:
+    documents = numbers.count(len(row.documents), "document")
+    return row_label(row) + ("" if row.whole_row else f" ({documents})")
 
 
 def _interval(row: Change) -> str:
@@ -151,15 +131,15 @@ def live_report(runs: Sequence[LiveRun], name: str, task: Task) -> Report:
         ("new tokens", lambda run: f"{run.result.stats.new_tokens:,}"),
         ("prefill tok/s", lambda run: known(rates(run.result.stats).prefill_tok_s, number)),
         ("decode tok/s", lambda run: known(rates(run.result.stats).decode_tok_s, number)),
-        (
-            "overall tok/s",
-            lambda run: known(rates(run.result.stats).end_to_end_tok_s, number),
-        ),
+        ("overall tok/s", lambda run: known(rates(run.result.stats).end_to_end_tok_s, number)),
         ("tok/step", lambda run: _per_step(run, run.result.stats.tokens_per_step)),
         ("accepted/step", lambda run: _per_step(run, run.result.stats.accepted_per_step)),
-        ("peak memory", lambda run: known(run.result.stats.memory.peak_bytes or None, size)),
-        ("decode speed-up", lambda run: known(speedup(run, first), times)),
-        ("overall speed-up", lambda run: known(end_to_end_speedup(run, first), times)),
+        (
+            "peak memory",
+            lambda run: known(run.result.stats.memory.peak_bytes or None, size),
+        ),
+        ("decode speed-up", lambda run: known(speedup(run, first), numbers.times)),
+        ("overall speed-up", lambda run: known(end_to_end_speedup(run, first), numbers.times)),
         ("<text", lambda run: _verdict(run, first)),
     ]
     sampling = task.sampling
@@ -168,7 +148,7 @@ def live_report(runs: Sequence[LiveRun], name: str, task: Task) -> Report:
     limit, place = f"up to {task.max_tokens:,} new tokens", f"{first.device} {first.dtype}"
     owner = "the process" if first.device.startswith("cpu") else "the allocator on the GPU"
     return Report(
-        title=(plain_text(" · ".join((name, limit, how, place)), 400),),
+        title=(plain_text(joined((name, limit, how, place)), 400),),
         table=tabulated("", columns, runs),
         findings=tuple(difference_line(run, first) for run in runs if run.difference),
         notes=(
@@ -195,7 +175,7 @@ def difference_line(run: LiveRun, first: LiveRun) -> str:
 
 
 def _title(run: LiveRun) -> str:
-    return plain_text(run.contestant.title, _NAME_CELLS)
+    return short(run.contestant.title)
 
 
 def _per_step(run: LiveRun, value: float) -> str:

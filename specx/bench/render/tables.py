@@ -1,45 +1,49 @@
 """A bench as tables: rows of short strings, read from the bench and laid out by others."""
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from functools import partial
+from operator import attrgetter, itemgetter
+from typing import Any, Literal, TypeVar
 
-from specx.bench.render.numbers import (
-    NOTHING,
-    baseline_name,
-    doubt,
-    has_presets,
-    known,
-    milliseconds,
-    number,
-    plain_text,
-    size,
-    stand_in_label,
-    times,
+from specx.bench.render import numbers
+from specx.bench.render.numbers import NOTHING, known, milliseconds, number, short, size, times
+from specx.bench.schema import (
+    PHASES,
+    Bench,
+    BenchDocument,
+    BenchRow,
+    Floor,
+    Interval,
+    Place,
+    PublishedRow,
+    Sample,
+    Spread,
+    Summary,
 )
-from specx.bench.schema import PHASES, Bench, BenchRow, Interval, PublishedRow, Spread
 
 T = TypeVar("T")
 #: A header and a cell's text; texts to the left have a header that begins with "<".
 ColumnOf = tuple[str, Callable[[T], str]]
-_Columns = list[ColumnOf[BenchRow]]
-Row = BenchRow | PublishedRow
+#: A row and the milliseconds of its steps' phases.
+_Profile = tuple[BenchRow, dict[str, float]]
 #: full: as many columns as it takes; wide: for 100 columns of a terminal; narrow: for 80.
 Layout = Literal["full", "wide", "narrow"]
+GAP = 2  # blanks between the columns of a table in a terminal
 
-#: Levels of the draft's tree that get a column of their own; deeper ones share one.
-_OWN_LEVELS = 2
-_GAP = 2  # blanks between the columns of a table in a terminal
+_OWN_LEVELS = 2  # of the draft's tree; deeper ones share a column
 _SHOWN_PHASES = {"draft_tree": "tree"} | {name: name for name in PHASES[2:]}
+
+
+class Alarm(str):
+    """A cell that shows a fault and must catch the eye."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableModel:
     """Strings to be laid out. A header may hold line breaks, and so may a cell if narrow.
 
-    ``group_breaks``: rows that begin another preset or length. ``alarms``: cells (row, column)
-    that show a fault and must catch the eye.
+    ``group_breaks``: rows that begin another preset or length.
     """
 
     title: str
@@ -47,12 +51,11 @@ class TableModel:
     rows: list[tuple[str, ...]]
     align: tuple[Literal["left", "right"], ...]
     group_breaks: frozenset[int] = frozenset()
-    alarms: frozenset[tuple[int, int]] = frozenset()
 
-    def width(self, gap: int = _GAP) -> int:
-        """Cells of a terminal that the widest row takes, with ``gap`` between columns."""
+    def width(self) -> int:
+        """Cells of a terminal that the widest row takes."""
         widths = self._widths()
-        return sum(widths) + gap * (len(widths) - 1)
+        return sum(widths) + GAP * (len(widths) - 1)
 
     def _widths(self) -> list[int]:
         columns = zip(self.header, *self.rows, strict=True)
@@ -66,46 +69,57 @@ class TableModel:
     def parts(self, width: int, keys: int) -> "list[TableModel]":
         """The table in pieces of at most ``width`` cells, each with the first ``keys`` columns."""
         widths = self._widths()
-        pieces: list[list[int]] = [[]]
-        used = least = sum(widths[:keys]) + _GAP * (keys - 1)
-        for column, cells in enumerate(widths[keys:], start=keys):
-            if used + _GAP + cells > width and pieces[-1]:
-                pieces.append([])
-                used = least
-            pieces[-1].append(column)
-            used += _GAP + cells
+        room = width - sum(widths[:keys]) - GAP * keys
+        pieces = flowed(range(keys, len(widths)), widths.__getitem__, GAP, room)
         return [self._only([*range(keys), *piece]) for piece in pieces]
 
     def _only(self, columns: Sequence[int]) -> "TableModel":
-        return replace(
-            self,
-            header=tuple(self.header[column] for column in columns),
-            rows=[tuple(row[column] for column in columns) for row in self.rows],
-            align=tuple(self.align[column] for column in columns),
-            alarms=frozenset(),
-        )
+        def kept(cells: Sequence[T]) -> tuple[T, ...]:
+            return tuple(cells[column] for column in columns)
+
+        rows = [kept(row) for row in self.rows]
+        return replace(self, header=kept(self.header), rows=rows, align=kept(self.align))
+
+
+def flowed(items: Iterable[T], cells: Callable[[T], int], gap: int, width: int) -> list[list[T]]:
+    """Rows of whole items, ``gap`` cells apart; only an item alone may be wider than ``width``."""
+    rows: list[list[T]] = [[]]
+    used = 0
+    for item in items:
+        if rows[-1] and used + gap + cells(item) > width:
+            rows.append([])
+        used = cells(item) + (used + gap if rows[-1] else 0)
+        rows[-1].append(item)
+    return rows
 
 
 def tabulated(
     title: str,
     columns: Sequence[ColumnOf[T]],
     items: Sequence[T],
-    *,
     group: Callable[[T], object] = lambda item: None,
-    is_alarm: Callable[[T], bool] = lambda item: False,
 ) -> TableModel:
-    """A row for each item. ``group``: what the rows of a group share. ``is_alarm``: whether the
-    last cell shows a fault."""
+    """A row for each item. ``group``: what the rows of a group share."""
     groups = [group(item) for item in items]
-    last = len(columns) - 1
     return TableModel(
         title=title,
         header=tuple(header.removeprefix("<") for header, _ in columns),
         rows=[tuple(text(item) for _, text in columns) for item in items],
         align=tuple("left" if header.startswith("<") else "right" for header, _ in columns),
         group_breaks=frozenset(r for r in range(1, len(items)) if groups[r] != groups[r - 1]),
-        alarms=frozenset((r, last) for r, item in enumerate(items) if is_alarm(item)),
     )
+
+
+def report_tables(bench: Bench, *, profile: bool) -> list[list[TableModel]]:
+    """The report's tables that have rows, each in its layouts, widest first."""
+    layouts: tuple[Layout, ...] = ("full", "wide", "narrow")
+    found = [
+        [main_table(bench, layout) for layout in layouts],
+        [paper_table(bench)],
+        [memory_table(bench)],
+        [profile_table(bench), profile_table(bench, narrow=True)] if profile else [],
+    ]
+    return [tables for tables in found if tables and tables[0].rows]
 
 
 def main_table(bench: Bench, layout: Layout = "full") -> TableModel:
@@ -114,85 +128,78 @@ def main_table(bench: Bench, layout: Layout = "full") -> TableModel:
     The usual modes take at most 100 columns of a terminal as "wide" and 80 as "narrow", names of
     ablations included.
     """
-    baseline = baseline_name(bench)
+    baseline = numbers.baseline_name(bench)
     is_narrow = layout == "narrow"
-    columns: _Columns = [
+    yields: list[ColumnOf[BenchRow]] = [
+        ("tok/\nstep", lambda row: _value(row.summary.tokens_per_step)),
+        ("acc/\nstep", lambda row: _value(row.summary.accepted_per_step)),
+    ]
+    floors: list[ColumnOf[BenchRow]] = [
+        ("decode\n/floor", lambda row: _over_floor(row, "decode")),
+        ("prefill\n/floor", lambda row: _over_floor(row, "prefill")),
+    ]
+    if is_narrow:
+        yields = [("tok\nacc\n/step", partial(_stacked, yields))]
+        floors = [("dec\npre\n/floor", partial(_stacked, floors))]
+    elif layout == "wide":
+        both = [text for _, text in floors]
+        floors = [("dec pre\n/floor", lambda row: " ".join(text(row) for text in both))]
+    columns: list[ColumnOf[BenchRow]] = [
         *_place(bench, is_narrow=is_narrow),
         ("prefill\ntok/s", lambda row: _median(row.summary.prefill_tok_s)),
         ("decode\ntok/s", lambda row: _median(row.summary.decode_tok_s)),
         ("overall\ntok/s", lambda row: _median(row.summary.end_to_end_tok_s)),
         (
             f"<speed-up\nover {baseline}" if baseline else "<\nspeed-up",
-            lambda row: _speedup(bench, row, "\n" if is_narrow else " "),
+            partial(_speedup, bench.plan.baseline, "\n" if is_narrow else " "),
         ),
-        *_counts_and_floors(layout),
+        *yields,
+        *floors,
         ("\nequal", _equality),
     ]
     title = _titled(bench, "Speed") + (f", compared with {baseline}" if baseline else "")
-    return tabulated(
-        title, columns, bench.cells, group=_group, is_alarm=lambda row: row.summary.is_unequal
-    )
-
-
-def _counts_and_floors(layout: Layout) -> _Columns:
-    if layout == "narrow":
-        return [
-            ("tok\nacc\n/step", lambda row: _stacked(_counted(row))),
-            ("dec\npre\n/floor", lambda row: _stacked(_over_floor(row))),
-        ]
-    counts: _Columns = [
-        ("tok/\nstep", lambda row: _counted(row)[0]),
-        ("acc/\nstep", lambda row: _counted(row)[1]),
-    ]
-    if layout == "wide":
-        return [*counts, ("dec pre\n/floor", lambda row: " ".join(_over_floor(row)))]
-    return [
-        *counts,
-        ("decode\n/floor", lambda row: _over_floor(row)[0]),
-        ("prefill\n/floor", lambda row: _over_floor(row)[1]),
-    ]
+    return tabulated(title, columns, bench.cells, _group)
 
 
 def memory_table(bench: Bench) -> TableModel:
     """Memory by owner, and energy where it was measured."""
-    columns: _Columns = [
+    columns: list[ColumnOf[BenchRow]] = [
         *_place(bench),
-        ("weights", lambda row: _bytes(row.summary.memory.weights)),
-        ("target KV", lambda row: _bytes(row.summary.memory.kv_target)),
-        ("draft KV", lambda row: _bytes(row.summary.memory.kv_draft)),
-        ("peak", lambda row: _bytes(row.summary.memory.peak)),
+        ("weights", lambda row: known(row.summary.memory.weights or None, size)),
+        ("target KV", lambda row: known(row.summary.memory.kv_target or None, size)),
+        ("draft KV", lambda row: known(row.summary.memory.kv_draft or None, size)),
+        ("peak", lambda row: known(row.summary.memory.peak or None, size)),
+        ("J/token", lambda row: known(row.summary.energy_j_per_token, "{:.2f}".format)),
     ]
-    title = "Memory"
-    if any(row.summary.energy_j_per_token is not None for row in bench.cells):
-        title = "Memory and energy"
-        columns.append(
-            ("J/token", lambda row: known(row.summary.energy_j_per_token, "{:.2f}".format))
-        )
-    return tabulated(_titled(bench, title), columns, bench.cells, group=_group)
+    title = "Memory and energy"
+    if all(row.summary.energy_j_per_token is None for row in bench.cells):
+        title = "Memory"
+        columns.pop()
+    return tabulated(_titled(bench, title), columns, bench.cells, _group)
 
 
 def paper_table(bench: Bench) -> TableModel:
     """Ours and theirs in pairs of columns: tokens per step, end-to-end rate, speed-up."""
-    ours = {(row.preset, row.mode, row.length): row for row in bench.cells}
+    ours = {row.place: row.summary for row in bench.cells}
 
-    def here(row: PublishedRow) -> BenchRow:
-        return ours[row.preset, row.mode, row.length or 0]
+    def here(row: PublishedRow) -> Summary:
+        return ours[Place(row.preset, row.mode, row.length or 0)]
 
-    rows = [row for row in bench.paper if (row.preset, row.mode, row.length) in ours]
+    def theirs(row: PublishedRow, value: float | None, form: Callable[[float], str]) -> str:
+        doubt = " ?" if row.suspect else ""
+        return known(value, lambda known_value: f"{form(known_value)}{doubt}")
+
     columns: list[ColumnOf[PublishedRow]] = [
         *_place(bench),
-        ("tok/step\nhere", lambda row: _counted(here(row))[0]),
-        ("tok/step\npaper", lambda row: f"{row.tokens_per_step:.2f}{doubt(row)}"),
-        ("overall\ntok/s here", lambda row: _median(here(row).summary.end_to_end_tok_s)),
-        ("overall\ntok/s paper", lambda row: f"{number(row.tok_s)}{doubt(row)}"),
-        ("overall\nspeed-up", lambda row: _times(here(row).summary.end_to_end_speedup)),
-        ("speed-up\npaper", _published_speedup),
+        ("tok/step\nhere", lambda row: _value(here(row).tokens_per_step)),
+        ("tok/step\npaper", lambda row: theirs(row, row.tokens_per_step, "{:.2f}".format)),
+        ("overall\ntok/s here", lambda row: _median(here(row).end_to_end_tok_s)),
+        ("overall\ntok/s paper", lambda row: theirs(row, row.tok_s, number)),
+        ("overall\nspeed-up", lambda row: _value(here(row).end_to_end_speedup, times)),
+        ("speed-up\npaper", lambda row: theirs(row, row.speedup_vs_ar or None, times)),
     ]
-    return tabulated("Beside the paper", columns, rows, group=_group)
-
-
-def _published_speedup(row: PublishedRow) -> str:
-    return f"{times(row.speedup_vs_ar)}{doubt(row)}" if row.speedup_vs_ar else NOTHING
+    rows = [row for row in bench.paper if (row.preset, row.mode, row.length) in ours]
+    return tabulated("Beside the paper", columns, rows, _group)
 
 
 def profile_table(bench: Bench, *, narrow: bool = False) -> TableModel:
@@ -200,134 +207,147 @@ def profile_table(bench: Bench, *, narrow: bool = False) -> TableModel:
 
     ``narrow`` joins the levels of the draft, for 80 columns.
     """
-    rows = [row for row in bench.cells if row.summary.profile_ms]
-    own_levels = 0 if narrow else _OWN_LEVELS
-    levels = [f"draft {level}" for level in range(1, own_levels + 1)]
-    found = {name for row in rows for name, _ in _phases(row, own_levels)}
-
-    def shown(name: str) -> Callable[[BenchRow], str]:
-        return lambda row: known(dict(_phases(row, own_levels)).get(name) or None, milliseconds)
-
-    columns: _Columns = [*_place(bench, is_narrow=narrow)]
-    for name in (*levels, _deep(own_levels), *_SHOWN_PHASES.values()):
-        if name in found:
-            header = "re-\ntrieve" if narrow and name == "retrieve" else name.replace(" ", "\n")
-            columns.append((header, shown(name)))
-    columns += [("total", lambda row: milliseconds(_step_ms(row))), ("ms\n/token", _ms_per_token)]
-    return tabulated(_titled(bench, "Milliseconds of a verify step"), columns, rows, group=_group)
+    rows: list[_Profile] = []
+    for row, phases in profiles(bench, 0 if narrow else _OWN_LEVELS):
+        step_ms, tokens = sum(phases.values()), row.summary.tokens_per_step
+        per_token = step_ms / tokens.value if tokens else 0.0
+        rows.append((row, phases | {"total": step_ms, "ms /token": per_token}))
+    columns: list[ColumnOf[_Profile]] = _place(bench, of=itemgetter(0), is_narrow=narrow)
+    # all in the order of a step: those of the row with most levels of the draft
+    for phase in max((list(phases) for _, phases in rows), key=len, default=[]):
+        header = "re-\ntrieve" if narrow and phase == "retrieve" else phase.replace(" ", "\n")
+        columns.append((header, partial(_phase, phase)))
+    title = _titled(bench, "Milliseconds of a verify step")
+    return tabulated(title, columns, rows, lambda profile: _group(profile[0]))
 
 
-def profile_bars(
-    bench: Bench, width: int
-) -> list[tuple[BenchRow, str, list[tuple[str, int, float]]]]:
-    """Stacked bars: row, label, (phase, cells, milliseconds); the longest has ``width`` cells."""
-    rows = [row for row in bench.cells if row.summary.profile_ms]
-    longest_ms = max(map(_step_ms, rows), default=0.0)
-    scale = width / longest_ms if longest_ms else 0.0
-    bars = []
-    for row in rows:
-        names, values = zip(*_phases(row), strict=True)
-        # in whole cells whose sum is the rounded sum: ends of segments round
-        edges = [round(total * scale) for total in itertools.accumulate(values, initial=0.0)]
-        cells = [end - start for start, end in itertools.pairwise(edges)]
-        label = " ".join(text(row) for _, text in _place(bench))
-        bars.append((row, label, list(zip(names, cells, values, strict=True))))
-    return bars
+def profiles(bench: Bench, own_levels: int = _OWN_LEVELS) -> list[_Profile]:
+    """The phases of a step in their order, with milliseconds; deep levels of the draft joined."""
+    found = []
+    for row in bench.cells:
+        if profile := row.summary.profile_ms:
+            levels = profile.draft_levels
+            phases = {f"draft {n + 1}": ms for n, ms in enumerate(levels[:own_levels])}
+            if deep := levels[own_levels:]:
+                phases[f"draft {own_levels + 1}+" if own_levels else "draft"] = sum(deep)
+            phases |= {shown: getattr(profile, name) for name, shown in _SHOWN_PHASES.items()}
+            found.append((row, phases))
+    return found
+
+
+def _phase(name: str, profile: _Profile) -> str:
+    return known(profile[1].get(name) or None, milliseconds)
+
+
+# Only on a page
+
+
+def floor_table(bench: Bench) -> TableModel:
+    """The least time that the machine allows."""
+    columns: list[ColumnOf[Floor]] = [
+        *_place(bench)[:-1],
+        ("a step\nms", lambda floor: milliseconds(floor.step_s * 1e3)),
+        ("plain at most\ntok/s", lambda floor: number(floor.step_tok_s)),
+        ("<limited by", lambda floor: floor.bound),
+        ("prefill at most\ntok/s", lambda floor: number(floor.prefill_tok_s)),
+        ("bandwidth\nGB/s", lambda floor: number(floor.bandwidth_bytes_s / 1e9)),
+        ("rate\nTFLOP/s", lambda floor: number(floor.rate_flop_s / 1e12)),
+    ]
+    return tabulated("Floor", columns, bench.floors)
+
+
+def sample_table(bench: Bench) -> TableModel:
+    """Every run."""
+    columns: list[ColumnOf[Sample]] = [
+        *_place(bench, of=attrgetter("cell")),
+        ("<document", lambda run: numbers.document_name(bench, run.cell.document)),
+        ("rep.", lambda run: str(run.cell.rep)),
+        ("prompt\ntokens", lambda run: f"{run.prompt_tokens:,}"),
+        ("new\ntokens", lambda run: f"{run.new_tokens:,}"),
+        ("<end", lambda run: run.finish_reason),
+        ("prefill\ns", lambda run: f"{run.prefill_target_s + run.prefill_draft_s:.3f}"),
+        ("first token\ns", lambda run: f"{run.ttft_s:.3f}"),
+        ("decode\ns", lambda run: f"{run.decode_s:.3f}"),
+        ("total\ns", lambda run: f"{run.total_s:.3f}"),
+        ("steps", lambda run: known(run.steps, "{:,}".format)),
+        ("accepted", lambda run: known(run.accepted, "{:,}".format)),
+        ("peak", lambda run: size(run.memory.peak)),
+        ("<equal", lambda run: {None: NOTHING, True: "yes", False: "NO"}[run.equal]),
+    ]
+    return tabulated("Samples", columns, [run for row in bench.cells for run in row.samples])
+
+
+def document_table(bench: Bench) -> TableModel:
+    """The texts."""
+    columns: list[ColumnOf[BenchDocument]] = [
+        ("<name", lambda document: numbers.plain_text(document.name)),
+        ("characters", lambda document: f"{document.characters:,}"),
+        ("<sha256", lambda document: document.sha256),
+    ]
+    return tabulated("Documents", columns, bench.plan.data.documents)
+
+
+# Cells
+
+
+def _place(
+    bench: Bench, of: Callable[[Any], Any] = lambda item: item, *, is_narrow: bool = False
+) -> list[ColumnOf[Any]]:
+    """The first columns; ``of`` finds what has a preset, a mode and a length."""
+
+    def mode(item: Any) -> str:
+        """``standard+retrieval``; on two lines if narrow, and so is ``hf-assisted``."""
+        name = short(of(item).mode)
+        if not is_narrow:
+            return name
+        return name.replace("+", "\n+", 1) if "+" in name else name.replace("-", "-\n", 1)
+
+    columns: list[ColumnOf[Any]] = [
+        ("<preset", lambda item: short(of(item).preset)),
+        ("prompt", lambda item: f"{of(item).length:,}"),
+        ("<mode", mode),
+    ]
+    return columns if numbers.has_presets(bench) else columns[1:]
 
 
 def _titled(bench: Bench, title: str) -> str:
     """``title``, and whose weights were measured where they are not the checkpoints'."""
-    label = stand_in_label(bench)
+    label = numbers.stand_in_label(bench)
     return f"{title} with {label}" if label else title
 
 
-def _group(row: Row) -> tuple[str, int | None]:
+def _group(row: BenchRow | PublishedRow) -> tuple[str, int | None]:
     return row.preset, row.length
 
 
-def _place(bench: Bench, *, is_narrow: bool = False) -> list[ColumnOf[Row]]:
-    preset: ColumnOf[Row] = ("<preset", lambda row: plain_text(row.preset, 40))
-    return [
-        *([preset] if has_presets(bench) else []),
-        ("prompt", lambda row: f"{row.length:,}"),
-        ("<mode", lambda row: _mode(row, is_narrow)),
-    ]
-
-
-def _mode(row: Row, is_narrow: bool) -> str:
-    """``standard+retrieval``; on two lines if ``is_narrow``, and so is ``hf-assisted``."""
-    name = plain_text(row.mode, 40)
-    if not is_narrow:
-        return name
-    return name.replace("+", "\n+", 1) if "+" in name else name.replace("-", "-\n", 1)
-
-
 def _median(found: Spread | None) -> str:
-    return known(found, lambda spread: number(spread.median))
+    return known(found.median if found else None, number)
 
 
-def _times(found: Interval | None) -> str:
-    return known(found, lambda ratio: times(ratio.value))
+def _value(found: Interval | None, form: Callable[[float], str] = "{:.2f}".format) -> str:
+    return known(found.value if found else None, form)
 
 
-def _counted(row: BenchRow) -> tuple[str, ...]:
-    found = (row.summary.tokens_per_step, row.summary.accepted_per_step)
-    return tuple(known(each, lambda rate: f"{rate.value:.2f}") for each in found)
-
-
-def _speedup(bench: Bench, row: BenchRow, space: str) -> str:
+def _speedup(baseline: str | None, space: str, row: BenchRow) -> str:
     found = row.summary.speedup
     if found is None:
-        return "1" if row.mode == bench.plan.baseline else NOTHING
-    if found.low is None or found.high is None:
-        return _times(found)
-    return f"{_times(found)}{space}[{found.low:.2f}, {found.high:.2f}]"
+        return "1" if row.mode == baseline else NOTHING
+    bounds = "" if found.low is None else "{}[{:.2f}, {:.2f}]".format(space, *found.ends)
+    return f"{_value(found, times)}{bounds}"
 
 
-def _over_floor(row: BenchRow) -> tuple[str, ...]:
-    """Time over the least possible one, of decoding and of the prefill: ``2.5``, ``11``."""
-    found = row.summary.floor
-    ratios = (found.decode, found.prefill) if found else (None, None)
-    return tuple(
-        NOTHING if ratio is None else f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}"
-        for ratio in ratios
-    )
+def _over_floor(row: BenchRow, half: str) -> str:
+    """Time over the least possible one: ``2.5``, ``11``."""
+    ratio = getattr(row.summary.floor, half, None)
+    return known(ratio, lambda value: f"{value:.1f}" if value < 9.95 else f"{value:,.0f}")
 
 
-def _stacked(lines: Iterable[str]) -> str:
-    """On lines of their own; one dash where nothing was measured."""
-    text = "\n".join(lines)
-    return NOTHING if set(text) == {NOTHING, "\n"} else text
+def _stacked(columns: Sequence[ColumnOf[BenchRow]], row: BenchRow) -> str:
+    """Cells on lines of their own; one dash where nothing was measured."""
+    cells = [text(row) for _, text in columns]
+    return NOTHING if set(cells) == {NOTHING} else "\n".join(cells)
 
 
 def _equality(row: BenchRow) -> str:
-    mark = " !" if row.summary.is_unequal else ""
-    return known(row.summary.equal, lambda found: f"{found.equal}/{found.checked}{mark}")
-
-
-def _bytes(value: int) -> str:
-    return known(value or None, size)
-
-
-def _deep(own_levels: int) -> str:
-    return f"draft {own_levels + 1}+" if own_levels else "draft"
-
-
-def _phases(row: BenchRow, own_levels: int = _OWN_LEVELS) -> list[tuple[str, float]]:
-    """The phases of a step in their order, with milliseconds; deep levels of the draft joined."""
-    profile = row.summary.profile_ms
-    assert profile is not None
-    levels = profile.draft_levels
-    parts = [(f"draft {n + 1}", ms) for n, ms in enumerate(levels[:own_levels])]
-    if levels[own_levels:]:
-        parts.append((_deep(own_levels), sum(levels[own_levels:])))
-    return parts + [(shown, getattr(profile, name)) for name, shown in _SHOWN_PHASES.items()]
-
-
-def _step_ms(row: BenchRow) -> float:
-    return sum(ms for _, ms in _phases(row))
-
-
-def _ms_per_token(row: BenchRow) -> str:
-    tokens = row.summary.tokens_per_step
-    return known(tokens, lambda rate: milliseconds(_step_ms(row) / rate.value))
+    text = known(row.summary.equal, lambda found: f"{found.equal}/{found.checked}")
+    return Alarm(f"{text} !") if row.summary.is_unequal else text

@@ -1,20 +1,17 @@
-"""A bench as a plot of characters, with plotext.
+"""A bench as plots of characters: curves with plotext, and bars.
 
 plotext has one figure for the whole process: it is cleared before and after use.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 from specx.bench.render.chart import (
-    BLUE,
-    GREEN,
     GREY,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
+    INKS,
+    PHASE_COLORS,
     Chart,
     Look,
     Panel,
@@ -22,14 +19,14 @@ from specx.bench.render.chart import (
     length_label,
     require_plotext,
 )
-from specx.bench.render.numbers import has_presets, plain_text
+from specx.bench.render.numbers import has_presets, joined, plain_text
+from specx.bench.render.tables import flowed, profile_table, profiles
 from specx.bench.schema import Bench
 
-T = TypeVar("T")
 _SIDE_BY_SIDE_FROM = 100
+_LONGEST_BAR = 60
 _GLYPHS = "ox+*#@%&=$~^"
-# The nearest of a terminal's 256 colours that can be read on black and on white.
-_INKS = {BLUE: 33, ORANGE: 172, GREEN: 36, RED: 166, PURPLE: 175, SKY: 74, GREY: 244}
+_PHASE_MARKS = dict(zip(PHASE_COLORS, "█▓▒░▚▞▄▀▌", strict=True))
 
 
 def terminal_plot(bench: Bench, width: int, height: int, *, color: bool) -> str:
@@ -42,35 +39,32 @@ def terminal_plot(bench: Bench, width: int, height: int, *, color: bool) -> str:
     chart = chart_of(bench)
     is_wide = width >= _SIDE_BY_SIDE_FROM
     panel_width = (width - 2) // 2 if is_wide else width
-    draw = _drawn if chart.has_lengths else _bars
-    lines = []
+    lines: list[str] = []
     for preset, (speedup, _, tokens_per_step) in chart.rows:
-        several = f"{plain_text(preset, 20)}: " if has_presets(bench) else ""
-        left, right = (
-            draw(
-                chart, panel, f"{several}{panel.title}"[:panel_width], (panel_width, height), color
-            )
-            for panel in (speedup, tokens_per_step)
-        )
-        lines += (
-            ["  ".join(both) for both in zip(left, right, strict=True)]
-            if is_wide
-            else [*left, *right]
-        )
-    lines += _legend(chart, width, color) if chart.has_lengths else []  # a bar says its mode
+        drawn = []
+        for panel in (speedup, tokens_per_step):
+            title = joined((preset, panel.title), ": ")[:panel_width]
+            if chart.has_lengths:
+                drawn.append(_curves(panel, title, panel_width, height, color))
+            else:
+                drawn.append(_bars(chart, panel, title, panel_width, color))
+        left, right = drawn
+        lines += map("  ".join, zip(left, right, strict=True)) if is_wide else left + right
+    if chart.has_lengths:  # a bar says its mode
+        names = [(f"{look.of(_GLYPHS)} {_name(look)}", look.color) for look in chart.looks]
+        lines += _legend([*names, (f"─ {chart.reference}"[:width], GREY)], width, color)
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _drawn(chart: Chart, panel: Panel, title: str, size: tuple[int, int], color: bool) -> list[str]:
-    """Rows of a panel over prompt length; ``size`` is its width and height in cells."""
+def _curves(panel: Panel, title: str, width: int, height: int, color: bool) -> list[str]:
+    """Rows of a panel over prompt length."""
     import plotext
 
     def signal(lengths: Iterable[int], y: list[float], glyph: str, color: str) -> Any:
-        ink = plotext.pixel(foreground=_INKS[color])
+        ink = plotext.pixel(foreground=INKS[color])
         x = [math.log2(length) for length in lengths]
         return plotext.figure.signal(x, y, marker=plotext.marker(glyph, ink))
 
-    width, height = size
     lengths = panel.lengths
     plotext.terminal.limit(False, False)  # the caller's width counts, not what plotext finds
     try:
@@ -82,11 +76,10 @@ def _drawn(chart: Chart, panel: Panel, title: str, size: tuple[int, int], color:
             figure.ruler("y").lim(panel.low, panel.high).ticks(marks, labels)
             figure.draw(signal((lengths[0], lengths[-1]), [1.0, 1.0], "─", GREY).lines())
         # signs after all lines: a sign is what tells the mode
-        for is_sign in (False, True):
-            for one in panel.series:
-                glyph = _glyph(one.look) if is_sign else "·"
-                y = [mark.value for mark in one.marks.values()]
-                figure.draw(signal(one.marks, y, glyph, one.look.color).lines(not is_sign))
+        for is_sign, (look, curve) in itertools.product((False, True), panel.series.items()):
+            y = [mark.value for mark in curve.values()]
+            glyph = look.of(_GLYPHS) if is_sign else "·"
+            figure.draw(signal(curve, y, glyph, look.color).lines(not is_sign))
         return str(figure.build().string(colorless=not color)).split("\n")[:height]
     finally:
         plotext.figure.theme("default").clear()
@@ -96,19 +89,18 @@ def _drawn(chart: Chart, panel: Panel, title: str, size: tuple[int, int], color:
 def _nice_ticks(low: float, high: float, most: int) -> tuple[list[float], list[str]]:
     """Round numbers inside the limits, about ``most``, with their labels."""
     rough = (high - low) / most
-    decade = math.floor(math.log10(rough))
-    step = next(n * 10.0**decade for n in (1, 2, 5, 10) if n * 10.0**decade >= rough)
+    decade = 10.0 ** math.floor(math.log10(rough))
+    step = next(n * decade for n in (1, 2, 5, 10) if n * decade >= rough)
     digits = max(0, -math.floor(math.log10(step)))
     marks = [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
     return marks, [f"{mark:.{digits}f}" for mark in marks]
 
 
-def _bars(chart: Chart, panel: Panel, title: str, size: tuple[int, int], color: bool) -> list[str]:
+def _bars(chart: Chart, panel: Panel, title: str, width: int, color: bool) -> list[str]:
     """A single length: a bar a mode, from 0; the same rows in every panel."""
-    width, _ = size
-    label = max((len(_short(look)) for look in chart.looks), default=0)
+    label = max((len(_name(look)) for look in chart.looks), default=0)
     room = max(width - label - 8, 1)
-    values = {one.look: mark.value for one in panel.series for mark in one.marks.values()}
+    values = {look: mark.value for look, marks in panel.series.items() for mark in marks.values()}
     most = max(values.values(), default=1.0)
     lines = [title.ljust(width)]
     for look in chart.looks:
@@ -116,37 +108,40 @@ def _bars(chart: Chart, panel: Panel, title: str, size: tuple[int, int], color: 
         if look in values:
             bar, number = "█" * max(1, round(room * values[look] / most)), f"{values[look]:.2f}"
         rest = " " * max(0, width - label - 2 - len(bar) - len(number))
-        name = _short(look).rjust(label)
-        lines.append(f"{name} {_inked(bar, look.color, color)} {number}{rest}")
+        lines.append(f"{_name(look):>{label}} {_inked(bar, look.color, color)} {number}{rest}")
     return lines
 
 
-def _legend(chart: Chart, width: int, color: bool) -> list[str]:
-    parts = [(f"{_glyph(look)} {_short(look)}", look.color) for look in chart.looks]
-    parts.append((f"─ {chart.reference}"[:width], GREY))
-    rows = flowed(parts, lambda part: len(part[0]), 3, width)
+def step_bars(bench: Bench, width: int, *, color: bool) -> str:
+    """Where a step's time goes, one stacked bar a row; phases differ in colour and in pattern."""
+    found = profiles(bench)
+    keys = 3 if has_presets(bench) else 2
+    labels = [" ".join(cells[:keys]) for cells in profile_table(bench).rows]
+    label = max(map(len, labels), default=0)
+    longest_ms = max((sum(phases.values()) for _, phases in found), default=0.0)
+    scale = max(10, min(_LONGEST_BAR, width - label - 2)) / (longest_ms or 1.0)
+    lines, drawn = [], set()
+    for name, (_, phases) in zip(labels, found, strict=True):
+        # in whole cells whose sum is the rounded sum: ends of segments round
+        edges = [round(ms * scale) for ms in itertools.accumulate(phases.values(), initial=0.0)]
+        bar = f"{name:<{label}}  "
+        for phase, start, end in zip(phases, edges, edges[1:], strict=False):
+            bar += _inked(_PHASE_MARKS[phase] * (end - start), PHASE_COLORS[phase], color)
+            drawn |= {phase} if end > start else set()
+        lines.append(bar)
+    names = [(f"{_PHASE_MARKS[it]} {it}", PHASE_COLORS[it]) for it in PHASE_COLORS if it in drawn]
+    return "\n".join(lines + _legend(names, width, color))
+
+
+def _legend(names: list[tuple[str, str]], width: int, color: bool) -> list[str]:
+    """Texts in their colours, in rows of at most ``width`` cells."""
+    rows = flowed(names, lambda name: len(name[0]), 3, width)
     return ["   ".join(_inked(text, ink, color) for text, ink in row) for row in rows]
 
 
-def flowed(items: Iterable[T], cells: Callable[[T], int], gap: int, width: int) -> list[list[T]]:
-    """Rows of whole items, ``gap`` cells apart; only an item alone may be wider than ``width``."""
-    rows: list[list[T]] = [[]]
-    used = 0
-    for item in items:
-        if rows[-1] and used + gap + cells(item) > width:
-            rows.append([])
-        used = cells(item) + (used + gap if rows[-1] else 0)
-        rows[-1].append(item)
-    return rows
-
-
-def _short(look: Look) -> str:
-    return look.name if len(look.name) <= 20 else f"{look.name[:19]}…"
-
-
-def _glyph(look: Look) -> str:
-    return _GLYPHS[look.index % len(_GLYPHS)]
+def _name(look: Look) -> str:
+    return plain_text(look.name, 20)
 
 
 def _inked(text: str, color: str, is_on: bool) -> str:
-    return f"\x1b[38;5;{_INKS[color]}m{text}\x1b[0m" if is_on and text else text
+    return f"\x1b[38;5;{INKS[color]}m{text}\x1b[0m" if is_on and text else text

@@ -1,17 +1,18 @@
 """What a draft head's config.json says, before any of its weights is there.
 
-In goes the raw JSON object; out come the head's kind, sizes and limits, or an error that names
-what it is instead. Read raw, because these files follow three layouts and borrow the names of
-ordinary models: transformers would take them for whole models. The weights decide in the end;
-this module does not know them, targets, presets or torch.
+In goes the raw JSON object; out come the head's kind, sizes, limits and rotation, or an error that
+names what it is instead. Read raw, because these files follow three layouts and borrow the names of
+ordinary models. The weights decide in the end.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from specx.checkpoints.fields import check_activation, flag, number, whole
+from specx.checkpoints import fields
+from specx.core.architecture import Rope
 from specx.errors import ModelError, PairError
+from specx.preset.sections import DraftSpec
 
 HeadKind = Literal["eagle", "eagle3"]
 
@@ -21,8 +22,13 @@ LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 _LARGEST = 1 << 26
 _USUAL = {"rms_norm_eps": 1e-6}  # of every published config that leaves it out
 _FEWEST_LAYERS = 7  # below, the three default layers coincide or change their order
-#: What may stand in model_type, speculators_model_type or architectures → what that is.
-_OTHERS = {
+_POSITIONS = 2048  # of nearly every head's training
+#: Owners whose configs name a base that the training did not use.
+_TRAINED_WITH_BASE = {"AngelSlim": fields.DEFAULT_BASE, "TanBaby": fields.DEFAULT_BASE}
+_DAMAGED = "the head's config.json is damaged"
+_GLIDE = "a GliDe drafter, which attends to the target's cache"
+#: Words in a config's types and in names of tensors → what has them.
+OTHERS = {
     "peagle": "a P-EAGLE head",
     "dflash": "a DFlash drafter",
     "dspark": "a DSpark drafter",
@@ -30,8 +36,9 @@ _OTHERS = {
     "hydra": "Hydra heads",
     "mlp_speculator": "an MLP speculator",
     "mlpspeculator": "an MLP speculator",
-    "glide": "a GliDe drafter, which attends to the target's cache",
-    "longspec": "a GliDe drafter, which attends to the target's cache",
+    "glide": _GLIDE,
+    "longspec": _GLIDE,
+    "cross_attn": _GLIDE,
     "mtp": "a multi-token prediction module",
 }
 #: Fields that only EAGLE-3's configs have.
@@ -42,7 +49,7 @@ _EAGLE3_FIELDS = (
     "eagle_config",
     LAYER_IDS,
 )
-#: Settings that are on or off: nothing else may stand there.
+#: Settings that are on or off.
 _FLAGS = ("bias", "qkv_bias", "fc_norm", "norm_before_fc", "norm_before_residual", "norm_output")
 
 
@@ -70,49 +77,38 @@ def read_head(config: Mapping[str, Any], scaling: Mapping[str, Any] | None = Non
     are missing or no sizes, and for flags that are none.
     """
     kind, layer = head_kind(config), layer_config(config)
-    try:
+
+    def size(name: str, otherwise: int | None = None, place: Mapping[str, Any] = layer) -> int:
+        return fields.whole(place, name, _LARGEST, otherwise)
+
+    with fields.naming(_DAMAGED):
         for name in _FLAGS:
-            flag(config, name)
-        check_activation(layer, "heads")
-        return _facts(kind, config, layer, scaling)
-    except ModelError as error:
-        message = f"the head's config.json is damaged: {error.message}"
-        raise ModelError(message, reason=error.reason) from error
-
-
-def _facts(
-    kind: HeadKind | None,
-    config: Mapping[str, Any],
-    layer: Mapping[str, Any],
-    scaling: Mapping[str, Any] | None,
-) -> HeadFacts:
-    def size(name: str, otherwise: int | None = None) -> int:
-        return whole(layer, name, _LARGEST, otherwise)
-
-    hidden, heads, vocabulary = map(size, ("hidden_size", "num_attention_heads", "vocab_size"))
-    own = config.get("draft_vocab_size") or config.get("truncated_vocab_size") or vocabulary
-    target = config.get("target_hidden_size")
-    longest = size("max_position_embeddings", _LARGEST)
-    return HeadFacts(
-        kind=kind,
-        hidden=hidden,
-        target_hidden=target if target is None else whole(config, "target_hidden_size", _LARGEST),
-        mlp=size("intermediate_size"),
-        heads=heads,
-        kv_heads=size("num_key_value_heads", heads),
-        head_dim=size("head_dim", max(1, hidden // heads)),
-        vocabulary=vocabulary,
-        draft_vocabulary=whole({"draft_vocab_size": own}, "draft_vocab_size", _LARGEST),
-        positions=position_limit(longest, scaling or rope_scaling(layer)),
-        epsilon=number(_USUAL | dict(layer), "rms_norm_eps", 0, 1),
-    )
+            fields.flag(config, name)
+        fields.check_activation(layer, "heads")
+        hidden, heads, vocabulary = map(size, ("hidden_size", "num_attention_heads", "vocab_size"))
+        own = config.get("draft_vocab_size") or config.get("truncated_vocab_size") or vocabulary
+        has_target = config.get("target_hidden_size") is not None
+        longest = size("max_position_embeddings", _LARGEST)
+        return HeadFacts(
+            kind=kind,
+            hidden=hidden,
+            target_hidden=size("target_hidden_size", place=config) if has_target else None,
+            mlp=size("intermediate_size"),
+            heads=heads,
+            kv_heads=size("num_key_value_heads", heads),
+            head_dim=size("head_dim", max(1, hidden // heads)),
+            vocabulary=vocabulary,
+            draft_vocabulary=size("draft_vocab_size", place={"draft_vocab_size": own}),
+            positions=position_limit(longest, scaling or rope_scaling(layer)),
+            epsilon=fields.number(_USUAL | dict(layer), "rms_norm_eps", 0, 1),
+        )
 
 
 def layer_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Where a head's sizes and rotation stand. Raises ``ModelError``."""
+    """The part of it that has a head's sizes and rotation. Raises ``ModelError``."""
     layer = config.get("transformer_layer_config", config)  # vLLM's speculators nest it
     if not isinstance(layer, Mapping):
-        raise ModelError("the head's config.json is damaged: transformer_layer_config is no object")
+        raise ModelError(f"{_DAMAGED}: transformer_layer_config is no object")
     return layer
 
 
@@ -137,18 +133,15 @@ def head_kind(config: Mapping[str, Any]) -> HeadKind | None:
 
     Raises ``PairError`` for a drafter that specx does not run.
     """
-    architectures = config.get("architectures")
-    words = [config.get("speculators_model_type"), config.get("model_type")]
-    words += architectures if isinstance(architectures, list) else []
+    own, classes = config.get("speculators_model_type"), config.get("architectures")
+    words = [own, config.get("model_type"), *(classes if isinstance(classes, list) else [])]
+    words += [key for key in config if str(key).startswith("medusa_")]
     said = " ".join(word.lower() for word in words if isinstance(word, str))
-    other = next((what for name, what in _OTHERS.items() if name in said), None)
-    if other is None and any(str(key).startswith("medusa_") for key in config):
-        other = _OTHERS["medusa"]
-    own = config.get("speculators_model_type")
-    if other is None and own not in (None, "eagle", "eagle3"):
-        other = f"a speculator of type {str(own)[:40]}"
-    if other is not None:
-        raise other_kind(other)
+    for name, what in OTHERS.items():
+        if name in said:
+            raise other_kind(what)
+    if own not in (None, "eagle", "eagle3"):
+        raise other_kind(f"a speculator of type {str(own)[:40]}")
     if "eagle3" in said or any(config.get(field) is not None for field in _EAGLE3_FIELDS):
         return "eagle3"
     return "eagle" if "eagle" in said else None
@@ -165,58 +158,82 @@ def other_kind(what: str, proof: str = "") -> PairError:
 
 
 def feature_layers(
-    config: Mapping[str, Any], layers: int, override: tuple[int, ...] | None = None
+    config: Mapping[str, Any],
+    layers: int,
+    override: tuple[int, ...] | None = None,
+    count: int | None = None,
 ) -> tuple[tuple[int, ...], str]:
     """Which of a target's hidden states an EAGLE-3 head reads, and a note ("" if there is none).
 
-    i is the input of layer i; ``layers`` are the target's, ``override`` is the preset's word. Two
-    conventions of counting are published; see the comments. Raises ``PairError`` for layers that
-    the target does not have, and for a head that reads none.
+    i is the input of layer i; ``layers`` are the target's, ``override`` is the preset's word,
+    ``count`` what the weights ask for. Two conventions of counting are published; see the comments.
+    Raises ``PairError`` for layers that the target does not have, and for a head that reads none.
     """
-    chosen, note = _chosen_layers(config, layers, override)
+    nested = config.get("eagle_config")
+    nested = nested if isinstance(nested, Mapping) else {}
+    if False in (
+        fields.flag(config, "use_aux_hidden_state"),
+        fields.flag(nested, "use_aux_hidden_state"),
+    ):
+        message = "the head reads no layers of the target, as those of EAGLE-3 do"
+        raise PairError(message, reason="its use_aux_hidden_state is false")
+    formula, hint, note = (2, layers // 2, layers - 3), "draft.head.feature_layers", ""
+    if override is not None:
+        chosen = override
+    elif config.get(LAYER_IDS) is not None:
+        chosen = _layer_list(config[LAYER_IDS])  # vLLM's: counted as here
+    elif nested.get(LAYER_IDS):
+        as_is = chosen = _layer_list(nested[LAYER_IDS])
+        # SGLang's and ModelOpt's name the layer that makes the state, but not all of them do.
+        if as_is != formula:
+            chosen = as_is if max(as_is) + 1 >= layers else tuple(i + 1 for i in as_is)
+            note = f"lists the layers {_listed(as_is)}: taken as the inputs of layers"
+            note = f"the head {note} {_listed(chosen)}; --set {hint} overrides it"
+    elif layers < _FEWEST_LAYERS:
+        raise PairError(
+            f"the head names no layers, and the target has {layers}",
+            reason=f"the usual three need a target of at least {_FEWEST_LAYERS}",
+            hints=[f"name them in the preset: {hint}"],
+        )
+    else:
+        chosen = formula
+        note = f"the head names no layers: taken are the inputs of layers {_listed(formula)}, "
+        note += f"as in the paper's code; --set {hint} overrides it"
     if max(chosen) >= layers:
         raise PairError(
             f"the head reads the input of layer {max(chosen)}",
             reason=f"the target has {layers} layers, counted from 0",
             hints=["choose a head that was trained for this target"],
         )
+    if count not in (None, len(chosen)):
+        reason = f"fc.weight reads {count}, and they are {_listed(chosen)}"
+        hints = [f"name them: --set {hint}=[2, 16, 29]"]
+        raise PairError(
+            "the head does not fit the layers that it reads", reason=reason, hints=hints
+        )
     return chosen, note
 
 
-def _chosen_layers(
-    config: Mapping[str, Any], layers: int, override: tuple[int, ...] | None
-) -> tuple[tuple[int, ...], str]:
-    formula = (2, layers // 2, layers - 3)
-    nested, named = config.get("eagle_config"), config.get(LAYER_IDS)
-    nested = nested if isinstance(nested, Mapping) else {}
-    if False in (flag(config, "use_aux_hidden_state"), flag(nested, "use_aux_hidden_state")):
-        raise PairError("the head reads no layers of the target, as those of EAGLE-3 do",
-                        reason="its use_aux_hidden_state is false")  # fmt: skip
-    if override is not None:
-        return override, ""
-    if named is not None:
-        return _layer_list(named), ""  # vLLM's: counted as here
-    if nested.get(LAYER_IDS):
-        as_is = _layer_list(nested[LAYER_IDS])
-        if as_is == formula:
-            return as_is, ""
-        # SGLang's and ModelOpt's name the layer that makes the state, but not all of them do.
-        is_counted_here = max(as_is) + 1 >= layers
-        chosen = as_is if is_counted_here else tuple(i + 1 for i in as_is)
-        return chosen, (
-            f"the head lists the layers {_listed(as_is)}: taken as the inputs of layers "
-            f"{_listed(chosen)}; --set draft.head.feature_layers overrides it"
-        )
-    if layers < _FEWEST_LAYERS:
-        raise PairError(
-            f"the head names no layers, and the target has {layers}",
-            reason=f"the usual three need a target of at least {_FEWEST_LAYERS}",
-            hints=["name them in the preset: draft.head.feature_layers"],
-        )
-    return formula, (
-        f"the head names no layers: taken are the inputs of layers {_listed(formula)}, as in the "
-        "paper's code; --set draft.head.feature_layers overrides it"
-    )
+def rotation(layer: Mapping[str, Any], spec: DraftSpec) -> tuple[Rope, str]:
+    """How the head rotates, and a note ("" if there is nothing to say).
+
+    ``layer`` is the part of the config that has the rotation. A wrong base loads, runs and costs a
+    few per cent of what is accepted: the preset's comes first, then what its owner is known to have
+    trained with, then the config's, and never the target's. Raises ``ModelError``.
+    """
+    head, note = spec.head, ""
+    base = head.rope_theta if head else None
+    if base is None:
+        nested = layer.get("rope_parameters")  # where transformers 5 keeps base and stretch
+        said = fields.rope_base(layer, nested if isinstance(nested, Mapping) else {})
+        base = _TRAINED_WITH_BASE.get((spec.repo or "").partition("/")[0], said)
+        if said is not None and base is not None and said != base:
+            note = f"{spec.repo} says rope_theta {said:g} but was trained with {base:g}"
+    stretch = head.rope_scaling if head else None
+    parameters = fields.rope_parameters(layer) if stretch is None else stretch
+    positions = fields.whole(layer, "max_position_embeddings", _LARGEST, _POSITIONS)
+    # Dynamic changes nothing within the trained length, and no row is beyond it.
+    return fields.read_rope(parameters, base, positions, {"dynamic": "default"}), note
 
 
 def position_limit(longest: int, scaling: object) -> int:
@@ -237,9 +254,7 @@ def position_limit(longest: int, scaling: object) -> int:
 def _layer_list(value: object) -> tuple[int, ...]:
     is_list = isinstance(value, list) and value and all(type(i) is int and i >= 0 for i in value)
     if not isinstance(value, list) or not is_list:
-        raise ModelError(
-            "the head's config.json is damaged", reason=f"its layers are {str(value)[:60]}"
-        )
+        raise ModelError(_DAMAGED, reason=f"its layers are {str(value)[:60]}")
     return tuple(value)
 
 

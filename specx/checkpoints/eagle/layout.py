@@ -1,23 +1,22 @@
 """A head's tensors: their names over all published layouts, and the shapes that fit together.
 
-In: tensors as a file names them, then the head's sizes. Out: the same under one set of names, or
-an error that names the tensor. It does not know rotation, vocabularies or how a head is run.
+In: tensors as a file names them, then the head's sizes. Out: the same under one set of names, or a
+``ModelError`` that names the tensor, and the file not yet.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from specx.checkpoints.eagle.config import KIND_NAMES, other_kind
+from specx.checkpoints.eagle.config import KIND_NAMES, OTHERS, other_kind
 from specx.checkpoints.fields import flag
-from specx.checkpoints.weights import by, projections
+from specx.checkpoints.weights import by, kind_of, projections
 from specx.errors import ModelError
-from specx.preset.shapes import HeadShapeSpec
+from specx.preset.sections import HeadShapeSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Where the one layer's tensors stand.
+#: Where the one layer's tensors are.
 LAYER = "layers.0."
 Generation = Literal[1, 3]
 Shapes = dict[str, tuple[int, ...]]
@@ -28,30 +27,24 @@ _RENAMED = {
     "midlayer.": LAYER,  # the official EAGLE-3 files
     "fusion_fc.": "fc.",  # speculators' EAGLE-1, before its first release
     "transformer.": LAYER,
-    "embedding_layernorm.": "embed_layernorm.",
-    "pre_lm_head_layernorm.": "lm_head_layernorm.",
 }
 _IGNORED = ("verifier_", "rotary_emb.", f"{LAYER}self_attn.rotary_emb.")
-_HASS = (
-    "embed_layernorm",
-    "post_embedding_layernorm",
-    "hidden_layernorm",
-    "input_layernorm",
-    "lm_head_layernorm",
-)
-_GLIDE = "a GliDe drafter, which attends to the target's cache"
-_OTHER_KINDS = {  # a name's beginning → what has it
-    "medusa": "Medusa heads",
-    "cross_attn": _GLIDE,
-    f"{LAYER}cross_attn": _GLIDE,
+#: Beginnings and ends of names that come all together or not at all.
+_GROUPS = ((_ATTENTION, ".bias"), (_ATTENTION, "_norm.weight"), ("fc_norm.", ".weight"))
+#: Generation → a flag of the config, and where a tensor must be if it is on; the first of them
+#: must not be there if it is off.
+_FLAGGED: dict[Generation, dict[str, tuple[str, ...]]] = {
+    1: {"bias": ("fc.bias",), "qkv_bias": (f"{_ATTENTION}q_proj.bias",)},
+    3: {  # either place of such a norm is before fc
+        "norm_before_fc": ("input_norm.weight", "fc_norm.0.weight"),
+        "fc_norm": ("fc_norm.0.weight",),
+    },
 }
 
 
-def named(directory: Path, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """The tensors under the names that ``core.eagle`` knows; what nothing reads is left out.
-
-    Raises ``ModelError`` when two of them are the same one.
-    """
+def named(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """The tensors under the names that ``core.eagle`` knows; what nothing reads is left out. Raises
+    ``ModelError`` when two are the same one, ``PairError`` for other kinds of drafters."""
     found: dict[str, Tensor] = {}
     for original, tensor in tensors.items():
         name = original.removeprefix("model.")
@@ -60,78 +53,12 @@ def named(directory: Path, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor
         if name.startswith(_IGNORED):
             continue
         if name in found:
-            raise ModelError(f"{directory} has two tensors for {name}", reason=f"one is {original}")
+            raise ModelError(f"it has two tensors for {name}", reason=f"one is {original}")
         found[name] = tensor
+        for word, what in OTHERS.items():
+            if word in name:
+                raise other_kind(what, f"it has {name[:100]}")
     return found
-
-
-def refuse_other_kinds(directory: Path, tensors: "Mapping[str, Tensor]") -> None:
-    """Refuse drafts that only look like EAGLE's.
-
-    Raises ``PairError`` for other kinds of drafters and ``ModelError`` for variants of EAGLE that
-    specx does not run.
-    """
-    for name in (name[:100] for name in tensors):
-        for start, what in _OTHER_KINDS.items():
-            if name.startswith(start):
-                raise other_kind(what, f"{directory} has {name}")
-        if name.startswith(_HASS):
-            raise ModelError(
-                f"{directory} is a variant of EAGLE that specx does not run",
-                reason=f"{name} normalises what EAGLE-1 does not",
-            )
-        if name.startswith("layers.") and not name.startswith(LAYER):
-            raise ModelError(f"{directory} has several layers", reason=f"{name} is in a second one")
-
-
-def check_places(
-    directory: Path,
-    tensors: "Mapping[str, Tensor]",
-    needed: Shapes,
-    optional: Shapes,
-    generation: Generation,
-) -> None:
-    """Strictly: every tensor has a place and every place its tensor, whole groups or none of one.
-
-    Raises ``ModelError``.
-    """
-    for name, tensor in tensors.items():
-        if generation == 3 and name in _TABLES:
-            continue
-        wanted = needed.get(name) or optional.get(name)
-        if wanted is None:
-            kind = KIND_NAMES["eagle3" if generation == 3 else "eagle"]
-            raise ModelError(
-                f"{directory} has a tensor that no head of {kind} has", reason=f"it is {name[:100]}"
-            )
-        found = tuple(tensor.shape)
-        fits = len(found) == len(wanted) and all(
-            has == wants or (wants == _ANY and has > 0)
-            for has, wants in zip(found, wanted, strict=True)
-        )
-        if not fits:
-            raise ModelError(
-                f"the tensors in {directory} do not fit together",
-                reason=f"{name} is {by(found)}, and the others ask for {by(wanted)}",
-            )
-        if not tensor.is_floating_point():
-            raise ModelError(
-                f"{name} in {directory} is of type {str(tensor.dtype).removeprefix('torch.')}",
-                reason="weights must be of floating point",
-            )
-    missing = sorted(needed.keys() - tensors.keys())
-    if missing:
-        raise ModelError(f"{directory} is incomplete", reason=f"{missing[0]} is missing")
-    for what, group in {
-        "query, key and value biases": [f"{_ATTENTION}{name}_proj.bias" for name in "qkv"],
-        "query and key norms": [f"{_ATTENTION}{name}_norm.weight" for name in "qk"],
-        "norms of features": [name for name in optional if name.startswith("fc_norm.")],
-    }.items():
-        there = [name for name in group if name in tensors]
-        if there and len(there) < len(group):
-            absent = next(name for name in group if name not in tensors)
-            reason = f"{absent} is missing beside {there[0]}"
-            raise ModelError(f"{directory} has only some {what}", reason=reason)
 
 
 def needed_shapes(shape: HeadShapeSpec, generation: Generation, target_hidden: int) -> Shapes:
@@ -147,13 +74,11 @@ def needed_shapes(shape: HeadShapeSpec, generation: Generation, target_hidden: i
     return needed | {f"{name}.weight": (hidden,) for name in norms}
 
 
-def optional_shapes(shape: HeadShapeSpec, generation: Generation, target_hidden: int) -> Shapes:
-    """Name → shape of the tensors that a head of this ``shape`` may have."""
+def _optional_shapes(shape: HeadShapeSpec, generation: Generation, target_hidden: int) -> Shapes:
     hidden, wide = shape.hidden, target_hidden
-    matrices = projections(shape, hidden)
+    rows = zip("qkv", (shape.heads, shape.kv_heads, shape.kv_heads), strict=True)
     optional: Shapes = {"embed_tokens.weight": (_ANY, hidden), "fc.bias": (hidden,)}
-    for name in "qkv":
-        optional[f"{_ATTENTION}{name}_proj.bias"] = matrices[f"self_attn.{name}_proj"][:1]
+    optional |= {f"{_ATTENTION}{name}_proj.bias": (n * shape.head_dim,) for name, n in rows}
     if generation == 1:  # its output matrix is the target's
         return optional
     optional |= {f"{_ATTENTION}{name}_norm.weight": (shape.head_dim,) for name in "qk"}
@@ -161,32 +86,62 @@ def optional_shapes(shape: HeadShapeSpec, generation: Generation, target_hidden:
     return optional | {f"fc_norm.{index}.weight": (wide,) for index in range(shape.features)}
 
 
-def check_flags(
-    directory: Path,
+def check_places(
     tensors: "Mapping[str, Tensor]",
+    shape: HeadShapeSpec,
     generation: Generation,
+    target_hidden: int,
     config: Mapping[str, Any],
 ) -> None:
-    """What the config says is there must be there, and what it denies must not.
-
-    Raises ``ModelError``.
-    """
-    flags: dict[str, tuple[str, ...]] = {
-        "bias": ("fc.bias",),
-        "qkv_bias": (f"{_ATTENTION}q_proj.bias",),
-    }
-    if generation == 3:  # either place of such a norm is before fc
-        flags = {"norm_before_fc": ("input_norm.weight", "fc_norm.0.weight")}
-        flags |= {"fc_norm": ("fc_norm.0.weight",)}
-    for name, places in flags.items():
+    """Strictly: every tensor has a place and every place its tensor, whole groups or none of one,
+    and what the ``config`` says is there is there. Raises ``ModelError``."""
+    needed = needed_shapes(shape, generation, target_hidden)
+    optional = _optional_shapes(shape, generation, target_hidden)
+    for name in sorted(needed.keys() - tensors.keys()):
+        raise ModelError(f"{name} is missing")
+    for name, tensor in tensors.items():
+        if generation == 3 and name in _TABLES:
+            continue
+        wanted, found = needed.get(name) or optional.get(name), tuple(tensor.shape)
+        if wanted is None:
+            kind = KIND_NAMES["eagle3" if generation == 3 else "eagle"]
+            raise ModelError(f"{name[:100]} is there, which no head of {kind} has")
+        rows = wanted[0] if wanted[0] != _ANY else max((1, *found[:1]))
+        if found != (rows, *wanted[1:]):
+            reason = f"the others ask for {by(wanted)}"
+            raise ModelError(f"{name} is {by(found)}", reason=reason)
+        if not tensor.is_floating_point():
+            raise ModelError(f"{name} is of type {kind_of(tensor)}, not of real numbers")
+    for start, end in _GROUPS:
+        whole = [name for name in optional if name.startswith(start) and name.endswith(end)]
+        there = [name for name in whole if name in tensors]
+        if there and there != whole:
+            absent = next(name for name in whole if name not in tensors)
+            raise ModelError(f"{absent} is missing", reason=f"{there[0]} is there")
+    for name, places in _FLAGGED[generation].items():
         said = flag(config, name)
         if said is True and not any(place in tensors for place in places):
-            problem = "missing"
-        elif said is False and places[0] in tensors:
-            problem = "there"
-        else:
-            continue
-        raise ModelError(
-            f"{directory}/config.json does not fit the weights",
-            reason=f"{name} is {str(said).lower()}, and {places[0]} is {problem}",
-        )
+            raise ModelError(f"its config says that {name} is true, and {places[0]} is missing")
+        if said is False and places[0] in tensors:
+            raise ModelError(f"its config says that {name} is false, and {places[0]} is there")
+
+
+def check_table(table: "Tensor", marks: "Tensor | None", own: int, rows: int) -> None:
+    """``target id = id + d2t[id]`` must rise within the target's ``rows`` for the head's ``own``,
+    and t2d, the ``marks``, must mark the same ids. Raises ``ModelError``."""
+    import torch
+
+    if table.shape != (own,) or table.is_floating_point() or table.dtype == torch.bool:
+        found = f"d2t is {by(tuple(table.shape))} of type {kind_of(table)}"
+        raise ModelError(found, reason=f"lm_head.weight has {own} rows")
+    ids = table.to(torch.int64) + torch.arange(own)
+    marked = None if marks is None else marks.bool().flatten().nonzero()[:, 0]
+    agrees = marked is not None and torch.equal(marked, ids)
+    if own < rows and not table.any() and not agrees:
+        raise ModelError("d2t is empty", reason="all of it is 0")
+    # The bounds first: within them, no difference overflows.
+    is_inside = int(ids.min()) >= 0 and int(ids.max()) < rows
+    if not is_inside or not bool((ids.diff() > 0).all()):
+        raise ModelError("d2t is damaged", reason=f"its ids do not rise within the target's {rows}")
+    if marked is not None and not agrees:
+        raise ModelError("d2t is damaged", reason="t2d marks other tokens")

@@ -1,11 +1,5 @@
-"""Drafters: whatever guesses the target's next tokens as a tree.
-
-In: committed tokens, and the target's features where a drafter wants them. Out: a ``TokenTree``
-whose root is the last committed token. A drafter serves one request at a time, and begins each one
-knowing nothing of the last, so no state can leak between documents.
-"""
-
-from typing import Protocol
+"""Drafters: whatever guesses the target's next tokens as a tree. Each serves one request at a time,
+and begins it knowing nothing of the last, so no state can leak between documents."""
 
 from torch import Tensor
 
@@ -14,35 +8,35 @@ from specx.core.retrieval import Selection
 from specx.core.tree import TokenTree
 
 
-class Drafter(Protocol):
-    """What a decode loop says to a drafter."""
+class Drafter:
+    """What a decode loop says to a drafter. This one never guesses: plain decoding."""
+
+    #: Whether ``draft`` finds everything on the device: it may be called again before ``extend``.
+    runs_ahead = True
+    #: Rows of context that the last draft saw, at most.
+    context_tokens = 0
 
     @property
-    def runs_ahead(self) -> bool:
-        """Whether ``draft`` finds everything on the device: it may be called again before
-        ``extend`` has given the host what the last step brought."""
-        ...
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values held for this request."""
+        return 0
 
     def prefill(self, tokens: Tensor, features: Tensor) -> None:
         """The next prompt tokens [n] and the target's features [n, width] at them."""
-        ...
 
     def begin(self, costs: StepCosts | None) -> None:
         """The prompt is read and its first token drawn. ``costs`` of a step on this machine, if
         they were measured."""
-        ...
 
     def extend(self, tokens: list[int]) -> None:
         """Newly committed tokens; the last one is the next tree's root."""
-        ...
 
     def draft(self) -> TokenTree | None:
         """A tree of guesses under the last committed token; None: no guess."""
-        ...
+        return None
 
     def refocus(self, selection: Selection) -> None:
         """Keep only these context rows in the working cache."""
-        ...
 
     def observe(
         self, draft_s: float, reaches: Tensor | None, depths: Tensor | None
@@ -51,42 +45,4 @@ class Drafter(Protocol):
 
         Returns the seconds of its forwards, level by level; () where there are none.
         """
-        ...
-
-    @property
-    def context_tokens(self) -> int:
-        """Rows of context that the last draft saw, at most."""
-        ...
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of keys and values held for this request."""
-        ...
-
-
-class NoDraft:
-    """Plain decoding: every tree is its root."""
-
-    runs_ahead = True
-    context_tokens = 0
-    cache_bytes = 0
-
-    def prefill(self, tokens: Tensor, features: Tensor) -> None:
-        pass
-
-    def begin(self, costs: StepCosts | None) -> None:
-        pass
-
-    def extend(self, tokens: list[int]) -> None:
-        pass
-
-    def draft(self) -> TokenTree | None:
-        return None
-
-    def refocus(self, selection: Selection) -> None:
-        pass
-
-    def observe(
-        self, draft_s: float, reaches: Tensor | None, depths: Tensor | None
-    ) -> tuple[float, ...]:
         return ()

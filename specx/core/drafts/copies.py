@@ -1,20 +1,7 @@
-"""Guesses copied from the text: what followed the last tokens where they occurred before.
-
-In: the text so far, at a place that recordings may read, and which parts of it the target attends
-to. Out: a chain of tokens, joined to a draft's best guesses with the chance that copying proved to
-have lately. It does not know models, trees or caches. Nothing is read by the host and every shape
-is static, so a CUDA graph can hold it.
-
-The idea is prompt lookup decoding (Saxena, 2023). Here it is no drafter of its own: where the
-draft model has followed the chain and thinks of another token first, the chain's next token joins
-its guesses. So both share one tree and one budget of nodes. What counts is how often the copy was
-right when the draft thought otherwise: a good draft is hardly disturbed, a lost one is led.
-
-A phrase often occurs in a text more than once. The target knows which of the places it is copying
-from: its last layer attends there. Retrieval asks it for that anyway, chunk by chunk, every few
-steps, so the chunk's attention decides between matches of the same length, at no further read of
-the keys.
-"""
+"""Guesses copied from the text: what followed the last tokens where they occurred before, joined to
+a draft's own guesses with the chance that copying proved to have lately. Nothing is read by the
+host and every shape is static, so a CUDA graph can hold it. The idea is prompt lookup decoding
+(Saxena, 2023)."""
 
 import torch
 from torch import Tensor
@@ -33,7 +20,13 @@ from specx.core.kernels.types import (
 
 
 class Copies:
-    """The chain of one request, and how well chains did."""
+    """The chain of one request, and how well chains did.
+
+    Where the draft model has followed the chain and thinks of another token first, the chain's next
+    token joins its guesses, so both share one tree and one budget of nodes. What counts is how
+    often the copy was right when the draft thought otherwise. Of several places with the phrase the
+    target's attention decides, which retrieval asks for anyway, chunk by chunk.
+    """
 
     def __init__(
         self,

@@ -1,12 +1,7 @@
 """An EAGLE head: one decoder layer that guesses from the target's own hidden states.
 
-In: pairs of a feature (the target's, or a state of the head) and the token after it. Out: states
-that serve as the next features, and logits over the target's vocabulary. It does not know files,
-caches, trees, or which rows it is shown.
-
 Sources: EAGLE (arXiv 2401.15077) for generation 1, whose weights EAGLE-2 (2406.16858) shares, and
-EAGLE-3 (2503.01840) for generation 3. In both the embedding comes first in every concatenation.
-"""
+EAGLE-3 (2503.01840) for generation 3. In both the embedding comes first in every concatenation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +13,7 @@ from torch.nn import functional as F
 
 from specx.core.architecture import DecoderConfig, Rope, Shape
 from specx.core.cache import KVCache
-from specx.core.decoder import AttentionPass, Footprint, Layer, Model, Weights, new_cache
+from specx.core.decoder import AttentionPass, Footprint, Layer, Model, Weights
 from specx.core.joined import join
 from specx.core.operations import row_operations
 from specx.core.rope import inverse_frequencies
@@ -75,7 +70,10 @@ class EagleHead:
         self._target, self._rows_out = target, target.shape.vocabulary
         table = weights.take_if_there("embed_tokens.weight")
         self._embedding = target.embedding if table is None else table
-        self._ids = _target_ids(weights.take_if_there("d2t"))
+        #: The target's id of each token of the head; ``d2t`` holds differences.
+        self._ids = weights.take_if_there("d2t")
+        if self._ids is not None:
+            self._ids = self._ids.long() + torch.arange(len(self._ids), device=self.device)
         self._fc = weights.linear("fc")
         scale = config.head_dim**-0.5
         facts = DecoderConfig(self.shape, config.epsilon, config.rope, score_scale=scale)
@@ -95,8 +93,8 @@ class EagleHead:
         return self._fc.nbytes if self.config.generation == 3 else 0
 
     def new_cache(self, capacity: int) -> KVCache:
-        """An empty cache of ``capacity`` rows in this head's shape, dtype and place."""
-        return new_cache(self, capacity)
+        """Empty, of ``capacity`` rows."""
+        return KVCache(self.shape, capacity, self.dtype, self.device)
 
     def first_layer(self) -> "EagleHead":
         """A head has no other."""
@@ -178,6 +176,10 @@ class EagleHead:
         )
 
 
+#: What a drafter runs: a small language model, or a head that reads the target's features.
+DraftModel = Model | EagleHead
+
+
 def _shape(config: HeadConfig, tensors: Mapping[str, Tensor], target: Model) -> Shape:
     """``vocabulary``: the tokens that it can read."""
     keys = len(tensors[f"{LAYER}self_attn.k_proj.weight"]) // config.head_dim
@@ -185,10 +187,3 @@ def _shape(config: HeadConfig, tensors: Mapping[str, Tensor], target: Model) -> 
     known = len(tensors.get("embed_tokens.weight", target.embedding))
     vocabulary = min(target.shape.vocabulary, known)
     return Shape(1, config.heads, keys, config.head_dim, vocabulary, hidden, mlp)
-
-
-def _target_ids(offsets: Tensor | None) -> Tensor | None:
-    """The target's id of each token of the head; ``d2t`` holds differences."""
-    if offsets is None:
-        return None
-    return offsets.to(torch.int64) + torch.arange(offsets.shape[0], device=offsets.device)

@@ -1,12 +1,7 @@
-"""How far a draft tree grows: by the paper's fixed rule, or by what levels and rows cost here.
-
-In: what the guesses of a tree are worth, and measured step times. Out: which nodes to expand, and
-how many to verify. It does not know models or tokens. Whatever it decides, the text stays the same;
-only the speed depends on it.
-
-Two policies, because what a step costs differs: where the device works in step with the host, each
-level is decided when the last one is known; where a whole draft is one recording, before it starts.
-"""
+"""How far a draft tree grows: by the paper's fixed rule, or by what levels and rows cost here. The
+text stays the same whatever is decided. Two policies, because what a step costs differs: where the
+device works in step with the host, each level is decided when the last one is known; where a whole
+draft is one recording, before it starts."""
 
 from bisect import bisect_right
 from collections import deque
@@ -149,12 +144,11 @@ class ForecastGrowth:
         costs = self._costs
         if costs is None or not self._draft_s:
             return self._config.depth, self._rows[-1]
-        choices = [
-            (expected / (self._seconds(level) + costs.verify_s(rows)), level, rows)
-            for level, row in enumerate(self._expected, start=1)
+        rates = {
+            (levels, rows): expected / (self._seconds(levels) + costs.verify_s(rows))
+            for levels, row in enumerate(self._expected, start=1)
             for rows, expected in zip(self._rows, row, strict=True)
-        ]
-        rates = {(levels, rows): rate for rate, levels, rows in choices}
+        }
         best = max(rates, key=rates.__getitem__)
         # Every plan is a recording of its own: not for a gain that the next step takes back.
         if rates[best] > _WORTH_CHANGING * rates.get(self._plan, 0.0):

@@ -1,24 +1,6 @@
-"""A draft model as drafter, with a short working cache over a long document.
-
-In: the progress of the request, the target's features where the model reads them (an EAGLE head),
-and chosen context rows. Out: a dynamic tree (OPT-Tree as in SpecExtend §3). It does not know the
-target, or why rows were chosen.
-
-Two caches: ``full`` holds keys of every committed token *without* rotation; ``working`` holds the
-rows that the draft currently sees, rotated to compact positions 0 … m − 1. So the draft meets no
-position beyond its training length however long the document is.
-
-A head's row t holds the pair (feature at t, token t + 1), so it has read one row less than there
-are tokens, and the newest row is again the root's: a guess at depth d has position c + d − 1 after
-c committed rows, for a head as for a language model. Further down a tree the feature of a node is
-the head's own state at its parent.
-
-What changes from step to step is read from device scalars: how many tokens the output has, how
-many of them the draft has read, how many rows the working cache holds. Where shapes are fixed, a
-draft is one recording of as many levels as were planned, and the host keeps upper bounds of these
-numbers; elsewhere each level is decided when the last one is known, and only rows that are worth it
-are read.
-"""
+"""A draft model (a small language model, or an EAGLE head that reads the target's features) as
+drafter of dynamic trees (OPT-Tree as in SpecExtend §3), with a short working cache over a long
+document. It does not know the target, or why context rows were chosen."""
 
 import time
 from collections import deque
@@ -30,8 +12,9 @@ from torch import Tensor
 
 from specx.core.attention import Kernels
 from specx.core.config import Parts, RetrievalConfig, TreeConfig
-from specx.core.decoder import DraftModel
+from specx.core.drafts import Drafter
 from specx.core.drafts.copies import Copies
+from specx.core.drafts.eagle import DraftModel
 from specx.core.drafts.growth import ForecastGrowth, StepCosts, StepwiseGrowth
 from specx.core.drafts.tree_beam import Beam, best_guesses
 from specx.core.forward_passes import ReadPass, Rotary, TreePass, WindowPass
@@ -56,9 +39,19 @@ class DraftSettings:
     kernels: Kernels
 
 
-class ModelDrafter:
+class ModelDrafter(Drafter):
     """One request's draft state around a shared ``DraftModel``; ``start`` begins the next request
-    in the same buffers."""
+    in the same buffers.
+
+    Two caches: ``full`` holds keys of every committed token *without* rotation; ``working`` holds
+    the rows that the draft currently sees, rotated to compact positions 0 … m − 1. So the draft
+    meets no position beyond its training length however long the document is. A head's row t holds
+    the pair (feature at t, token t + 1), so it has read one row less than there are tokens; further
+    down a tree the feature of a node is the head's own state at its parent.
+
+    What changes from step to step is read from device scalars. Where shapes are fixed, a draft is
+    one recording of as many levels as were planned, and the host keeps upper bounds of them.
+    """
 
     def __init__(self, settings: DraftSettings, workspace: Workspace) -> None:
         """``workspace``: the target's, whose progress and features are read here."""
@@ -66,6 +59,7 @@ class ModelDrafter:
         self.settings, self._model, self._parts = settings, model, settings.parts
         self._kernels, device = settings.kernels, model.device
         self._launcher = workspace.launcher(settings.kernels, settings.parts.launch)
+        self.runs_ahead = self._launcher.is_fixed
         self._progress, self._ring = workspace.progress, workspace.features
         self._known = min(settings.vocabulary, model.shape.vocabulary)
         # Rows of the full cache that the prompt's tokens have less: a head reads pairs.
@@ -123,7 +117,7 @@ class ModelDrafter:
         self._full.reach(0)
         self._read.zero_()
         self._held.zero_()
-        self._most_held = 0  # upper bound of ``_held``, on the host
+        self.context_tokens = 0  # upper bound of ``_held``, on the host
         self._prompt = self._produced = 0  # tokens, as far as the host knows
         self._last_feature: Tensor | None = None  # of the prompt, until its next token is known
         self._unsettled = 1  # drafts since the last ``extend``; the first one follows no draft
@@ -131,14 +125,6 @@ class ModelDrafter:
         self._left_out = 0  # tokens of steps without a draft
         # Levels of the drafts that are not settled, and whether their time means anything.
         self._launched: deque[tuple[int, bool]] = deque()
-
-    @property
-    def runs_ahead(self) -> bool:
-        return self._launcher.is_fixed
-
-    @property
-    def context_tokens(self) -> int:
-        return self._most_held
 
     @property
     def cache_bytes(self) -> int:
@@ -197,7 +183,7 @@ class ModelDrafter:
             tree = self._launcher.run(partial(self._grow, levels, rows), *key)
         # The working cache holds no more than there is.
         there_is = self._prompt + self._produced + self._unsettled * self._unread_rows
-        self._bound_held(min(self._most_held + self._unread_rows, there_is))
+        self._bound_held(min(self.context_tokens + self._unread_rows, there_is))
         return tree
 
     def observe(
@@ -206,14 +192,12 @@ class ModelDrafter:
         """What the draft took; levels are not timed one by one within a recording."""
         if not self._launcher.is_fixed:
             return tuple(self._stepwise.levels_s)
-        assert reaches is not None, "every tree of a draft model has them"
-        assert depths is not None, "every tree of a draft model has them"
+        assert reaches is not None
+        assert depths is not None
         levels, is_warm = self._launched.popleft()
         seconds = draft_s if is_warm else None
         self._forecast.observe(levels, seconds, reaches.tolist(), depths.tolist())
         return (draft_s / levels,) * levels
-
-    # Reading
 
     def _read_blocks(self, tokens: Tensor, features: Tensor | None) -> None:
         """Commit tokens [n] to the full cache, block by block; ``features`` [n, width]."""
@@ -287,22 +271,20 @@ class ModelDrafter:
             numbers = torch.arange(read, self._produced - 1, device=self._ring.device)
             self._read_blocks(unread, self._features_of(numbers))
             self._read.fill_(self._produced - 1)
-            self._most_held = 0
+            self.context_tokens = 0
         self._is_behind, self._left_out = False, 0
-
-    # The working cache
 
     def _make_room(self) -> None:
         """Read a backlog, and fill the working cache where nobody did."""
         if self._is_behind:
             self._catch_up()
-        cache, is_unfilled = self._parts.draft_cache, self._most_held == 0
+        cache, is_unfilled = self._parts.draft_cache, self.context_tokens == 0
         if cache == "full" and is_unfilled:
             rows = torch.arange(self._full.length, device=self._model.device)
             self._fill(rows, self._full_length)
-            self._most_held = self._full.length
-        is_crowded = self._most_held + self._unread_rows > self._most_rows
-        has_slid = cache == "window" and self._most_held >= self._slid_rows
+            self.context_tokens = self._full.length
+        is_crowded = self.context_tokens + self._unread_rows > self._most_rows
+        has_slid = cache == "window" and self.context_tokens >= self._slid_rows
         if cache != "full" and (is_unfilled or is_crowded or has_slid):
             self._launcher.run(self._fill_with_recent, "recent", self._key)
             self._bound_held(self.settings.retrieval.budget_tokens)
@@ -326,9 +308,7 @@ class ModelDrafter:
 
     def _bound_held(self, bound: int) -> None:
         """The working cache holds ``bound`` rows at most; exactly known where that is free."""
-        self._most_held = bound if self._launcher.is_fixed else int(self._held)
-
-    # Growing
+        self.context_tokens = bound if self._launcher.is_fixed else int(self._held)
 
     def _grow(self, levels: int, rows: int) -> TokenTree:
         """``levels`` levels, of which the best ``rows`` − 1 guesses are kept."""

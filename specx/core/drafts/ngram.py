@@ -1,13 +1,10 @@
-"""Prompt lookup: continuations of earlier occurrences of the last n tokens, merged into a tree.
-
-In: token ids. Out: a tree of copied guesses. It knows no model (the idea: Saxena, prompt lookup
-decoding; here several occurrences share one tree).
-"""
+"""Prompt lookup: continuations of earlier occurrences of the last n tokens, merged into a tree (the
+idea: Saxena, prompt lookup decoding; here several occurrences share one tree)."""
 
 from torch import Tensor
 
 from specx.core.config import TreeConfig
-from specx.core.drafts import NoDraft
+from specx.core.drafts import Drafter
 from specx.core.drafts.growth import StepCosts
 from specx.core.tree import TokenTree
 
@@ -17,7 +14,7 @@ _OCCURRENCES = 8
 _TRUST = {4: 0.85, 3: 0.7, 2: 0.5, 1: 0.3}
 
 
-class LookupDrafter(NoDraft):
+class LookupDrafter(Drafter):
     """Guesses by copying; costs no forward and holds no keys."""
 
     runs_ahead = False  # it copies from the tokens of the last step

@@ -1,14 +1,6 @@
-"""The draft tree as it grows, level by level (OPT-Tree as in SpecExtend §3), without a host.
-
-In: the best guesses under each node of a level. Out: what the draft reads next (tokens, ancestor
-mask), and at the end the tree to verify. Nothing is read back, so a CUDA graph can hold the whole
-growth. It does not know models, caches, or who decides how far a tree grows.
-
-A guess's reach is the draft's chance that the whole path down to it is accepted. A child is never
-more probable than its parent and comes after it, so any number of best guesses is a tree. Level
-``l`` holds the guesses at depth ``l + 1``. Its ``WIDTH`` most probable ones, the level's frontier,
-best first, have the staged rows ``l * WIDTH + w``; the draft reads all of them, or only the first.
-"""
+"""The draft tree as it grows, level by level (OPT-Tree as in SpecExtend §3). Nothing is read back,
+so a CUDA graph can hold the whole growth. It does not know models, or who decides how far a tree
+grows."""
 
 from collections.abc import Sequence
 
@@ -22,6 +14,11 @@ from specx.core.tree import TokenTree
 
 class Beam:
     """One tree under construction, in buffers that are allocated once.
+
+    A guess's reach is the draft's chance that the whole path down to it is accepted. A child is
+    never more probable than its parent and comes after it, so any number of best guesses is a tree.
+    Level ``l`` holds the guesses at depth ``l + 1``. Its ``WIDTH`` most probable ones, its
+    frontier, best first, have the staged rows ``l * WIDTH + w``; the draft reads the first of them.
 
     Use: ``add_root``; for each level from 1 on, after the draft has read the first rows of
     ``frontier(level - 1)`` with ``mask(level - 1)``, ``add_level``; at the end ``tree``. A new

@@ -1,15 +1,8 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-"""Triton programs that multiply a few rows with a large matrix; ``linear`` launches them.
-
-In: pointers, sizes and a cut. Out: a product written, added to a buffer, or gated. They do not
-know where a cut comes from.
-
-A program streams a tile of weight rows through the tensor cores as their tall operand, and the few
-rows of x are the narrow one. Programs are launched while the kernel before them drains and first
-fetch weights, which do not depend on it (programmatic dependent launch). Where the tiles do not
-fill the GPU, several programs share a tile's sum: each leaves its part, and the last to arrive adds
-them up in a fixed order, so results repeat to the last bit. Nobody waits for another program.
-"""
+"""Triton programs that multiply a few rows with a large matrix; ``linear`` launches them. A program
+streams a tile of weight rows through the tensor cores as their tall operand, and the few rows of x
+are the narrow one; it starts while the kernel before it drains and first fetches weights, which do
+not depend on it."""
 
 import triton
 import triton.language as tl
@@ -18,18 +11,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @triton.jit
 def _finish(
-    total,
-    paired,
-    out,
-    bias,
-    outputs,
-    place,
-    column,
-    inside,
-    ADD: tl.constexpr,
-    BIAS: tl.constexpr,
-    GATED: tl.constexpr,
-):
+    total, paired, out, bias, outputs, place, column, inside,
+    ADD: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
     """Bias, gate and residual of a tile [outputs, rows]; rounds where separate kernels would."""
     dtype: tl.constexpr = out.dtype.element_ty
     column = tl.minimum(column, outputs - 1)
@@ -62,30 +46,16 @@ def _fetch(weight, local, INPUTS: tl.constexpr, AHEAD: tl.constexpr, LINE: tl.co
 
 @triton.jit(do_not_specialize=["rows"])
 def few_rows(
-    x,
-    weight,
-    out,
-    bias,
-    partial,
-    counters,
-    rows,
-    outputs,
-    x_stride,
-    out_stride,
-    INPUTS: tl.constexpr,
-    OUT_BLOCK: tl.constexpr,
-    IN_BLOCK: tl.constexpr,
-    ROW_BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr,
-    ADD: tl.constexpr,
-    BIAS: tl.constexpr,
-    GATED: tl.constexpr,
-    STAGES: tl.constexpr,
-    AHEAD: tl.constexpr,
-    LINE: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """A tile of weight rows, or a share of its columns, streamed through shared memory."""
+    x, weight, out, bias, partial, counters, rows, outputs, x_stride, out_stride,
+    INPUTS: tl.constexpr, OUT_BLOCK: tl.constexpr, IN_BLOCK: tl.constexpr, ROW_BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr, ADD: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr,
+    STAGES: tl.constexpr, AHEAD: tl.constexpr, LINE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """A tile of weight rows, or a share of its columns, streamed through shared memory.
+
+    Programs that share a tile's sum leave their parts, and the last to arrive adds them up in a
+    fixed order, so results repeat to the last bit. Nobody waits for another program.
+    """
     tile, split = tl.program_id(0), tl.program_id(1)
     begin = split * (INPUTS // SPLITS)
     # Rows beyond the matrix read its last row and are not stored.
@@ -116,7 +86,7 @@ def few_rows(
     place = row[None, :] * out_stride + column[:, None]
     if SPLITS == 1:
         _finish(total, paired, out, bias, outputs, place, column, inside, ADD, BIAS, GATED)
-    else:  # not a return above: what stands behind one is compiled all the same
+    else:  # not a return above: what follows one is compiled all the same
         part = rows * outputs
         parts = partial + row[None, :] * outputs + column[:, None]
         tl.store(parts + split * part, total, mask=inside)
@@ -139,22 +109,10 @@ def _sum_parts(parts, part, inside, SPLITS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["rows", "x_stride", "out_stride"])
 def one_row(
-    x,
-    weight,
-    out,
-    bias,
-    rows,
-    outputs,
-    x_stride,
-    out_stride,
-    INPUTS: tl.constexpr,
-    OUT_BLOCK: tl.constexpr,
-    IN_BLOCK: tl.constexpr,
-    ADD: tl.constexpr,
-    BIAS: tl.constexpr,
-    GATED: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    x, weight, out, bias, rows, outputs, x_stride, out_stride,
+    INPUTS: tl.constexpr, OUT_BLOCK: tl.constexpr, IN_BLOCK: tl.constexpr,
+    ADD: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """A few weight rows in registers, times one row of x."""
     column = tl.program_id(0) * OUT_BLOCK + tl.arange(0, OUT_BLOCK)
     inner = tl.arange(0, IN_BLOCK)
@@ -192,26 +150,11 @@ def one_row(
 
 @triton.jit(do_not_specialize=["rows"])
 def short(
-    x,
-    weight,
-    out,
-    bias,
-    rows,
-    outputs,
-    x_stride,
-    out_stride,
-    INPUTS: tl.constexpr,
-    OUT_BLOCK: tl.constexpr,
-    GROUPS: tl.constexpr,
-    IN_BLOCK: tl.constexpr,
-    ROW_BLOCK: tl.constexpr,
-    REST: tl.constexpr,
-    LINE: tl.constexpr,
-    ADD: tl.constexpr,
-    BIAS: tl.constexpr,
-    GATED: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    x, weight, out, bias, rows, outputs, x_stride, out_stride,
+    INPUTS: tl.constexpr, OUT_BLOCK: tl.constexpr, GROUPS: tl.constexpr, IN_BLOCK: tl.constexpr,
+    ROW_BLOCK: tl.constexpr, REST: tl.constexpr, LINE: tl.constexpr,
+    ADD: tl.constexpr, BIAS: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """A few weight rows, ``GROUPS`` × ``IN_BLOCK`` columns at once; the warps share the groups."""
     tile = tl.program_id(0)
     slab: tl.constexpr = GROUPS * IN_BLOCK

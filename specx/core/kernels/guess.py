@@ -1,13 +1,8 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-"""Triton kernels for growing a draft tree: best guesses of score rows, and a beam's bookkeeping.
-
-In: scores of the draft, or the ``Levels`` of a ``Beam``. Out: what ``Beam`` computes in torch, in
-three launches a level and three for the tree. They do not know models; lengths and levels are host
-numbers, everything else stays on the device.
-
-Guesses are compared by integer keys: the upper half orders float32 values, the lower half prefers
-lower positions, so that one maximum finds the value and its position, and breaks ties by age.
-"""
+"""Triton kernels for growing a draft tree: what ``Beam`` computes in torch, in three launches a
+level and three for the tree. Guesses are compared by integer keys: the upper half orders float32
+values, the lower half prefers lower positions, so that one maximum finds the value and its
+position, and breaks ties by age."""
 
 from typing import Any
 

@@ -1,20 +1,8 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-"""Tree attention for more than 64 rows a key/value head on Hopper: one warp loads, two groups work.
-
-In: what ``tree_attention`` has planned: queries, one layer of a cache, the device-side
-length of its prefix, an ancestor mask, a number of splits. Out: each split's part of the attention
-and its log-sum-exp. It decides nothing, merges nothing, and does not know caches or models.
-
-With 128 rows a tile the products take as long as the reading, and the exponentials do not fit
-beside them as long as every warp does all three in turn. As in FlashAttention-3 (Shah et al.,
-2024), a producer warp keeps the tensor memory accelerator busy, two consumers of 64 rows share its
-tiles and drift apart, and each multiplies the weights of one tile while it computes those of the
-next. Triton does not arrange that, so this is Gluon, its lower level – experimental, and not the
-same from version to version: ``tree`` imports this module only where it is known to compile.
-"""
-
-import math
-from typing import Any
+"""Tree attention for more than 64 rows a key/value head on Hopper, as in FlashAttention-3 (Shah et
+al., 2024): a producer warp keeps the tensor memory accelerator busy, two consumers of 64 rows share
+its tiles, and each multiplies the weights of one tile while it computes those of the next. This is
+Gluon, below Triton and different from version to version: imported only where it is known."""
 
 import torch
 from torch import Tensor
@@ -30,69 +18,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from specx.core.kernels.launch import launch_kernel
-from specx.core.kernels.types import TreeTiling
-
 _ELEMENT = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 
 
-def attend(
-    grid: tuple[int, int, int],
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    length: Tensor,
-    mask: Tensor,
-    part: Tensor,
-    sums: Tensor,
-    scale: float,
-    chosen: TreeTiling,
-    options: dict[str, Any],
-) -> None:
-    """Fills the parts of a tree's attention, one for each of ``grid[2]`` splits of the keys.
-
-    ``grid``: blocks of rows, key/value heads, splits. ``query`` [H, n, D], ``keys`` and ``values``
-    [Hkv, capacity, D], ``length`` and ``mask`` as in ``tree.tree_attention``; float16 or bfloat16,
-    D a power of 2 from 64 on, and the cache addressable by descriptors, its heads a whole number
-    of rows apart. ``part`` [splits, n · H, D] and ``sums`` [splits, n · H] float32: attention and
-    base-2 log-sum-exp, -inf where a split sees nothing; with one split ``part`` is the result
-    itself, in any dtype, and ``sums`` is left alone. ``scale`` is that of natural exponentials.
-    ``options``: those of ``rows.launch_options``.
-    """
-    heads, nodes, width = query.shape
-    layout = gl.NVMMASharedLayout.get_default_for([chosen.keys, width], _ELEMENT[keys.dtype])
-    launch_kernel(
-        _attend,
-        grid,
-        query,
-        keys,
-        values,
-        *(_tiles(side, chosen.keys, layout) for side in (keys, values)),
-        length,
-        mask,
-        part,
-        sums,
-        *(query.stride(0), query.stride(1), keys.stride(0), values.stride(0), mask.stride(0)),
-        nodes,
-        mask.shape[1],
-        scale * math.log2(math.e),
-        HEADS=heads,
-        GROUP=heads // keys.shape[0],
-        WIDTH=width,
-        KEY_ROW=keys.stride(1),
-        VALUE_ROW=values.stride(1),
-        ROWS=chosen.rows,
-        KEYS=chosen.keys,
-        STAGES=chosen.stages,
-        SPLIT=grid[2] > 1,
-        num_warps=chosen.warps,
-        **options,
-    )
-
-
-def _tiles(side: Tensor, keys: int, layout: gl.NVMMASharedLayout) -> TensorDescriptor:
+def tiles(side: Tensor, keys: int) -> TensorDescriptor:
     """Tiles of ``keys`` rows of [Hkv, capacity, D], seen as the rows of one matrix."""
     kv_heads, capacity, width = side.shape
+    layout = gl.NVMMASharedLayout.get_default_for([keys, width], _ELEMENT[side.dtype])
     row = side.stride(1)
     rows = (kv_heads - 1) * (side.stride(0) // row) + capacity
     return TensorDescriptor(side, [rows, width], [row, 1], [keys, width], layout)
@@ -298,14 +230,21 @@ def _queries(
 
 
 @gluon.jit(do_not_specialize=["nodes"])
-def _attend(
+def attend(
     query, keys, values, key_tiles, value_tiles, length, mask, out, sums,
     query_head, query_node, keys_head, values_head, mask_node, nodes, staged, scale,
     HEADS: gl.constexpr, GROUP: gl.constexpr, WIDTH: gl.constexpr, KEY_ROW: gl.constexpr,
     VALUE_ROW: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
     SPLIT: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """One block of ROWS rows of one key/value head over one split of its keys; base-2 softmax."""
+    """One block of ROWS rows of one key/value head over one split of its keys; base-2 softmax.
+
+    As ``tree_attention`` launches it, for float16 or bfloat16 and D a power of 2 from 64 on;
+    ``key_tiles`` and ``value_tiles``: ``tiles`` of a cache whose heads are a whole number of rows
+    apart. ``out`` [splits, n · H, D] and ``sums`` [splits, n · H] float32: attention and
+    base-2 log-sum-exp, -inf where a split sees nothing; with one split ``out`` [n, H, D] is the
+    result itself, in any dtype, and ``sums`` is left alone.
+    """
     head = gl.program_id(1)
     split, splits = gl.program_id(2), gl.num_programs(2)
     first_row = gl.program_id(0) * ROWS

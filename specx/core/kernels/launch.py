@@ -1,14 +1,9 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-"""Launching Triton kernels, or compiling them ahead of time, many at once.
+"""Launching Triton kernels, or compiling them ahead of time, many at once. One that meets new
+shapes is compiled at its first launch, a third of a second each, and a first request meets some
+sixty. Most of that is spent in ptxas, LLVM and the C compiler, which leave Python's lock alone."""
 
-In: a kernel, its grid and arguments. Out: the kernel at work; within ``compiling_ahead``, the
-kernel ready to start. It does not know what kernels do.
-
-A kernel that meets new shapes is compiled at its first launch, a third of a second each, and a
-first request meets some sixty of them one after the other. Most of that time is spent in ptxas, in
-LLVM and in the C compiler, which leave Python's lock alone, so threads share it well.
-"""
-
+import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +20,18 @@ _IS_AHEAD = ContextVar("specx_is_ahead", default=False)
 def launch_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """``kernel[grid](...)``; within ``compiling_ahead`` it is compiled and not started."""
     kernel.run(*arguments, grid=grid, warmup=_IS_AHEAD.get(), **options)
+
+
+def launch_early(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """``launch_kernel`` of one with a parameter ``PDL``: from compute capability 9 on it starts
+    while the kernel before it drains. The first argument is a tensor of its device."""
+    early = _starts_early(arguments[0].device)
+    launch_kernel(kernel, grid, *arguments, PDL=early, launch_pdl=early, **options)
+
+
+@functools.cache
+def _starts_early(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @contextmanager

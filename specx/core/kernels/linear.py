@@ -1,15 +1,11 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-"""Products of a few rows with a weight matrix, which is read from memory once, at full speed.
-
-In: rows [n, K] and a contiguous weight [N, K], float16 or bfloat16 on a Hopper GPU. Out: [n, N],
-the product added into a buffer, or silu(gate) · up of its halves. Anything else goes to PyTorch.
-It does not know layers or models.
-
-At 1 … 64 rows the weight is the whole cost; ``specx.core.kernels.few_rows`` streams it and
-``specx.core.kernels.tilings`` says how. The counters of shared sums serve one stream at a time.
-"""
+"""Products of a few rows with a weight matrix, which is read from memory once, at full speed: rows
+[n, K] and a contiguous weight [N, K], float16 or bfloat16 on a Hopper GPU. Anything else goes to
+PyTorch. ``few_rows`` has the programs, ``tilings`` says how a product is cut. The counters of
+shared sums serve one stream at a time."""
 
 import functools
+from typing import Any
 
 import torch
 import triton
@@ -18,8 +14,8 @@ from torch.nn import functional as F
 
 from specx.core.kernels import few_rows
 from specx.core.kernels import rows as row_kernels
-from specx.core.kernels.launch import launch_kernel
-from specx.core.kernels.tilings import Cut, OneRow, Short, Tiling, choose
+from specx.core.kernels.launch import launch_early
+from specx.core.kernels.tilings import Cut, Short, Tiling, choose
 
 _MAX_TILES = 1 << 14
 _LINE_ELEMENTS = 64  # of 2 bytes in an L2 line
@@ -34,6 +30,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     multiply(x, weight, bias, out, cut)
+    return out
+
+
+def wide_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x · weightᵀ as it was summed up, not rounded: [n, K], [N, K] → [n, N] float32."""
+    cut = _cut_of(x, weight)
+    if cut is None and x.is_cuda and x.dtype.itemsize < 4:
+        return torch.mm(x, weight.t(), out_dtype=torch.float32)
+    if cut is None:
+        product = F.linear(x, weight)
+        return product if product.dtype.itemsize >= 4 else product.float()
+    out = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32, device=x.device)
+    multiply(x, weight, None, out, cut)
     return out
 
 
@@ -72,87 +81,43 @@ def multiply(
 
     Raises ``ValueError`` if the cut does not fit the shape.
     """
+    rows, outputs, inputs = x.shape[0], out.shape[1], weight.shape[1]
+    grid: tuple[int, ...] = (triton.cdiv(outputs, cut.outputs),)
+    kernel, sizes, most_rows = few_rows.one_row, dict[str, Any](), 1
     if isinstance(cut, Tiling):
-        _multiply_tiles(x, weight, bias, out, cut, add=add, gated=gated)
-        return
-    rows, outputs, inputs = x.shape[0], out.shape[1], weight.shape[1]
-    most = 1 if isinstance(cut, OneRow) else _SHORT_ROWS
-    if rows > most:
-        raise ValueError(f"{rows} rows are too many for {cut}")
-    kernel, sizes = few_rows.one_row, {}
-    if isinstance(cut, Short):
+        if inputs % (cut.inputs * cut.splits) or (gated and cut.splits > 1):
+            raise ValueError(f"{inputs} columns do not divide into {cut}")
+        kernel, grid, most_rows = few_rows.few_rows, (*grid, cut.splits), rows
+        sizes = _tile_sizes(out, inputs, cut)
+    elif isinstance(cut, Short):
         lines = max(inputs - cut.groups * cut.inputs, 0) // _LINE_ELEMENTS
-        kernel, sizes = few_rows.short, {"GROUPS": cut.groups, "ROW_BLOCK": _SHORT_ROWS}
+        kernel, most_rows = few_rows.short, _SHORT_ROWS
+        sizes = {"GROUPS": cut.groups, "ROW_BLOCK": _SHORT_ROWS}
         sizes |= {"REST": _power_of_2(lines), "LINE": _LINE_ELEMENTS}
-    launch_kernel(
-        kernel,
-        (triton.cdiv(outputs, cut.outputs),),
-        x,
-        weight,
-        out,
-        weight if bias is None else bias,
-        rows,
-        outputs,
-        x.stride(0),
-        out.stride(0),
-        INPUTS=inputs,
-        OUT_BLOCK=cut.outputs,
-        IN_BLOCK=cut.inputs,
-        ADD=add,
-        BIAS=bias is not None,
-        GATED=gated,
-        num_warps=cut.warps,
-        **sizes,
-        **row_kernels.launch_options(x.device),
-    )
+    if rows > most_rows:
+        raise ValueError(f"{rows} rows are too many for {cut}")
+    sizes |= {"INPUTS": inputs, "OUT_BLOCK": cut.outputs, "IN_BLOCK": cut.inputs}
+    sizes |= {"ADD": add, "BIAS": bias is not None, "GATED": gated, "num_warps": cut.warps}
+    sizes |= {"x_stride": x.stride(0), "out_stride": out.stride(0)}
+    bias = weight if bias is None else bias
+    launch_early(kernel, grid, x, weight, out, bias, rows=rows, outputs=outputs, **sizes)
 
 
-def _multiply_tiles(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-    tiling: Tiling,
-    *,
-    add: bool,
-    gated: bool,
-) -> None:
-    rows, outputs, inputs = x.shape[0], out.shape[1], weight.shape[1]
-    if inputs % (tiling.inputs * tiling.splits) or (gated and tiling.splits > 1):
-        raise ValueError(f"{inputs} columns do not divide into {tiling}")
-    tiles = triton.cdiv(outputs, tiling.outputs)
-    partial = counters = out
-    if tiling.splits > 1:
-        partial = torch.empty((tiling.splits, rows, outputs), dtype=torch.float32, device=x.device)
-        counters = _counters(x.device)
-    lines = inputs // tiling.splits // _LINE_ELEMENTS
-    launch_kernel(
-        few_rows.few_rows,
-        (tiles, tiling.splits),
-        x,
-        weight,
-        out,
-        weight if bias is None else bias,
-        partial,
-        counters,
-        rows,
-        outputs,
-        x.stride(0),
-        out.stride(0),
-        INPUTS=inputs,
-        OUT_BLOCK=tiling.outputs,
-        IN_BLOCK=tiling.inputs,
-        ROW_BLOCK=max(16, triton.next_power_of_2(rows)),
-        SPLITS=tiling.splits,
-        ADD=add,
-        BIAS=bias is not None,
-        GATED=gated,
-        STAGES=tiling.stages,
-        AHEAD=min(tiling.ahead_lines, _power_of_2(lines)),
-        LINE=_LINE_ELEMENTS,
-        num_warps=tiling.warps,
-        **row_kernels.launch_options(x.device),
-    )
+def _tile_sizes(out: Tensor, inputs: int, tiling: Tiling) -> dict[str, Any]:
+    """What ``few_rows`` takes beyond the others, with room for the parts of shared sums."""
+    splits, partial, counters = tiling.splits, out, out
+    if splits > 1:
+        partial = torch.empty((splits, *out.shape), dtype=torch.float32, device=out.device)
+        counters = _counters(out.device)
+    return {
+        "partial": partial,
+        "counters": counters,
+        "ROW_BLOCK": max(16, triton.next_power_of_2(out.shape[0])),
+        "SPLITS": splits,
+        "STAGES": tiling.stages,
+        "AHEAD": min(tiling.ahead_lines, _power_of_2(inputs // splits // _LINE_ELEMENTS)),
+        "LINE": _LINE_ELEMENTS,
+    }
 
 
 def _cut_of(x: Tensor, weight: Tensor, *, gated: bool = False) -> Cut | None:

@@ -1,45 +1,34 @@
-"""Attention with device-side lengths in plain PyTorch: the meaning that fast kernels must keep.
-
-It reads the whole cache whatever the length, so it is slow; it serves tests, and the parts that a
-faster backend lacks.
-"""
+"""Attention with device-side lengths in plain PyTorch: the meaning that fast kernels must keep. It
+reads the whole cache whatever the length, so it is slow; it serves tests, and the parts that a
+faster backend lacks."""
 
 import torch
 from torch import Tensor
 
-from specx.core.attention import SdpaKernels, masked
+from specx.core.attention import Kernels, masked
+from specx.core.cache import KV
 
 
-class StaticKernels(SdpaKernels):
+class StaticKernels(Kernels):
     """``Kernels`` whose shapes never change, for any device and dtype."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.name = "static"
 
-    def store(
-        self, keys: Tensor, values: Tensor, start: Tensor, key: Tensor, value: Tensor
-    ) -> None:
-        rows = torch.arange(key.shape[1], device=key.device) + start
-        keys.index_copy_(1, rows, key)
-        values.index_copy_(1, rows, value)
+    def store(self, cached: KV, start: Tensor, new: KV) -> None:
+        rows = torch.arange(new[0].shape[1], device=new[0].device) + start
+        for side, added in zip(cached, new, strict=True):
+            side.index_copy_(1, rows, added)
 
-    def tree(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        prefix: Tensor,
-        mask: Tensor,
-        scale: float,
-    ) -> Tensor:
+    def tree(self, query: Tensor, cached: KV, prefix: Tensor, mask: Tensor, scale: float) -> Tensor:
+        keys, values = cached
         rows = torch.arange(keys.shape[1], device=keys.device)
         staged = (rows - prefix).clamp(0, mask.shape[1] - 1)
         is_staged = (rows >= prefix) & (rows < prefix + mask.shape[1])
         sees = torch.where(is_staged, mask[:, staged], rows < prefix)
         # What is not seen may be uninitialised memory, and 0 · NaN is NaN.
         values = torch.where(sees.any(dim=0)[:, None], values, 0.0)
-        return masked(query, keys, values, sees, scale)[0]
+        return masked(query, (keys, values), sees, scale)[0]
 
     def chunk_scores(
         self, query: Tensor, keys: Tensor, length: Tensor, scale: float, chunk_tokens: int

@@ -1,16 +1,8 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-"""The small operations of a decoder layer, one Triton launch each.
-
-In: CUDA tensors in float16, bfloat16 or float32. Out: tensors of the same dtype, or the same
-buffers changed in place. It does not know layers, caches or attention. Every kernel computes in
-float32 and rounds where transformers' modules round, so that the two differ in the last bit only.
-
-On Hopper and later a kernel starts while the one before it drains (programmatic dependent launch)
-and waits before it touches what that one wrote; weights are read before the wait.
+"""The small operations of a decoder layer, one Triton launch each, on CUDA tensors in float16,
+bfloat16 or float32. Every kernel computes in float32 and rounds where transformers' modules round,
+so that the two differ in the last bit only; weights are read before the wait for the kernel before.
 """
-
-import functools
-from typing import Any
 
 import torch
 import triton
@@ -18,10 +10,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from specx.core.kernels.launch import launch_kernel
+from specx.core.kernels.launch import launch_early
 
-_ROWS_A_STORE = 16  # rows of one cache head that a program copies
-_ROWS_A_MERGE = 16
+_ROWS = 16  # of one head that a program copies or merges
 _HEADS_A_ROTATION = 8
 _ROWS_A_TABLE = 8
 _COLUMNS_A_PRODUCT = 1024
@@ -32,19 +23,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     rows, width = x.shape
     out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(width)
-    launch_kernel(
-        _rms_norm,
-        (rows,),
-        x,
-        weight,
-        out,
-        x.stride(0),
-        width,
-        eps,
-        BLOCK=block,
+    launch_early(
+        _rms_norm, (rows,), x, weight, out, x.stride(0), width, eps, block,
         num_warps=min(max(block // 512, 1), 16),
-        **launch_options(x.device),
-    )
+    )  # fmt: skip
     return out
 
 
@@ -63,75 +45,39 @@ def rotate(
     rotation and its epsilon (Qwen3).
     """
     rows, width = cos.shape
-    half = triton.next_power_of_2(width // 2)
-    blocks = triton.cdiv(heads + kv_heads, _HEADS_A_ROTATION)
+    half, rotated = width // 2, heads + kv_heads
     query_norm, key_norm, eps = (cos, cos, 0.0) if norms is None else norms
-    launch_kernel(
-        _rotate,
-        (rows, blocks),
-        qkv,
-        cos,
-        sin,
-        query_norm,
-        key_norm,
-        qkv.stride(0),
-        cos.stride(0),
-        sin.stride(0),
-        eps,
-        HEADS=heads,
-        ROTATED=heads + kv_heads,
-        HALF=width // 2,
-        HALF_BLOCK=half,
-        HEAD_BLOCK=_HEADS_A_ROTATION,
-        NORM=norms is not None,
+    launch_early(
+        _rotate, (rows, triton.cdiv(rotated, _HEADS_A_ROTATION)),
+        qkv, cos, sin, query_norm, key_norm, qkv.stride(0), cos.stride(0), sin.stride(0), eps,
+        heads, rotated, half, triton.next_power_of_2(half), _HEADS_A_ROTATION, norms is not None,
         num_warps=2,
-        **launch_options(qkv.device),
-    )
+    )  # fmt: skip
 
 
 def store(keys: Tensor, values: Tensor, start: Tensor, key: Tensor, value: Tensor) -> None:
-    """Write new rows ``key`` and ``value`` [Hkv, n, D] behind each other into a cache, in place.
+    """Write new rows ``key`` and ``value`` [Hkv, n, D] one after the other into a cache, in place.
 
     ``keys`` and ``values`` [Hkv, capacity, D] of one layer, any strides with a contiguous last
     dimension; ``start`` is an int64 tensor of one element on the device. Rows that would land
     beyond the capacity are dropped.
     """
     kv_heads, rows, width = key.shape
-    launch_kernel(
-        _store,
-        (kv_heads, triton.cdiv(rows, _ROWS_A_STORE)),
-        keys,
-        values,
-        start,
-        key,
-        value,
-        rows,
-        keys.shape[1],
-        *(keys.stride(0), keys.stride(1), values.stride(0), values.stride(1)),
-        *(key.stride(0), key.stride(1), value.stride(0), value.stride(1)),
-        WIDTH=width,
-        WIDTH_BLOCK=triton.next_power_of_2(width),
-        ROW_BLOCK=_ROWS_A_STORE,
-        num_warps=4,
-        **launch_options(key.device),
-    )
+    strides = [side.stride(axis) for side in (keys, values, key, value) for axis in (0, 1)]
+    launch_early(
+        _store, (kv_heads, triton.cdiv(rows, _ROWS)),
+        keys, values, start, key, value, rows, keys.shape[1], *strides,
+        width, triton.next_power_of_2(width), _ROWS, num_warps=4,
+    )  # fmt: skip
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) · up: [n, 2·m] with the gate in the first half → [n, m] (Shazeer, 2020)."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((rows, width), dtype=gate_up.dtype, device=gate_up.device)
-    launch_kernel(
-        _swiglu,
-        (rows, triton.cdiv(width, _COLUMNS_A_PRODUCT)),
-        gate_up,
-        out,
-        gate_up.stride(0),
-        width,
-        BLOCK=_COLUMNS_A_PRODUCT,
-        num_warps=4,
-        **launch_options(gate_up.device),
-    )
+    grid = rows, triton.cdiv(width, _COLUMNS_A_PRODUCT)
+    arguments = gate_up, out, gate_up.stride(0), width, _COLUMNS_A_PRODUCT
+    launch_early(_swiglu, grid, *arguments, num_warps=4)
     return out
 
 
@@ -143,25 +89,13 @@ def merge(first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor) 
     """
     heads, rows, width = first.shape
     out = torch.empty((rows, heads, width), dtype=first.dtype, device=first.device)
-    launch_kernel(
-        _merge,
-        (triton.cdiv(rows, _ROWS_A_MERGE), heads),
-        first,
-        first_lse,
-        second,
-        second_lse,
-        out,
-        rows,
-        *(first.stride(0), first.stride(1), second.stride(0), second.stride(1)),
-        *(first_lse.stride(0), first_lse.stride(1)),
-        *(second_lse.stride(0), second_lse.stride(1)),
-        heads * width,
-        WIDTH=width,
-        WIDTH_BLOCK=triton.next_power_of_2(width),
-        ROW_BLOCK=_ROWS_A_MERGE,
-        num_warps=4,
-        **launch_options(first.device),
-    )
+    sides = first, second, first_lse, second_lse
+    strides = [side.stride(axis) for side in sides for axis in (0, 1)]
+    launch_early(
+        _merge, (triton.cdiv(rows, _ROWS), heads),
+        first, first_lse, second, second_lse, out, rows, *strides, heads * width,
+        width, triton.next_power_of_2(width), _ROWS, num_warps=4,
+    )  # fmt: skip
     return out.transpose(0, 1)
 
 
@@ -172,28 +106,18 @@ def rotary_tables(
     times ``scaling``; the halves of a row are equal."""
     rows, half = positions.shape[0], frequencies.shape[0]
     tables = torch.empty((2, rows, 2 * half), dtype=dtype, device=positions.device)
-    launch_kernel(
-        _rotary_tables,
-        (triton.cdiv(rows, _ROWS_A_TABLE),),
-        positions,
-        frequencies,
-        tables,
-        rows,
-        scaling,
-        HALF=half,
-        HALF_BLOCK=triton.next_power_of_2(half),
-        ROW_BLOCK=_ROWS_A_TABLE,
-        num_warps=4,
-        **launch_options(positions.device),
-    )
+    launch_early(
+        _rotary_tables, (triton.cdiv(rows, _ROWS_A_TABLE),), positions, frequencies, tables, rows,
+        scaling, half, triton.next_power_of_2(half), _ROWS_A_TABLE, num_warps=4,
+    )  # fmt: skip
     return tables[0], tables[1]
 
 
-@functools.cache
-def launch_options(device: torch.device) -> dict[str, Any]:
-    """``PDL`` for the kernel and ``launch_pdl`` for the launch: both from compute capability 9."""
-    overlaps = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    return {"PDL": overlaps, "launch_pdl": overlaps}
+@triton.jit
+def _start(PDL: tl.constexpr):
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
 
 
 @triton.jit
@@ -216,30 +140,15 @@ def _rms_norm(x, weight, out, stride, width, eps, BLOCK: tl.constexpr, PDL: tl.c
 
 @triton.jit
 def _rotate(
-    qkv,
-    cos,
-    sin,
-    query_norm,
-    key_norm,
-    stride,
-    cos_stride,
-    sin_stride,
-    eps,
-    HEADS: tl.constexpr,
-    ROTATED: tl.constexpr,
-    HALF: tl.constexpr,
-    HALF_BLOCK: tl.constexpr,
-    HEAD_BLOCK: tl.constexpr,
-    NORM: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    qkv, cos, sin, query_norm, key_norm, stride, cos_stride, sin_stride, eps,
+    HEADS: tl.constexpr, ROTATED: tl.constexpr, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr,
+    HEAD_BLOCK: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEAD_BLOCK + tl.arange(0, HEAD_BLOCK)[:, None]
     column = tl.arange(0, HALF_BLOCK)[None, :]
     inside = (head < ROTATED) & (column < HALF)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    _start(PDL)
     place = qkv + row * stride + head * (2 * HALF) + column
     loaded = tl.load(place, mask=inside, other=0.0)
     first = loaded.to(tl.float32)
@@ -268,32 +177,14 @@ def _rotate(
 
 @triton.jit(do_not_specialize=["rows", "capacity"])
 def _store(
-    keys,
-    values,
-    start,
-    key,
-    value,
-    rows,
-    capacity,
-    keys_head,
-    keys_row,
-    values_head,
-    values_row,
-    key_head,
-    key_row,
-    value_head,
-    value_row,
-    WIDTH: tl.constexpr,
-    WIDTH_BLOCK: tl.constexpr,
-    ROW_BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    keys, values, start, key, value, rows, capacity,
+    keys_head, keys_row, values_head, values_row, key_head, key_row, value_head, value_row,
+    WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, ROW_BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     head = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1) * ROW_BLOCK + tl.arange(0, ROW_BLOCK)[:, None].to(tl.int64)
     column = tl.arange(0, WIDTH_BLOCK)[None, :]
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    _start(PDL)
     target = tl.load(start) + row
     inside = (row < rows) & (target < capacity) & (column < WIDTH)
     new_key = tl.load(key + head * key_head + row * key_row + column, mask=inside)
@@ -307,9 +198,7 @@ def _swiglu(gate_up, out, stride, width, BLOCK: tl.constexpr, PDL: tl.constexpr)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    _start(PDL)
     place = gate_up + row * stride + column
     loaded = tl.load(place, mask=inside, other=0.0)
     up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
@@ -320,16 +209,9 @@ def _swiglu(gate_up, out, stride, width, BLOCK: tl.constexpr, PDL: tl.constexpr)
 
 @triton.jit(do_not_specialize=["rows"])
 def _rotary_tables(
-    positions,
-    frequencies,
-    tables,
-    rows,
-    scaling,
-    HALF: tl.constexpr,
-    HALF_BLOCK: tl.constexpr,
-    ROW_BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    positions, frequencies, tables, rows, scaling, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr,
+    ROW_BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) * ROW_BLOCK + tl.arange(0, ROW_BLOCK)
     column = tl.arange(0, HALF_BLOCK)[None, :]
     inside = (row < rows)[:, None] & (column < HALF)
@@ -351,34 +233,16 @@ def _rotary_tables(
 
 @triton.jit(do_not_specialize=["rows"])
 def _merge(
-    first,
-    first_lse,
-    second,
-    second_lse,
-    out,
-    rows,
-    first_head,
-    first_row,
-    second_head,
-    second_row,
-    first_lse_head,
-    first_lse_row,
-    second_lse_head,
-    second_lse_row,
-    out_row,
-    WIDTH: tl.constexpr,
-    WIDTH_BLOCK: tl.constexpr,
-    ROW_BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    first, first_lse, second, second_lse, out, rows, first_head, first_row, second_head, second_row,
+    first_lse_head, first_lse_row, second_lse_head, second_lse_row, out_row,
+    WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, ROW_BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0).to(tl.int64) * ROW_BLOCK + tl.arange(0, ROW_BLOCK)
     column = tl.arange(0, WIDTH_BLOCK)[None, :]
     here = row < rows
     inside = here[:, None] & (column < WIDTH)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+    _start(PDL)
     one = tl.load(first_lse + head * first_lse_head + row * first_lse_row, mask=here, other=0.0)
     two = tl.load(second_lse + head * second_lse_head + row * second_lse_row, mask=here, other=0.0)
     share = (1.0 / (1.0 + tl.exp(two - one)))[:, None]

@@ -1,14 +1,8 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
 """Triton kernels for the chunk scores of Cross-model Retrieval (SpecExtend, arXiv 2505.20776 §3.3).
-
-In: one query, a key cache and its length on the device. Out: ``retrieval.chunk_scores`` of the
-rows that are filled, for as many chunks as the cache has room for. They do not know what is done
-with the scores. Every shape is static and nothing is read back.
-
-Rows are read in pieces: a chunk, or up to ``_ROWS`` rows of a longer one, padded to a power of
-two. The first kernel reads the keys once and leaves, for each head, the exponential sums of all
-pieces relative to the maximum of their group of pieces; the second one makes probabilities.
-"""
+Rows are read in pieces: a chunk, or up to ``_ROWS`` rows of a longer one, padded to a power of two.
+The first kernel reads the keys once and leaves, for each head, the exponential sums of all pieces
+relative to the maximum of their group of pieces; the second one makes probabilities."""
 
 import math
 
@@ -44,51 +38,22 @@ def chunk_scores(
     sums = torch.empty(heads, pieces, device=keys.device)
     largest = torch.empty(heads, groups, device=keys.device)
     totals = torch.empty_like(largest)
+    group = heads // kv_heads
+    padded_heads = 1 if group == 1 else max(16, triton.next_power_of_2(group))
     launch_kernel(
-        _sum_kernel,
-        (groups, kv_heads),
-        query,
-        keys,
-        length,
-        sums,
-        largest,
-        totals,
-        scale * math.log2(math.e),
-        query.stride(0),
-        keys.stride(0),
-        keys.stride(1),
-        pieces,
-        groups,
-        WIDTH=width,
-        PADDED=max(16, triton.next_power_of_2(width)),
-        HEADS=heads // kv_heads,
-        PADDED_HEADS=1 if heads == kv_heads else max(16, triton.next_power_of_2(heads // kv_heads)),
-        CHUNK=chunk_tokens,
-        PIECE=piece,
-        ROWS=_ROWS,
-        num_warps=_WARPS,
-    )
+        _sum_kernel, (groups, kv_heads),
+        query, keys, length, sums, largest, totals, scale * math.log2(math.e), query.stride(0),
+        keys.stride(0), keys.stride(1), pieces, groups,
+        width, max(16, triton.next_power_of_2(width)), group, padded_heads, chunk_tokens, piece,
+        _ROWS, num_warps=_WARPS,
+    )  # fmt: skip
     scores = torch.empty(chunks, device=keys.device)
     launch_kernel(
-        _mean_kernel,
-        (triton.cdiv(chunks, _CHUNKS),),
-        length,
-        sums,
-        largest,
-        totals,
-        scores,
-        chunks,
-        pieces,
-        groups,
-        HEADS=heads,
-        PADDED=triton.next_power_of_2(heads),
-        CHUNK=chunk_tokens,
-        PIECE=piece,
-        ROWS=_ROWS,
-        CHUNKS=_CHUNKS,
-        GROUPS=_GROUPS,
+        _mean_kernel, (triton.cdiv(chunks, _CHUNKS),),
+        length, sums, largest, totals, scores, chunks, pieces, groups,
+        heads, triton.next_power_of_2(heads), chunk_tokens, piece, _ROWS, _CHUNKS, _GROUPS,
         num_warps=8,
-    )
+    )  # fmt: skip
     return scores
 
 
@@ -101,26 +66,11 @@ def _first_row(piece, CHUNK: tl.constexpr, PIECE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["scale", "pieces", "groups"])
 def _sum_kernel(
-    query,
-    keys,
-    length,
-    sums,
-    largest,
-    totals,
-    scale,
-    query_stride,
-    head_stride,
-    row_stride,
-    pieces,
-    groups,
-    WIDTH: tl.constexpr,
-    PADDED: tl.constexpr,
-    HEADS: tl.constexpr,
-    PADDED_HEADS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    PIECE: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+    query, keys, length, sums, largest, totals, scale, query_stride, head_stride, row_stride,
+    pieces, groups,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, HEADS: tl.constexpr, PADDED_HEADS: tl.constexpr,
+    CHUNK: tl.constexpr, PIECE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
     """Exponential sums (base 2) of one group of pieces for the query heads of one key head."""
     group, kv_head = tl.program_id(0), tl.program_id(1)
     count: tl.constexpr = ROWS // PIECE
@@ -165,22 +115,10 @@ def _products(vectors, block, HEADS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["chunks", "pieces", "groups"])
 def _mean_kernel(
-    length,
-    sums,
-    largest,
-    totals,
-    scores,
-    chunks,
-    pieces,
-    groups,
-    HEADS: tl.constexpr,
-    PADDED: tl.constexpr,
-    CHUNK: tl.constexpr,
-    PIECE: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    GROUPS: tl.constexpr,
-):
+    length, sums, largest, totals, scores, chunks, pieces, groups,
+    HEADS: tl.constexpr, PADDED: tl.constexpr, CHUNK: tl.constexpr, PIECE: tl.constexpr,
+    ROWS: tl.constexpr, CHUNKS: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
     """Scores of a block of chunks; every program adds up the softmax denominators itself."""
     count: tl.constexpr = ROWS // PIECE
     a_chunk: tl.constexpr = (CHUNK + PIECE - 1) // PIECE

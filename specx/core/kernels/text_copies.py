@@ -1,13 +1,8 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-"""Triton kernels for copied guesses: find a chain in the text, and join it to a level's guesses.
-
-In: the text so far and its length on the device, and the ``CopyState`` of ``Copies``. Out: what
-``Copies`` computes in torch, number for number, in two launches a chain and one a level of a beam.
-They do not know models or trees; levels are host numbers, everything else stays on the device.
-
-A place where the last tokens stood before is ranked by one integer: the length of the match above,
-then the target's attention to its chunk, the place below. So one maximum finds the place.
-"""
+"""Triton kernels for copied guesses: what ``Copies`` computes in torch, number for number, in two
+launches a chain and one a level. A place where the last tokens occurred before is ranked by one
+integer: the length of the match above, then the target's attention to its chunk, the place below.
+So one maximum finds the place."""
 
 import triton
 import triton.language as tl

@@ -1,7 +1,4 @@
-"""How a product of a few rows is cut for the GPU: by shape, from what was measured on an H100.
-
-In: rows, outputs (the rows of the weight) and inputs (its columns). Out: a cut for
-``specx.core.kernels.linear``, or none where cuBLAS is as fast. It does not know tensors or Triton.
+"""How ``linear`` cuts a product of a few rows: by shape, from what was measured on an H100.
 
 The rules, for 16-bit weights on Hopper (132 multiprocessors, 3 TB/s, 227 KB of shared memory
 each); other GPUs keep cuBLAS, for nothing was measured there:

@@ -1,18 +1,13 @@
 # mypy: disable-error-code="import-untyped, no-untyped-def, untyped-decorator"
-"""Hybrid Tree Attention in one pass over the cache: prefix without a mask, staged rows under one.
-
-In: the queries of new rows, one layer of a cache, the device-side length of its prefix, an
-ancestor mask. Out: the attention of those rows. It does not know caches, models or positions.
-
-The idea is SpecExtend's (§3.2, after LongSpec); the work is laid out as in Flash-Decoding (Dao et
-al., 2023): the cache is split among as many programs as the GPU runs at once, each keeps a softmax
-of its own, and a second kernel weighs the parts. All query heads of one key/value head are rows
-of the same tile, so that every key and value leaves memory once.
-"""
+"""Hybrid Tree Attention (SpecExtend §3.2, after LongSpec) in one pass over the cache, laid out as
+in Flash-Decoding (Dao et al., 2023): split among as many programs as the GPU runs at once, whose
+parts a second kernel weighs. All query heads of one key/value head are rows of the same tile, so
+that every key and value leaves memory once."""
 
 import functools
 import importlib
 import math
+from typing import Any
 
 import torch
 import triton
@@ -21,8 +16,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from specx.core.kernels.launch import launch_kernel
-from specx.core.kernels.rows import launch_options
+from specx.core.kernels.launch import launch_early
 from specx.core.kernels.types import TreeTiling
 
 _SPLITS_WITHOUT_GPU = 3  # the interpreter has no multiprocessors to count
@@ -34,7 +28,7 @@ _GLUON = ["3", "6"]  # the Triton whose Gluon is known; 3.7 already renamed a fu
 def tiling(
     rows: int, width: int, dtype: torch.dtype, capability: tuple[int, int], *, gluon: bool = False
 ) -> TreeTiling:
-    """TreeTiling for ``rows`` query rows of one key/value head, ``width`` elements each.
+    """The tiling for ``rows`` query rows of one key/value head, ``width`` elements each.
 
     Few rows: reading the cache is all the work, so many bytes in flight and small tensor-core
     tiles of 16. Up to 64 rows: one warp group a program, two programs take turns between matrix
@@ -92,7 +86,7 @@ def launch(
     """``tree_attention`` with a given tiling and number of splits (default: one full wave)."""
     heads, nodes, width = query.shape
     kv_heads, capacity, _ = keys.shape
-    group = heads // kv_heads
+    group, block = heads // kv_heads, triton.next_power_of_2(width)
     blocks = triton.cdiv(nodes * group, chosen.rows)
     if splits is None:
         splits = one_wave(query.device, chosen, kv_heads * blocks, capacity)
@@ -101,63 +95,43 @@ def launch(
     if splits > 1:
         part = out.new_empty((splits, nodes * heads, width), dtype=torch.float32)
         sums = out.new_empty((splits, nodes * heads), dtype=torch.float32)
-    block = triton.next_power_of_2(width)
-    options = launch_options(query.device)
-    grid = (blocks, kv_heads, splits)
+    sizes: dict[str, Any] = {
+        "HEADS": heads,
+        "GROUP": group,
+        "WIDTH": width,
+        "KEY_ROW": keys.stride(1),
+        "VALUE_ROW": values.stride(1),
+        "ROWS": chosen.rows,
+        "KEYS": chosen.keys,
+        "SPLIT": splits > 1,
+        "num_warps": chosen.warps,
+    }
+    kernel, tiles = _attend, [None, None]
     if chosen.specialized:
         from specx.core.kernels import hopper
 
-        hopper.attend(grid, query, keys, values, length, mask, part, sums, scale, chosen, options)
+        kernel, sizes["STAGES"] = hopper.attend, chosen.stages
+        tiles = [hopper.tiles(side, chosen.keys) for side in (keys, values)]
     else:
         use_descriptors = chosen.descriptors and _describable(keys) and _describable(values)
-        box = [1, chosen.keys, block]
-        launch_kernel(
-            _attend,
-            grid,
-            query,
-            keys,
-            values,
-            TensorDescriptor.from_tensor(keys, box) if use_descriptors else None,
-            TensorDescriptor.from_tensor(values, box) if use_descriptors else None,
-            length,
-            mask,
-            part,
-            sums,
-            *(query.stride(0), query.stride(1), keys.stride(0), values.stride(0), mask.stride(0)),
-            nodes,
-            mask.shape[1],
-            scale * math.log2(math.e),
-            HEADS=heads,
-            GROUP=group,
-            WIDTH=width,
-            WIDTH_BLOCK=block,
-            KEY_ROW=keys.stride(1),
-            VALUE_ROW=values.stride(1),
-            ROWS=chosen.rows,
-            KEYS=chosen.keys,
-            MASKED_KEYS=min(chosen.keys, _MASKED_KEYS),
-            SPLIT=splits > 1,
-            DESCRIPTORS=use_descriptors,
-            num_warps=chosen.warps,
-            num_stages=chosen.stages,
-            maxnreg=chosen.registers,
-            **options,
-        )
+        if use_descriptors:
+            box = [1, chosen.keys, block]
+            tiles = [TensorDescriptor.from_tensor(side, box) for side in (keys, values)]
+        sizes |= {"WIDTH_BLOCK": block, "MASKED_KEYS": min(chosen.keys, _MASKED_KEYS)}
+        sizes |= {"DESCRIPTORS": use_descriptors}
+        sizes |= {"num_stages": chosen.stages, "maxnreg": chosen.registers}
+    launch_early(
+        kernel, (blocks, kv_heads, splits),
+        query, keys, values, *tiles, length, mask, part, sums, query.stride(0), query.stride(1),
+        keys.stride(0), values.stride(0), mask.stride(0), nodes, mask.shape[1],
+        scale * math.log2(math.e), **sizes,
+    )  # fmt: skip
     if splits > 1:
-        launch_kernel(
-            _combine,
-            (nodes * heads,),
-            part,
-            sums,
-            out,
-            nodes * heads,
-            splits,
-            WIDTH=width,
-            WIDTH_BLOCK=block,
-            SPLIT_BLOCK=triton.next_power_of_2(splits),
-            num_warps=1 if splits <= 8 else 4 if splits <= 32 else 8,
-            **options,
-        )
+        warps = 1 if splits <= 8 else 4 if splits <= 32 else 8
+        launch_early(
+            _combine, (nodes * heads,), part, sums, out, nodes * heads, splits, width, block,
+            triton.next_power_of_2(splits), num_warps=warps,
+        )  # fmt: skip
     return out
 
 
@@ -312,7 +286,7 @@ def _attend(
     place = query + query_head_of_row[:, None].to(tl.int64) * query_head
     place += node[:, None].to(tl.int64) * query_node + column
     q = tl.load(place, mask=inside[:, None] & (column < WIDTH), other=0.0)
-    # Work is shared out in units of one whole tile. Behind the whole tiles of the prefix come
+    # Work is shared out in units of one whole tile. After the whole tiles of the prefix come
     # masked ones, which are not pipelined: first the prefix's remainder, then the staged rows.
     prefix = tl.load(length).to(tl.int32)
     whole = prefix // KEYS

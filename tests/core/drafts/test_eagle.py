@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specx.core.attention import SdpaKernels
+from specx.core.attention import Kernels
 from specx.core.config import MODES, SamplingConfig, TreeConfig
 from specx.core.decoder import AttentionPass
 from specx.core.drafts.eagle import EagleHead
@@ -69,7 +69,7 @@ def _drafter(pair: Pair) -> Fed:
         parts=SPEC,
         tree=_BUSHY,
         retrieval=RETRIEVAL,
-        kernels=SdpaKernels(),
+        kernels=Kernels(),
     )
     return Fed(settings, pair.target)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specx.core.architecture import DecoderConfig
-from specx.core.attention import SdpaKernels
+from specx.core.attention import Kernels
 from specx.core.config import Parts, RetrievalConfig, SamplingConfig, TreeConfig
 from specx.core.decoder import AttentionPass, Model
 from specx.core.drafts.growth import StepCosts
@@ -106,7 +106,7 @@ def _drafter(
         parts=parts,
         tree=_BUSHY,
         retrieval=RETRIEVAL,
-        kernels=SdpaKernels(),
+        kernels=Kernels(),
     )
     return Fed(replace(settings, **changes), model, costs)
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,9 +118,9 @@ def compiled(function, grid, *arguments, **options):
     print(function.__name__, grid, kernel.metadata.shared, ",".join(words))
 
 driver.set_active(Hopper())
-from specx.core.kernels import hopper, tree_attention as tree
-tree.launch_kernel = hopper.launch_kernel = compiled
-tree.launch_options = lambda device: {"PDL": True, "launch_pdl": True}
+from specx.core.kernels import launch, tree_attention as tree
+launch.launch_kernel = compiled
+launch._starts_early = lambda device: True
 for dtype, splits in ((torch.float16, 4), (torch.bfloat16, 1)):
     query = torch.zeros(33, 8, 128, dtype=dtype).transpose(0, 1)
     cache = torch.zeros(2, 2, 500, 128, dtype=dtype)
@@ -137,9 +138,8 @@ def test_both_halves_compile_for_hopper(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _COMPILE]
     run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    lines = [line for line in run.stdout.splitlines() if line.startswith("_")]
-    names = [line.split()[0] for line in lines]
-    assert names == ["_attend", "_combine", "_attend"]
+    lines = run.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["attend", "_combine", "attend"]
     assert "(2, 2, 4)" in lines[0]
     assert "(2, 2, 1)" in lines[2]
     for line in (lines[0], lines[2]):
@@ -178,13 +178,13 @@ def test_more_splits_than_tiles_and_staged_rows_of_levels_before(prefix: int) ->
 def test_the_public_entry_dispatches(monkeypatch: pytest.MonkeyPatch) -> None:
     from specx.core.kernels import hopper
 
-    attend, calls = hopper.attend, []
+    launch, calls = tree.launch_early, []
 
-    def counted(grid: tuple[int, int, int], *rest: object) -> None:
-        calls.append(grid)
-        attend(grid, *rest)  # type: ignore[arg-type]
+    def counted(kernel: object, *rest: Any, **options: Any) -> None:
+        calls.extend([kernel] if kernel is hopper.attend else [])
+        launch(kernel, *rest, **options)
 
-    monkeypatch.setattr(hopper, "attend", counted)
+    monkeypatch.setattr(tree, "launch_early", counted)
     Case((32, 8), 64, 1000, 128).check()
     assert len(calls) == 1
     Case((32, 32), 64, 1000, 128).check()  # 64 rows a key/value head

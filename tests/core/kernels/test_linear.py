@@ -101,6 +101,16 @@ def test_a_cut_that_does_not_fit_is_refused(cut: Cut, count: int, gated: bool) -
         linear.multiply(x, weight, None, out, cut, gated=gated)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_a_wide_product_is_not_rounded(count: int, dtype: torch.dtype) -> None:
+    """Logits that half precision would make equal stay apart, whatever the number of rows."""
+    x, weight, _, _ = _operands(count, 144, 768, dtype)
+    torch.testing.assert_close(
+        linear.wide_linear(x, weight).double(), _exact(x, weight), atol=1e-4, rtol=1e-5
+    )
+
+
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float32])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(("outputs", "inputs"), [(48, 256), (40, 100), (34, 256)])
@@ -110,6 +120,7 @@ def test_any_shape_and_dtype_is_served(
     x, weight, bias, stream = _operands(count, outputs, inputs, dtype)
     _assert_close(linear.linear(x, weight), _exact(x, weight))
     _assert_close(linear.linear(x, weight, bias), _exact(x, weight) + bias.double())
+    assert linear.wide_linear(x, weight).dtype == torch.float32
     for addend in (None, bias):
         expected = stream.double() + _exact(x, weight)
         expected = expected if addend is None else expected + addend.double()
