@@ -351,8 +351,11 @@ class TestVerify:
             honest.tokens[index],
             tokens[index],
         )
-        assert found.margin is not None
-        assert found.margin > 0
+        if name == "filtered":  # such a token is infinitely far away, which no report can write
+            assert found.margin is None
+        else:
+            assert found.margin is not None
+            assert found.margin > 0
 
     def test_the_margin_is_the_distance_of_logits(self, engine: Engine, prompt: Prompt) -> None:
         honest = engine.generate(prompt, mode="plain", max_tokens=6)

@@ -176,7 +176,7 @@ def test_ids_that_pocket_does_not_have_never_win(
         pair = standin.load_pair(preset, device="cpu", dtype=dtype)
     for model in (pair.target, pair.draft):
         logits = run(model, tokens[:80])[0].logits
-        assert logits.dtype == getattr(torch, dtype)
+        assert logits.dtype == torch.float32
         assert logits.isfinite().all()
         assert logits[:, 8192:].max() < logits[:, :8192].min() - 100
 

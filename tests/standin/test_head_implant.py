@@ -208,7 +208,6 @@ def test_ids_that_pocket_does_not_have_are_never_guessed(
     engine.generate(engine.prompt(text[:200]), mode="spec", max_tokens=8, ignore_eos=True)
     assert {len(each) > 1 for each in seen} == {False, True}, "roots, and levels below them"
     found = torch.cat(seen)
-    assert found.dtype == getattr(torch, dtype)
     assert found[:, :own].isfinite().all()
     assert found[:, KNOWN:].amax() < found[:, :KNOWN].amin() - 100
 
