@@ -47,10 +47,9 @@ class DocumentMap:
     retrieval: RetrievalConfig
 
     def heading_of(self, chunk: int) -> str:
-        """Label of the last heading (else page) at or before ``chunk``; "" where there is none."""
-        before = [tick for tick in self.ticks if tick.chunk <= chunk]
-        found = [tick for tick in before if tick.kind == "heading"] or before
-        return found[-1].label if found else ""
+        """Labels of the last page and the last heading at or before ``chunk``, of what there is."""
+        last = {tick.kind: tick.label for tick in self.ticks if tick.chunk <= chunk}
+        return " · ".join(last[kind] for kind in ("page", "heading") if kind in last)
 
 
 class Retrievals:

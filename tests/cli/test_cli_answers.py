@@ -5,6 +5,8 @@ import json
 import pytest
 
 from tests.cli.support import Untouchable
+from tests.documents.files import pdf
+from tests.helpers import EOS
 
 ESCAPE = "\x1b"
 
@@ -80,6 +82,22 @@ def test_questions(cli, workplace, base):
     assert cli("generate", "-p", "Who?", *base, stdin=Untouchable(is_terminal=True)).code == 0
     system = cli("generate", "--system", "Be brief.", "-p", "Who?", workplace.short, *base)
     assert system.code == 0
+
+
+def test_a_pdf_is_a_document_with_pages(cli, tmp_path, base):
+    path = tmp_path / "report.pdf"
+    words = ("One", "Two", "Three", "Four")
+    path.write_bytes(
+        pdf([["Annual Report", f"{word} ships {EOS} left.", "Then more."] for word in words])
+    )
+    done = cli("summarize", path, "-v", *base)
+    assert done.code == 0, done.err
+    assert "left out: 4 running lines like 'Annual Report'" in done.err
+    assert "4 names of control tokens in the document are text" in done.err
+    some = cli("summarize", path, "--pages", "2-3", "-v", *base)
+    assert "2 names of control tokens" in some.err
+    assert cli("summarize", path, "--pages", "9", *base).code == 2
+    assert "--pages" in cli("generate", "--help").out
 
 
 def test_braces_and_markup_are_only_text(cli, tmp_path, base):

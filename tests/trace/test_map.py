@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specx.core.config import RetrievalConfig
+from specx.documents.blocks import Section
 from specx.trace.map import (
     DocumentMap,
     Retrievals,
@@ -95,6 +96,16 @@ def test_ticks_are_the_documents_and_not_the_instructions():
     assert [tick.label for tick in found.ticks] == ["One"]
     whole = map_prompt(prompt, TOKENIZER, RETRIEVAL, "not in the prompt")
     assert [tick.label for tick in whole.ticks] == ["Instruction", "One", "Another"]
+
+
+def test_sections_that_the_format_names_are_the_ticks():
+    text = "# not a heading here\n\n" + story(60) + "\n\n" + story(40)
+    places = ((0, "page", "p. 4"), (30, "heading", "Real"), (len(text) - 9, "page", "p. 5"))
+    sections = [Section(*place) for place in places]
+    found = map_prompt(tokens_of(text), TOKENIZER, RETRIEVAL, text, sections)
+    assert [tick.label for tick in found.ticks] == ["p. 4", "Real", "p. 5"]
+    assert found.heading_of(found.ticks[1].chunk) == "p. 4 · Real"
+    assert found.heading_of(len(found.chunks) - 1) == "p. 5 · Real"
 
 
 def a_map(chunks):
