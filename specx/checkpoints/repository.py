@@ -87,8 +87,12 @@ def find(repo: str, revision: str | None, *, offline: bool, kind: Kind = "model"
         os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the Hub's client is imported
     if kind == "model" and (local := _local(repo)):
         return local
-    from huggingface_hub import errors
-
+    try:
+        from huggingface_hub import constants as constants  # which reads variables
+        from huggingface_hub import errors
+    except ValueError as error:
+        reason = f"the Hub's client does not start: {summary(error)}"
+        raise _refused(f"{_named(repo, kind)} cannot be fetched", reason, *_variables()) from error
     cached = None
     refused: tuple[type[Exception], ...] = (*failures(), ModelUnavailableError)
     try:
@@ -129,8 +133,7 @@ def _check_client(what: str) -> None:
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     http = import_module(errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
-    names = [name for name in os.environ if name.upper() in _OF_CONNECTIONS and os.environ[name]]
-    hints = [f"check {', '.join(names)}"] if names else []
+    hints = _variables()
     try:
         get_session()
         if (get_token() or "").isascii():
@@ -143,6 +146,13 @@ def _check_client(what: str) -> None:
     except (OSError, ValueError, http.InvalidURL) as error:  # a wrong proxy or certificate file
         reason = f"no connection can be prepared: {summary(error)}"
     raise _refused(f"{what} cannot be fetched", reason, *hints)
+
+
+def _variables() -> list[str]:
+    """A hint at those that are set and that a connection depends on."""
+    names = [name for name in os.environ if os.environ[name] and name.upper() in _OF_CONNECTIONS]
+    names += [name for name in os.environ if name.startswith("HF_") and name != "HF_TOKEN"]
+    return [f"check {', '.join(names)}"] if names else []
 
 
 def _listed(repo: str, revision: str | None, kind: Kind) -> Source:

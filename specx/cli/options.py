@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Annotated, Any, Literal, get_type_hints
 
-from typer import Argument, Context, Option
+from typer import Argument, BadParameter, Context, Option
 from typer.core import TyperCommand
 
 from specx.core.config import Mode, Think
-from specx.errors import UsageError
 
 Format = Literal["text", "json", "jsonl"]
 Color = Literal["auto", "always", "never"]
@@ -50,13 +49,13 @@ def option(
 
 
 def parse_seed(word: str) -> int:
-    """``--seed``: a number, or ``random``, which draws one. Raises ``UsageError``."""
+    """``--seed``: a number, or ``random``, which draws one."""
     if word == "random":
         return secrets.randbelow(1 << 32)
     try:
         return int(word)
     except ValueError as error:
-        raise UsageError(f"--seed takes a number or random, not {word!r}") from error
+        raise BadParameter(f"{word!r} is neither a number nor random") from error
 
 
 def counter(*names: str, help: str) -> Any:

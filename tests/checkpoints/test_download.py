@@ -436,6 +436,24 @@ class TestRefusals:
         self.expect(refused("owner/small"), "owner/small cannot be fetched", *words)
         assert fetch() == directory
 
+    @pytest.mark.parametrize(
+        ("name", "value"), [("HF_HUB_DOWNLOAD_TIMEOUT", "abc"), ("HF_ENDPOINT", "http://[bad")]
+    )
+    def test_a_client_that_does_not_start(self, name: str, value: str) -> None:
+        """Its variables are read when it is imported, so each is tried in a process of its own."""
+        program = (
+            "from specx.checkpoints.repository import find\n"
+            "from specx.errors import ModelUnavailableError\n"
+            "try: find('owner/big', None, offline=False)\n"
+            "except ModelUnavailableError as error: print(error, *error.hints)\n"
+        )
+        words = [sys.executable, "-c", program]
+        done = subprocess.run(
+            words, env={**os.environ, name: value}, capture_output=True, text=True
+        )
+        assert "the Hub's client does not start" in done.stdout, done.stderr
+        assert name in done.stdout
+
     def test_what_is_cached_needs_no_hub(self, server: HubServer) -> None:
         directory = fetch()
         for fault in (503, 404, "page"):
