@@ -13,7 +13,7 @@ from specx.checkpoints.chat_template import ChatTemplate
 from specx.core.config import MODES, SamplingConfig
 from specx.engine import Engine
 from specx.errors import ContextError, UsageError
-from specx.preset.preset import PromptSpec
+from specx.preset.sections import PromptSpec
 from specx.prompts import Prompt, Prompter
 from specx.stream import Result, Stream, ThoughtText
 from specx.thinking import TAGS, ThoughtFinder, Thoughts

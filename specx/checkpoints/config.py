@@ -138,10 +138,13 @@ def read_generation(directory: Path) -> GenerationConfig:
     with fields.naming(f"{path} is damaged"):
         values = {name: _sampling_value(name, said[name]) for name in _SAMPLING if name in said}
         if said.get("do_sample") is True:
-            sampling = SamplingConfig(**{"temperature": 1.0, **values})
+            values = {"temperature": 1.0, **values}
         else:
-            sampling = SamplingConfig(repetition_penalty=values.get("repetition_penalty", 1.0))
-        return GenerationConfig(said, sampling, end_ids(raw))
+            values = {name: values[name] for name in values if name == "repetition_penalty"}
+        try:
+            return GenerationConfig(said, SamplingConfig(**values), end_ids(raw))
+        except ValueError as error:
+            raise ModelError(str(error)) from error
 
 
 def end_tokens_by_file(directory: Path) -> dict[str, list[int | str]]:
@@ -161,7 +164,7 @@ def end_tokens_by_file(directory: Path) -> dict[str, list[int | str]]:
 def _sampling_value(name: str, value: object) -> Any:
     """A value as ``SamplingConfig`` has it: −1 is off for top_k elsewhere."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} is {str(value)[:80]!r}, not a number")
+        raise fields.wrong(name, value, "it must be a number")
     return max(0, int(value)) if name == "top_k" else float(value)
 
 
