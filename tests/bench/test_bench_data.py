@@ -269,7 +269,7 @@ class TestFiles:
         [
             ("missing.txt", None, "there is no file"),
             ("missing.jsonl", None, "there is no file"),
-            ("x.pdf", b"%PDF-1.7", "a PDF, not text"),
+            ("x.pdf", b"%PDF-1.7", "a damaged PDF"),
             ("x.parquet", b"PAR1", "neither text nor JSON lines"),
             ("x.json", b"[]", "neither text nor JSON lines"),
             ("x.jsonl.zst", b"\x28\xb5\x2f\xfd", "neither text nor JSON lines"),
