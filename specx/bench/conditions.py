@@ -49,27 +49,20 @@ class Condition:
     length: int | None = None
 
     def holds(self, value: float) -> bool:
-        """Whether ``value`` fulfils it, which means failure."""
         return bool(_OPERATORS[self.operator](value, self.limit))
 
     @property
     def name(self) -> str:
-        """The metric as it is written: ``speedup.low``."""
         return self.metric if self.part == "value" else f"{self.metric}.{self.part}"
 
     def applies_to(self, row: BenchRow) -> bool:
-        """Whether ``row`` is in its scope."""
         if self.metric.endswith("_per_step") and row.mode == "plain" and self.mode is None:
             return False  # one token a step by definition; who writes @plain gets it
         return self.mode in (None, row.mode) and self.length in (None, row.length)
 
 
 def parse_condition(text: str, metrics: Mapping[str, MetricKind]) -> Condition:
-    """``speedup.low<1.0@specx@16k`` or ``change<-5%``.
-
-    Raises ``UsageError`` for an unknown metric, mode or operator, and for a percent sign too many
-    or too few.
-    """
+    """``speedup.low<1.0@specx@16k`` or ``change<-5%``. Raises ``UsageError``."""
     try:
         return _parse(text, metrics)
     except ValueError as error:
@@ -119,13 +112,15 @@ def _scope(scope: str) -> tuple[str | None, int | None]:
 
 
 def failures(conditions: Sequence[Condition], bench: Bench) -> list[str]:
-    """A sentence for every cell of a bench in which a condition holds.
-
-    Raises ``UsageError`` for a condition that applied to no cell, and so was never checked.
-    """
+    """A sentence for every cell of a bench in which a condition holds. Raises ``UsageError`` for a
+    condition that applied to no cell, and so was never checked."""
     sentences: list[str] = []
     for condition in conditions:
-        values = list(_values(condition, bench))
+        values = [
+            (f"{row.preset} · {row.mode} · {row.length:,}", value)
+            for row in filter(condition.applies_to, bench.cells)
+            if (value := _value(condition, row.summary)) is not None
+        ]
         if not values:
             reason = _why_unchecked(condition, bench)
             raise UsageError(f"{condition.text} was not checked", reason=reason)
@@ -148,13 +143,6 @@ def _why_unchecked(condition: Condition, bench: Bench) -> str:
         return f"no cell there has a value of {condition.name}"
     what = "nothing" if mode is None else f"no run of {mode}"
     return f"{what} was measured" + ("" if length is None else f" at {length:,} tokens")
-
-
-def _values(condition: Condition, bench: Bench) -> Iterator[tuple[str, float]]:
-    """Label and value of the rows in the scope of ``condition`` that have one."""
-    for row in filter(condition.applies_to, bench.cells):
-        if (value := _value(condition, row.summary)) is not None:
-            yield f"{row.preset} · {row.mode} · {row.length:,}", value
 
 
 def _value(condition: Condition, summary: Summary) -> float | None:

@@ -1,8 +1,6 @@
-"""Natural text to measure on, from files, from the Hub, or the sample that comes with specx.
-
-In: names of sources. Out: texts, and a record of everything that was left out; and a text cut so
-that its whole prompt has a wanted number of tokens.
-"""
+"""Natural text to measure on, from files, from the Hub, or the sample that comes with specx. In:
+names of sources. Out: texts, and a record of everything that was left out; and a text cut so that
+its whole prompt has a wanted number of tokens."""
 
 import gzip
 import hashlib
@@ -39,9 +37,7 @@ _TABLES = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".jsonl.zst", ".jsonl.
 _TEXTS = (".txt", ".md", ".markdown", ".text", ".gz")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 #: Parts of a file's name, the most wanted first: what a model was not trained on.
-_SPLITS = tuple(
-    re.compile(rf"(?<![a-z])({split})(?![a-z])") for split in ("test", "validation|valid|val|dev")
-)
+_SPLITS = (r"(?<![a-z])test(?![a-z])", r"(?<![a-z])(validation|valid|val|dev)(?![a-z])")
 # The evaluation files published with SpecExtend wrap every text in a request of their own; the
 # preset's takes its place.
 _FRAME_BEGIN = re.compile(r"\A.{0,300}?^### Text:[ \t]*\n", re.DOTALL | re.MULTILINE)
@@ -50,14 +46,11 @@ _FRAME_END = "### Summary:"
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text and what to call it."""
-
     name: str
     text: str
 
     @property
     def document(self) -> BenchDocument:
-        """What a bench keeps of it."""
         sha256 = hashlib.sha256(self.text.encode()).hexdigest()
         return BenchDocument(name=self.name, sha256=sha256, characters=len(self.text))
 
@@ -77,13 +70,10 @@ Found = Iterator[Text | SkippedText]
 def load_data(
     spec: str | Sequence[str], *, field: str = "text", samples: int, offline: bool = False
 ) -> BenchData:
-    """Texts of ``sample``, of files, or of a data set ``OWNER/NAME`` on the Hub.
-
-    A file is one text, or JSON lines (``.jsonl``, ``.jsonl.gz``) with a text in ``field``. Several
-    sources take turns. As some texts will be too short, up to 4 × ``samples`` + 32 are read.
-    Raises ``DocumentError`` for a source without any usable text, ``UsageError``, and
-    ``ModelUnavailableError`` or ``ResourceError`` for a data set that cannot be had.
-    """
+    """Texts of ``sample``, of files, or of a data set ``OWNER/NAME`` on the Hub. A file is one
+    text, or JSON lines (``.jsonl``, ``.jsonl.gz``) with a text in ``field``. Several sources take
+    turns. As some texts will be too short, up to 4 × ``samples`` + 32 are read. Raises
+    ``DocumentError``, ``UsageError``, ``ModelUnavailableError``, ``ResourceError``."""
     if samples < 1:
         raise UsageError(f"the number of documents must be at least 1, not {samples}")
     specs = (spec,) if isinstance(spec, str) else tuple(dict.fromkeys(spec))
@@ -106,9 +96,8 @@ def load_data(
         left_out += 1
         if left_out <= MAX_SKIPPED:
             skipped.append(found)
-    if left_out > MAX_SKIPPED:
-        reason = f"{left_out - MAX_SKIPPED:,} more, not named one by one"
-        skipped.append(_skipped(name, reason))
+    if (more := left_out - MAX_SKIPPED) > 0:
+        skipped.append(_skipped(name, f"{more:,} more, not named one by one"))
     if not texts:
         reasons = [f"{each.where}: {each.reason}" for each in skipped[:3]]
         raise DocumentError(
@@ -132,16 +121,11 @@ def _skipped(where: str, reason: str) -> SkippedText:
     return SkippedText(where=where, reason=reason)
 
 
-# Prompts of a wanted length
-
-
 def cut_prompt(maker: "Engine | Prompter", text: str, tokens: int) -> "Prompt | None":
     """The summary request over the beginning of ``text`` that has ``tokens`` tokens in all.
-
     Template, instruction and BOS count. Nothing is padded or repeated: None when ``text`` is too
     short. Where no cut fits exactly, up to 8 tokens fewer, never more. Raises ``UsageError`` when
-    the request leaves no room for a document.
-    """
+    the request leaves no room for a document."""
     smallest = maker.prompt("x")
     frame_tokens = len(smallest.tokens) - smallest.document_tokens
     keep = tokens - frame_tokens
@@ -150,8 +134,12 @@ def cut_prompt(maker: "Engine | Prompter", text: str, tokens: int) -> "Prompt | 
             f"a prompt of {tokens:,} tokens leaves no room for a document",
             reason=f"template and instruction alone have {frame_tokens:,}",
         )
-    ends = _token_ends(maker, text, keep + MAX_BELOW_TOKENS)
-    if len(ends) < keep + MAX_BELOW_TOKENS:  # perhaps too short
+    ends: list[int] = []
+    wanted, characters = keep + MAX_BELOW_TOKENS, 0
+    while len(ends) < wanted and characters < len(text):
+        characters = 2 * characters or _CHARACTERS_PER_TOKEN * wanted
+        ends = maker.tokenizer.token_ends(text[:characters])
+    if len(ends) < wanted:  # perhaps too short
         whole = maker.prompt(text)
         if len(whole.tokens) <= tokens:
             return whole if len(whole.tokens) == tokens else None
@@ -178,19 +166,6 @@ def cut_prompt(maker: "Engine | Prompter", text: str, tokens: int) -> "Prompt | 
     return max(near, key=lambda prompt: len(prompt.tokens), default=None)
 
 
-def _token_ends(maker: "Engine | Prompter", text: str, count: int) -> list[int]:
-    """Where in ``text`` its tokens end; at least the first ``count``, if there are as many."""
-    characters = _CHARACTERS_PER_TOKEN * count
-    while True:
-        ends = maker.tokenizer.token_ends(text[:characters])
-        if len(ends) >= count or characters >= len(text):
-            return ends
-        characters *= 2
-
-
-# Sources
-
-
 def _is_repo(spec: str) -> bool:
     """Whether it looks like a data set's name and neither is nor looks like a file."""
     is_file = spec.lower().endswith((*_LINES, *_TABLES, *_TEXTS)) or os.path.exists(spec)
@@ -198,7 +173,7 @@ def _is_repo(spec: str) -> bool:
 
 
 def _texts_of(spec: str, field: str, offline: bool) -> Found:
-    """What a source holds, read as it is asked for; what it cannot be is refused at once."""
+    """Read as it is asked for; what a source cannot be is refused at once."""
     if spec == SAMPLE:
         return _read_lines(SAMPLE, Path(__file__).parent / "sample.jsonl", field)
     if _is_repo(spec):
@@ -243,7 +218,7 @@ def _choose(repo: str, names: Iterable[str]) -> str:
             reason=f"it holds {kinds or 'no data'}",
             hints=["convert one to JSON lines, one object a line, and name that file"],
         )
-    wanted = (name for each in _SPLITS for name in usable if each.search(name.lower()))
+    wanted = (name for split in _SPLITS for name in usable if re.search(split, name.lower()))
     return next(wanted, usable[0])
 
 
@@ -259,8 +234,7 @@ def _read_whole(path: Path) -> Found:
 
 
 def _read_lines(label: str, path: Path, field: str) -> Found:
-    stem = re.sub(r"\.jsonl(\.gz)?$", "", label, flags=re.IGNORECASE)
-    number = 0
+    stem, number = re.sub(r"\.jsonl(\.gz)?$", "", label, flags=re.IGNORECASE), 0
     try:
         plain = path.open("rb")
     except OSError as error:

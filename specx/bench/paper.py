@@ -1,6 +1,5 @@
 """Published results beside our own: which rows of a preset's paper belong to a bench. Nothing is
-judged: devices, texts and clocks differ, and every row says so.
-"""
+judged: devices, texts and clocks differ, and every row says so."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,9 +29,7 @@ def check_paper(presets: Iterable[Preset]) -> None:
 
 def presets_of(saved: Bench) -> dict[str, Preset]:
     """The presets of a saved bench, among those that a name reaches: a file may name anything.
-
-    Raises ``UsageError`` where one is gone.
-    """
+    Raises ``UsageError`` where one is gone."""
     planned = saved.plan.presets
     if any(preset.stand_in for preset in planned):
         raise UsageError("--paper does not go with a bench of stand-in weights")
@@ -47,12 +44,10 @@ def presets_of(saved: Bench) -> dict[str, Preset]:
 
 
 def with_paper(bench: Bench, presets: Mapping[str, Preset]) -> Bench:
-    """``bench`` with the rows that ``presets`` (by name in the plan) name for its cells.
-
-    A row belongs to the cells of its mode and length, and rows without a length to the whole
-    bench. Where the paper has the bench's texts, only those rows are taken, else its first data
-    set's, and ``same_data`` is false. Raises ``UsageError`` for a preset without rows.
-    """
+    """``bench`` with the rows that ``presets`` (by name in the plan) name for its cells. A row
+    belongs to the cells of its mode and length, and rows without a length to the whole bench. Where
+    the paper has the bench's texts, only those rows are taken, else its first data set's, and
+    ``same_data`` is false. Raises ``UsageError`` for a preset without rows."""
     check_paper(presets.values())
     rows: list[PublishedRow] = []
     for name, preset in presets.items():
