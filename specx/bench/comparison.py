@@ -230,12 +230,11 @@ class Race:
         found = engine.difference(run.prompt, expected, got, sampling=self.task.sampling)
         if found is None:
             return replace(run, why="interrupted") if is_partial else replace(run, equal=True)
-        texts = [
+        one, other = (
             "" if token is None else engine.tokenizer.decode([token])
             for token in (found.expected, found.got)
-        ]
-        parted = {"expected_text": texts[0], "got_text": texts[1]}
-        return replace(run, equal=False, difference=found, **parted)
+        )
+        return replace(run, equal=False, difference=found, expected_text=one, got_text=other)
 
 
 def _incomparable(first: LiveRun, run: LiveRun) -> str:
@@ -248,8 +247,10 @@ def _incomparable(first: LiveRun, run: LiveRun) -> str:
     return "another prompt" if run.prompt.tokens != first.prompt.tokens else ""
 
 
-def speedup(run: LiveRun, first: LiveRun, rate: str = "decode_tok_s") -> float | None:
-    """A rate over the first run's; None for the first run and where a rate is missing."""
+def speedup(run: LiveRun, first: LiveRun, *, overall: bool = False) -> float | None:
+    """The rate of decoding, or of the whole request, over the first run's; None for the first run
+    and where a rate is missing."""
+    rate = "end_to_end_tok_s" if overall else "decode_tok_s"
     mine, other = (getattr(rates(each.result.stats), rate) for each in (run, first))
     return None if run is first or None in (mine, other) else ratio_of(mine, other)
 
@@ -275,7 +276,7 @@ def _row(run: LiveRun, first: LiveRun) -> LiveRow:
         preset=run.contestant.preset.name,
         mode=run.contestant.variant.name,
         speedup=speedup(run, first),
-        end_to_end_speedup=speedup(run, first, "end_to_end_tok_s"),
+        end_to_end_speedup=speedup(run, first, overall=True),
         equal=run.equal,
         first_difference=BenchDifference.of(run.difference) if run.difference else None,
         **facts,

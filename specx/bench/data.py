@@ -8,9 +8,10 @@ import json
 import os
 import re
 import zlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,14 +25,11 @@ if TYPE_CHECKING:
     from specx.engine import Engine
     from specx.prompts import Prompt, Prompter
 
-SAMPLE = "sample"
 MAX_LINE_BYTES = 16 << 20
 MAX_FILE_BYTES = 1 << 30  # of lines; reached only by a file with almost no usable one
 MAX_CHARACTERS = 256 << 20  # of all texts together
 MAX_SKIPPED = 100  # named one by one; the rest is counted
 MAX_BELOW_TOKENS = 8
-_CORRECTIONS = 4
-_CHARACTERS_PER_TOKEN = 6  # more than any usual tokenizer needs for prose
 _LINES = (".jsonl", ".jsonl.gz")
 _TABLES = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".jsonl.zst", ".jsonl.bz2", ".jsonl.xz")
 _TEXTS = (".txt", ".md", ".markdown", ".text", ".gz")
@@ -41,7 +39,6 @@ _SPLITS = (r"(?<![a-z])test(?![a-z])", r"(?<![a-z])(validation|valid|val|dev)(?!
 # The evaluation files published with SpecExtend wrap every text in a request of their own; the
 # preset's takes its place.
 _FRAME_BEGIN = re.compile(r"\A.{0,300}?^### Text:[ \t]*\n", re.DOTALL | re.MULTILINE)
-_FRAME_END = "### Summary:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,8 @@ def load_data(
     texts: dict[str, Text] = {}
     skipped: list[SkippedText] = []
     left_out = characters = 0
-    for found in _in_turns([_texts_of(each, field, offline) for each in specs]):
+    in_turns = zip_longest(*[_texts_of(each, field, offline) for each in specs])
+    for found in filter(None, chain.from_iterable(in_turns)):
         if isinstance(found, Text):
             first = texts.setdefault(found.text, found)
             if first is found:
@@ -92,12 +90,12 @@ def load_data(
                 if len(texts) >= 4 * samples + 32 or characters >= MAX_CHARACTERS:
                     break
                 continue
-            found = _skipped(found.name, f"the same text as {first.name}")
+            found = SkippedText(where=found.name, reason=f"the same text as {first.name}")
         left_out += 1
         if left_out <= MAX_SKIPPED:
             skipped.append(found)
     if (more := left_out - MAX_SKIPPED) > 0:
-        skipped.append(_skipped(name, f"{more:,} more, not named one by one"))
+        skipped.append(SkippedText(where=name, reason=f"{more:,} more, not named one by one"))
     if not texts:
         reasons = [f"{each.where}: {each.reason}" for each in skipped[:3]]
         raise DocumentError(
@@ -106,19 +104,6 @@ def load_data(
             hints=[f"a line is a JSON object with a text in its field {field!r}"],
         )
     return BenchData(name, tuple(texts.values()), tuple(skipped))
-
-
-def _in_turns(sources: Sequence[Found]) -> Found:
-    waiting = deque(sources)
-    while waiting:
-        source = waiting.popleft()
-        if (found := next(source, None)) is not None:
-            yield found
-            waiting.append(source)
-
-
-def _skipped(where: str, reason: str) -> SkippedText:
-    return SkippedText(where=where, reason=reason)
 
 
 def cut_prompt(maker: "Engine | Prompter", text: str, tokens: int) -> "Prompt | None":
@@ -137,7 +122,7 @@ def cut_prompt(maker: "Engine | Prompter", text: str, tokens: int) -> "Prompt | 
     ends: list[int] = []
     wanted, characters = keep + MAX_BELOW_TOKENS, 0
     while len(ends) < wanted and characters < len(text):
-        characters = 2 * characters or _CHARACTERS_PER_TOKEN * wanted
+        characters = 2 * characters or 6 * wanted  # a token of prose is usually shorter than 6
         ends = maker.tokenizer.token_ends(text[:characters])
     if len(ends) < wanted:  # perhaps too short
         whole = maker.prompt(text)
@@ -155,7 +140,7 @@ def cut_prompt(maker: "Engine | Prompter", text: str, tokens: int) -> "Prompt | 
     # The count of the whole is not the sum of its parts: a word that was cut in two, or the line
     # break after the last word, may be encoded in another way. So the excess corrects the cut.
     keep = min(keep, len(ends))
-    for _ in range(_CORRECTIONS):
+    for _ in range(4):
         keep = min(max(1, keep - excess_of(keep)), len(ends))
     around = range(max(1, keep - MAX_BELOW_TOKENS), min(len(ends), keep + MAX_BELOW_TOKENS) + 1)
     for count in sorted(around, key=lambda count: abs(count - keep)):
@@ -174,8 +159,8 @@ def _is_repo(spec: str) -> bool:
 
 def _texts_of(spec: str, field: str, offline: bool) -> Found:
     """Read as it is asked for; what a source cannot be is refused at once."""
-    if spec == SAMPLE:
-        return _read_lines(SAMPLE, Path(__file__).parent / "sample.jsonl", field)
+    if spec == "sample":
+        return _read_lines(spec, Path(__file__).parent / "sample.jsonl", field)
     if _is_repo(spec):
         path = _hub_file(spec, offline=offline)
         return _read_lines(f"{spec}/{path.name}", path, field)
@@ -246,13 +231,15 @@ def _read_lines(label: str, path: Path, field: str) -> Found:
                     name, text = _parse(raw, field)
                 except ValueError as error:
                     if raw.strip():
-                        yield _skipped(f"{label} line {number}", str(error))
+                        yield SkippedText(where=f"{label} line {number}", reason=str(error))
                     continue
                 yield Text(name or f"{stem}-{number}", text)
         except (OSError, EOFError, zlib.error) as error:
-            yield _skipped(f"{label} line {number + 1}", f"the file is damaged: {error}")
+            yield SkippedText(
+                where=f"{label} line {number + 1}", reason=f"the file is damaged: {error}"
+            )
         except OverflowError as error:
-            yield _skipped(label, str(error))
+            yield SkippedText(where=label, reason=str(error))
 
 
 def _lines(read: Callable[[int], bytes]) -> Iterator[bytes]:
@@ -300,4 +287,4 @@ def unframed(text: str) -> str:
     begin = _FRAME_BEGIN.match(text)
     if begin is None:
         return text.strip()
-    return text[begin.end() :].strip().removesuffix(_FRAME_END).strip()
+    return text[begin.end() :].strip().removesuffix("### Summary:").strip()

@@ -1,5 +1,5 @@
-"""``--dry-run``: what a plan will cost, from the models' shapes (laid out on torch's meta device, so
-no weights are read) and this hardware's speed, which is measured."""
+"""``--dry-run``: what a plan will cost, from this hardware's measured speed and the models' shapes,
+laid out on torch's meta device: no weights are read."""
 
 import math
 from collections.abc import Iterator
@@ -87,7 +87,8 @@ def _rows(setup: Setup, name: str) -> Iterator[EstimateRow]:
     plan, preset = setup.plan, setup.presets[name]
     files = find_pair(preset, setup.options)
     target = _outline(files.target_config, preset.target.dtype, setup)
-    draft = files.draft_config and _outline(files.draft_config, preset.draft.dtype, setup)
+    config = files.draft_config
+    draft = None if config is None else _outline(config, preset.draft.dtype, setup)
     costs = [cost_of(model) for model in (target, draft) if model is not None]
     for length in plan.lengths:
         floor = measure_floor(preset, target, draft, length)

@@ -68,19 +68,13 @@ class Finished:
     differences: dict[BenchCell, BenchDifference] = field(default_factory=dict)
     missing: dict[BenchCell, str] = field(default_factory=dict)  # cells that cannot be run, and why
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # on a preset's files
-    environment: dict[str, Any] = field(default_factory=dict)
-    plan: dict[str, Any] = field(default_factory=dict)
-    created: str = ""
+    header: HeaderLine | None = None
     elapsed_s: float = 0.0
 
     def take(self, line: Line) -> None:
         match line:
             case HeaderLine():
-                self.created, self.environment, self.plan = (
-                    line.created,
-                    line.environment,
-                    line.plan,
-                )
+                self.header = line
             case SampleLine():
                 self.samples[line.sample.cell] = line.sample
                 self.elapsed_s = line.elapsed_s
@@ -129,8 +123,16 @@ class Journal:
             except OSError as error:
                 reason = error.strerror or str(error)
                 raise UsageError(f"cannot resume {path}", reason=reason) from error
-            finished = _read(path, file)
-            _check_same(path, finished, plan, _facts(environment, build))
+            header, finished = _read(path, file)
+            found = differences(plan.as_json(), header.plan)
+            for line in differences(_facts(environment, build), header.environment):
+                if not line.startswith(("python:", "os:")):  # these may change within one journal
+                    found.append(f"env.{line}")
+            if found:
+                reason = "; ".join([*found[:3], *([f"{len(found) - 3} more"] if found[3:] else [])])
+                hint = "give the same options as before, or start anew without --resume"
+                what = f"{path} is the journal of another bench"
+                raise UsageError(what, reason=reason, hints=[hint])
             stack.pop_all()  # the journal closes it
         return cls(path, file, finished)
 
@@ -173,7 +175,7 @@ def _is_journal(path: Path) -> bool:
         return False
 
 
-def _read(path: Path, file: FileIO) -> Finished:
+def _read(path: Path, file: FileIO) -> tuple[HeaderLine, Finished]:
     """What follows the last line end is cut off the file."""
     if os.fstat(file.fileno()).st_size > _MAX_BYTES:
         raise UsageError(f"{path} is too large for a journal of specx bench")
@@ -191,23 +193,12 @@ def _read(path: Path, file: FileIO) -> Finished:
             reason = f"line {number} cannot be read or is out of place"
             raise UsageError(f"{path} is not a journal of specx bench", reason=reason) from error
         finished.take(line)
-    return finished
+    assert finished.header is not None
+    return finished.header, finished
 
 
 def _facts(environment: MachineFacts, build: Build) -> dict[str, Any]:
     return {**environment.model_dump(), "specx": build.as_json()}
-
-
-def _check_same(path: Path, finished: Finished, plan: Plan, facts: dict[str, Any]) -> None:
-    found = differences(plan.as_json(), finished.plan)
-    for line in differences(facts, finished.environment):
-        if not line.startswith(("python:", "os:")):  # these may change within one journal
-            found.append(f"env.{line}")
-    if found:
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        hint = "give the same options as before, or start anew without --resume"
-        reason = "; ".join(found[:3]) + more
-        raise UsageError(f"{path} is the journal of another bench", reason=reason, hints=[hint])
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

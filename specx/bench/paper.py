@@ -2,7 +2,7 @@
 judged: devices, texts and clocks differ, and every row says so."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from specx.bench.schema import Bench, PublishedRow
@@ -50,8 +50,10 @@ def with_paper(bench: Bench, presets: Mapping[str, Preset]) -> Bench:
     ``same_data`` is false. Raises ``UsageError`` for a preset without rows."""
     check_paper(presets.values())
     rows: list[PublishedRow] = []
+    folded = re.sub(r"[^a-z0-9]", "", bench.plan.data.name.lower())  # however it is spelt
     for name, preset in presets.items():
-        chosen, is_same = _of_data(preset.paper, bench.plan.data.name)
+        same = [row for row in preset.paper if row.data in folded]
+        chosen = same or [row for row in preset.paper if row.data == preset.paper[0].data]
         places: list[tuple[str, PaperRow]] = []
         places += [(row.mode, row) for row in chosen if not row.prompt_tokens]
         for cell in (cell for cell in bench.cells if cell.preset == name):
@@ -59,12 +61,5 @@ def with_paper(bench: Bench, presets: Mapping[str, Preset]) -> Bench:
             places += [(cell.mode, row) for row in fitting if cell.mode in _MODES[row.mode]]
         for mode, row in places:
             here: dict[str, Any] = {"preset": name, "mode": mode, "length": row.prompt_tokens}
-            rows.append(PublishedRow.of(row, same_data=is_same, **here))
+            rows.append(PublishedRow.of(row, same_data=bool(same), **here))
     return bench.model_copy(update={"paper": rows})
-
-
-def _of_data(rows: Sequence[PaperRow], name: str) -> tuple[list[PaperRow], bool]:
-    """The rows over the texts called ``name``, however that is spelt; True if there are any."""
-    folded = re.sub(r"[^a-z0-9]", "", name.lower())
-    same = [row for row in rows if row.data in folded]
-    return (same, True) if same else ([row for row in rows if row.data == rows[0].data], False)

@@ -20,8 +20,6 @@ from specx.preset.preset import Preset, load_preset
 from specx.prompts import Prompter
 from specx.standin import build as standin
 
-_AS_ASKED = ("baseline", "reps", "warmup", "max_tokens", "ignore_eos", "verify")
-
 
 @dataclass(frozen=True, slots=True)
 class Options:  # lengths and modes are already read
@@ -82,6 +80,7 @@ def prepare(options: Options) -> Setup:
         notes.append(f"no energy: {meter}")
         meter = None
     facts = [_facts(preset, options, device) for preset in presets]
+    as_asked = ("baseline", "reps", "warmup", "max_tokens", "ignore_eos", "verify")
     plan = schema.Plan(
         presets=tuple(facts),
         modes=modes,
@@ -91,7 +90,7 @@ def prepare(options: Options) -> Setup:
             documents=tuple(text.document for text in texts),
             skipped=(*data.skipped, *too_short),
         ),
-        **{name: getattr(options, name) for name in _AS_ASKED},
+        **{name: getattr(options, name) for name in as_asked},
         energy=meter is not None,
         sampling=sampling,
         device=device,

@@ -23,7 +23,6 @@ from specx.preset.preset import Preset
 _LEAST_BYTES = 64 << 20
 _BANDWIDTH_S = 1.5  # time box of one size
 _RATE_S = 1.0
-_LONGEST_PRODUCT_S = 0.25
 #: Rows and width of square linear layers, from one that suits two cores to one that suits a GPU.
 _PRODUCTS = ((256, 1024), (1024, 2048), (2048, 4096), (4096, 8192))
 # What this process has measured: bytes a second by buffer size, and operations a second. Other
@@ -148,7 +147,7 @@ def _product_flop_s(device: torch.device, dtype: torch.dtype) -> float:
     best, left_s = 0.0, _RATE_S
     for rows, width in _PRODUCTS:
         flop = 2 * rows * width * width
-        if best and flop / best > _LONGEST_PRODUCT_S:
+        if best and flop / best > 0.25:  # seconds of one product
             break
         left_s /= 2
         layer = linear_of(torch.randn(width, width, device=device, dtype=dtype) * width**-0.5)

@@ -22,7 +22,6 @@ from specx.prompts import Prompt
 from specx.standin import build as standin
 from specx.stream import TextChunk
 
-_LONG_RUN_S = 60.0  # a run that is worth measuring the hardware twice
 #: What a sample has from the engine's own record; the rest is timed from outside.
 _TIMED = ("prefill_target_s", "prefill_draft_s", "tune_s")
 _COUNTED = ("prompt_tokens", "drafted", "accepted", "copied", *_TIMED)
@@ -46,10 +45,7 @@ class Subject:
             self._engine = Engine(preset, pair)
         else:
             self._engine = load(preset, device=device, dtype=dtype, offline=options.offline)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self._engine.notes
+        self.notes = self._engine.notes
 
     def prompt(self, text: str, tokens: int) -> Prompt | None:
         return cut_prompt(self._engine, text, tokens)
@@ -243,8 +239,7 @@ class Runner:
         self._measure_floors(subject, again=False)
         for group in filter(None, groups):
             yield from self._group(subject, group)
-        if self._spent_s > _LONG_RUN_S:
-            # What slowed this machine at the start must not stay as its floor.
+        if self._spent_s > 60:  # what slowed this machine at the start must not stay as its floor
             self._measure_floors(subject, again=True)
 
     def _measure_floors(self, subject: Subject, *, again: bool) -> None:

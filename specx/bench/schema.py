@@ -12,7 +12,7 @@ from pydantic import Field, computed_field, model_validator
 from specx.core.config import SamplingConfig
 from specx.core.stats import FinishReason
 from specx.trace import result
-from specx.trace.records import Program, Record, shown
+from specx.trace.records import Count, Positive, Program, Record, shown
 
 # Both formats say these things in the same words.
 MemoryBytes = result.MemoryBytes
@@ -22,16 +22,11 @@ DraftFacts = result.LoadedDraft
 MachineFacts = result.MachineFacts
 Amount = result.Amount
 Sha256 = result.Sha256
-Count = Annotated[int, Field(ge=0, lt=10**18)]
-Positive = Annotated[int, Field(ge=1, lt=10**18)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Name = Annotated[str, Field(min_length=1)]
 Metric = Literal[
     "prefill_tok_s", "decode_tok_s", "end_to_end_tok_s", "ttft_s", "tokens_per_step", "speedup"
 ]
-
-#: Parts of a verify step, in the order in which they happen (see ``Phases``).
-PHASES = ("draft_levels", "draft_tree", "verify", "accept", "commit", "retrieve", "host")
 
 
 class Place(NamedTuple):
@@ -69,6 +64,9 @@ class Phases(Record):
     commit: Amount = Field(default=0.0, description="Compacting the target's cache.")
     retrieve: Amount = Field(default=0.0, description="Scoring chunks, filling the draft's cache.")
     host: Amount = Field(default=0.0, description="The rest: stop rule, bookkeeping, text.")
+
+
+PHASES = tuple(Phases.model_fields)  # in the order in which they happen
 
 
 class Joules(Record):
@@ -301,12 +299,12 @@ class Summary(Record):
     accepted_per_step: Interval | None
     speedup: Interval | None = Field(description="Geometric mean over documents, paired.")
     end_to_end_speedup: Interval | None
-    floor: OverFloor | None
+    floor: OverFloor | None = Field(description="Measured over least time.")
     memory: MemoryBytes
     energy_j_per_token: Amount | None = Field(description="Of decoding.")
-    equal: Equality | None
+    equal: Equality | None = Field(description="Outputs compared with plain, and the same.")
     profile_ms: Phases | None
-    first_difference: LocatedDifference | None
+    first_difference: LocatedDifference | None = Field(description="In the first such run.")
 
     @property
     def is_unequal(self) -> bool:

@@ -30,15 +30,19 @@ def report(
     ``stopped``: why the run ended early, "" when it did not."""
     samples, missing = [], []
     for cell in plan.cells():
-        if cell in finished.samples:
-            samples.append(_judged(plan, finished, cell))
-        else:
+        if (sample := finished.samples.get(cell)) is None:
             reason = finished.missing.get(cell, stopped or "not run")
             missing.append(schema.MissingCell(cell=cell, reason=reason))
+            continue
+        plain = finished.samples.get(cell.model_copy(update={"mode": "plain"}))
+        if plan.verify and plain is not None and plain is not sample:
+            equal, found = sample.tokens == plain.tokens, finished.differences.get(cell)
+            sample = sample.model_copy(update={"equal": equal, "first_difference": found})
+        samples.append(sample)
     floors = list(finished.floors.values())
     return Bench(
         specx=build,
-        created=finished.created,
+        created=finished.header.created if finished.header else "",
         elapsed_s=elapsed_s,
         finished=not missing and not stopped,
         plan=plan,
@@ -48,16 +52,6 @@ def report(
         missing=missing,
         warnings=[*warnings_of_files(plan, finished.notes), *warnings_of_samples(plan, samples)],
     )
-
-
-def _judged(plan: Plan, finished: Finished, cell: schema.BenchCell) -> Sample:
-    """A sample, compared with plain decoding where there is a run."""
-    sample = finished.samples[cell]
-    plain = finished.samples.get(cell.model_copy(update={"mode": "plain"}))
-    if not plan.verify or plain is None or plain is sample:
-        return sample
-    equal, difference = sample.tokens == plain.tokens, finished.differences.get(cell)
-    return sample.model_copy(update={"equal": equal, "first_difference": difference})
 
 
 def rows(plan: Plan, samples: Samples, floors: Sequence[Floor]) -> list[BenchRow]:

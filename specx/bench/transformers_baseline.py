@@ -38,9 +38,12 @@ class Witnesses:
     ) -> None:
         """Load the preset's models, or take the stand-ins of ``pair``, which has no head."""
         self._name = preset.name
-        self._target, self._draft, ends = (
-            _from_files(preset, device, dtype, offline) if pair is None else _from_tensors(pair)
-        )
+        if pair is None:
+            self._target, self._draft, ends = _from_files(preset, device, dtype, offline)
+        else:
+            self._target = assembled(pair.target)
+            self._draft = assembled(pair.draft) if isinstance(pair.draft, LoadedModel) else None
+            ends = hub.end_tokens(pair.target.config, pair.tokenizer)
         self._end_tokens = sorted(ends)
         self._cache: StaticCache | None = None
 
@@ -217,11 +220,6 @@ def _from_files(preset: Preset, device: str, dtype: str, offline: bool) -> Model
     if files.draft_dir is not None and files.draft_config is not None:
         draft = read(files.draft_dir, preset.draft.dtype)
     return target, draft, hub.end_tokens(files.target_config, files.tokenizer)
-
-
-def _from_tensors(pair: ModelPair) -> Models:
-    draft = assembled(pair.draft) if isinstance(pair.draft, LoadedModel) else None
-    return assembled(pair.target), draft, hub.end_tokens(pair.target.config, pair.tokenizer)
 
 
 def assembled(model: LoadedModel) -> PreTrainedModel:
