@@ -198,8 +198,7 @@ def _measure(
     request: BenchRequest, screen: Screen, setup: "Setup", budget_s: float | None
 ) -> tuple["Bench", int]:
     """Run what the journal does not have; the bench, and 128 + signal when stopped by one."""
-    from specx.bench.engine_runner import Subject
-    from specx.bench.runner import Interrupted, Runner
+    from specx.bench.runner import Interrupted, Runner, Subject
     from specx.bench.summary import report
 
     def load(name: str) -> Subject:
