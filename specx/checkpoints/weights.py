@@ -261,5 +261,4 @@ def kind_of(tensor: "torch.Tensor") -> str:
 
 
 def by(shape: tuple[int, ...]) -> str:
-    """A shape in words."""
     return "x".join("?" if n < 0 else str(n) for n in shape) or "a single number"

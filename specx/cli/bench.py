@@ -44,8 +44,6 @@ _LEAST = {"samples": 1, "reps": 1, "warmup": 0, "max_tokens": 2}
 
 @dataclass(frozen=True, slots=True)
 class BenchRequest:
-    """The options of ``specx bench``."""
-
     lengths: str = given("--lengths LIST", "Prompt tokens, k = 1024 [1k..16k].", "1k..16k")
     modes: list[str] = given(
         "--modes LIST", "specx, specx+window, ablation, gpu, witnesses …", list
