@@ -36,57 +36,41 @@ class SpecxError(Exception):
 
 
 class UsageError(SpecxError):
-    """A wrong option, value or preset file."""
-
     exit_code = 2
     code = "usage"
 
 
 class DocumentError(SpecxError):
-    """Input that is missing, empty, undecodable or of an unsupported format."""
-
     exit_code = 3
     code = "document"
 
 
 class ModelUnavailableError(SpecxError):
-    """Weights that cannot be reached: gated, not found, or offline and not cached."""
-
     exit_code = 4
     code = "model_unavailable"
 
 
 class ModelError(SpecxError):
-    """A checkpoint that is damaged, incomplete or of an unsupported architecture."""
-
     exit_code = 4
     code = "model"
 
 
 class PairError(SpecxError):
-    """Target and draft disagree, for example on the text of a token."""
-
     exit_code = 5
     code = "pair_mismatch"
 
 
 class ResourceError(SpecxError):
-    """Too little GPU memory, RAM or disk."""
-
     exit_code = 6
     code = "resources"
 
 
 class ContextError(SpecxError):
-    """A prompt that does not fit into the context of the preset."""
-
     exit_code = 7
     code = "context"
 
 
 class VerifyError(SpecxError):
-    """The certificate failed: speculative and plain decoding disagree."""
-
     exit_code = 8
     code = "verify"
 
