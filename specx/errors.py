@@ -1,18 +1,7 @@
 """Every error that specx raises on purpose, and how its words are made fit for a terminal.
 
-    SpecxError                 exit 1
-    ├── UsageError             exit 2   a wrong option, value or preset file
-    ├── DocumentError          exit 3   input missing, empty, undecodable, unsupported
-    ├── ModelUnavailableError  exit 4   gated, not found, offline and not cached
-    ├── ModelError             exit 4   a checkpoint that is broken or of an unsupported kind
-    ├── PairError              exit 5   target and draft do not fit together
-    ├── ResourceError          exit 6   too little memory or disk
-    ├── ContextError           exit 7   the prompt is longer than the context
-    └── VerifyError            exit 8   speculative text differs from plain text
-
 An error says *what* happened (``message``), *why* (``reason``, optional) and *what to do*
-(``hints``, one to three lines). This module knows no screen: the command line prints these
-fields, a library user reads them as attributes.
+(``hints``, one to three lines), and has an exit code of its own.
 """
 
 import re

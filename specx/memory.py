@@ -127,7 +127,6 @@ class Needs:
         return self.target_bytes + self.draft_bytes + self.chunk_bytes
 
     def table(self, room: Room) -> str:
-        """Two aligned lines."""
         free, total = ("?" if n is None else size(n) for n in (room.free_bytes, room.total_bytes))
         need = size(self.total_bytes)
         width = max(len(need), len(free))

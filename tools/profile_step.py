@@ -28,6 +28,7 @@ from specx.core.clock import now
 from specx.core.config import Parts, SamplingConfig, parts_for
 from specx.core.decode import Step, launch, settle
 from specx.core.drafts import Drafter
+from specx.core.drafts.eagle import EagleHead
 from specx.core.drafts.model import DraftSettings, ModelDrafter, drafter_in
 from specx.core.kernels.choice import choose_kernels
 from specx.core.sampling import Sampler
@@ -196,7 +197,9 @@ class Bench:
         draft = self._engine.draft
         assert draft is not None
         rows = min(self._length, self._engine.preset.retrieval.budget_tokens)
-        weights = roofline.level_weights(draft) if draft.reads_features else draft.weights_bytes
+        weights = draft.weights_bytes
+        if isinstance(draft, EagleHead):  # merges the target's features once a draft
+            weights = draft.footprint.forward_bytes - draft.fuse_bytes
         return weights + roofline.cost_of(draft).kv_row_bytes * rows
 
 

@@ -1,7 +1,5 @@
-"""The same document through several pairs of preset and mode, one run after another.
-
-Runs do not overlap: they would share one processor, and each would slow the others down.
-"""
+"""The same document through several pairs of preset and mode, one run after another. Runs do not
+overlap: they would share one processor, and each would slow the others down."""
 
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,20 +30,16 @@ WARMUP_NEW_TOKENS = 8
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """What runs. ``source`` is the preset as it was named: a name or a file."""
-
     title: str
-    source: str
+    source: str  # the preset as it was named: a name or a file
     preset: Preset
     variant: Variant
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What every contestant is asked; ``instruction`` None is its preset's own summary request."""
-
     document: str
-    instruction: str | None
+    instruction: str | None  # None: the preset's own summary request
     max_tokens: int
     sampling: SamplingConfig
     device: str = "auto"
@@ -55,10 +49,8 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class LiveRun:
-    """One finished run, and how its text relates to the first run's.
-
-    ``equal`` is None for the first run and where texts cannot be compared; ``why`` says why not.
-    """
+    """One finished run, and how its text relates to the first run's. ``equal`` is None for the
+    first run and where texts cannot be compared; ``why`` says why not."""
 
     contestant: Contestant
     result: "Result"
@@ -75,24 +67,18 @@ class LiveRun:
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """A contestant has entered a phase of its turn."""
-
     index: int
     phase: Literal["loading", "warming up", "reading"]
 
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """The running contestant has read or written a little more."""
-
     index: int
     event: "Prefill | TextChunk"
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A contestant is through."""
-
     index: int
     run: LiveRun
 
@@ -103,17 +89,15 @@ Event = Began | Progressed | Ended
 def parse_contestants(
     words: Sequence[str], preset: str | Preset, overrides: Mapping[str, object] | None = None
 ) -> list[Contestant]:
-    """``MODE``, ``PRESET:MODE`` or ``PRESET:`` (its own mode) as contestants, in order.
-
-    A preset's path may hold colons: the last one counts. No words mean plain and specx of
-    ``preset``, and before a single one goes plain decoding of its preset. Raises ``UsageError``.
-    """
+    """``MODE``, ``PRESET:MODE`` or ``PRESET:`` (its own mode) as contestants, in order. A preset's
+    path may hold colons: the last one counts. No words mean plain and specx of ``preset``, and
+    before a single one goes plain decoding of its preset. Raises ``UsageError``."""
     own = preset if isinstance(preset, str) else preset.name
     pairs = [_split(word, own) for word in words] or [(own, "plain"), (own, "specx")]
+    if [mode for _, mode in pairs] == ["plain"]:
+        hint = "add --with specx, for example"
+        raise UsageError("plain alone cannot be compared", hints=[hint])
     if len(pairs) == 1:
-        if pairs[0][1] == "plain":
-            hint = "add --with specx, for example"
-            raise UsageError("plain alone cannot be compared", hints=[hint])
         pairs.insert(0, (pairs[0][0], "plain"))
     presets = {
         source: load_preset(preset if source == own else source, overrides or {})
@@ -164,10 +148,7 @@ def _variant(mode: str, preset: Preset) -> Variant:
 
 
 class Race:
-    """The runs of one document. Iterate over ``events``; ``runs`` grows meanwhile.
-
-    A model pair is loaded once and given up after its last turn.
-    """
+    """The runs of one document; a model pair is loaded once and given up after its last turn."""
 
     def __init__(self, contestants: Sequence[Contestant], task: Task) -> None:
         self.contestants, self.task = tuple(contestants), task
@@ -183,7 +164,6 @@ class Race:
             self._stream.cancel()
 
     def events(self) -> Iterator[Event]:
-        """Run everybody. Raises ``SpecxError``; finished runs remain in ``runs``."""
         for index, contestant in enumerate(self.contestants):
             if self._is_cancelled:
                 return
@@ -250,12 +230,11 @@ class Race:
         found = engine.difference(run.prompt, expected, got, sampling=self.task.sampling)
         if found is None:
             return replace(run, why="interrupted") if is_partial else replace(run, equal=True)
-        run = replace(run, equal=False, difference=found)
-        decoded = [
+        one, other = (
             "" if token is None else engine.tokenizer.decode([token])
             for token in (found.expected, found.got)
-        ]
-        return replace(run, expected_text=decoded[0], got_text=decoded[1])
+        )
+        return replace(run, equal=False, difference=found, expected_text=one, got_text=other)
 
 
 def _incomparable(first: LiveRun, run: LiveRun) -> str:
@@ -268,44 +247,37 @@ def _incomparable(first: LiveRun, run: LiveRun) -> str:
     return "another prompt" if run.prompt.tokens != first.prompt.tokens else ""
 
 
-def speedup(run: LiveRun, first: LiveRun, rate: str = "decode_tok_s") -> float | None:
-    """A rate over the first run's; None for the first run and where a rate is missing."""
+def speedup(run: LiveRun, first: LiveRun, *, overall: bool = False) -> float | None:
+    """The rate of decoding, or of the whole request, over the first run's; None for the first run
+    and where a rate is missing."""
+    rate = "end_to_end_tok_s" if overall else "decode_tok_s"
     mine, other = (getattr(rates(each.result.stats), rate) for each in (run, first))
     return None if run is first or None in (mine, other) else ratio_of(mine, other)
-
-
-def end_to_end_speedup(run: LiveRun, first: LiveRun) -> float | None:
-    """The same for the rate over the whole request."""
-    return speedup(run, first, "end_to_end_tok_s")
 
 
 def live_comparison(
     runs: Sequence[LiveRun], document: "Document", environment: Mapping[str, Any]
 ) -> LiveComparison:
-    """At least one finished run as what is written to a file."""
     return LiveComparison(
         specx=Program(version=__version__),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         input=source_facts(document, runs[0].prompt),
         env=MachineFacts(**environment),
-        runs=[
-            LiveRow(
-                preset=run.contestant.preset.name,
-                mode=run.contestant.variant.name,
-                speedup=speedup(run, runs[0]),
-                end_to_end_speedup=end_to_end_speedup(run, runs[0]),
-                equal=run.equal,
-                first_difference=BenchDifference.of(run.difference) if run.difference else None,
-                **_measured(run),
-            )
-            for run in runs
-        ],
+        runs=[_row(run, runs[0]) for run in runs],
     )
 
 
-def _measured(run: LiveRun) -> dict[str, Any]:
+def _row(run: LiveRun, first: LiveRun) -> LiveRow:
     facts = measured(run.result, run.remarks)
     if not run.result.stats.steps:  # nothing is per step
         blank = dict.fromkeys(("accepted_per_step", "tokens_per_step"))
         facts["accept"] = facts["accept"].model_copy(update=blank)
-    return facts
+    return LiveRow(
+        preset=run.contestant.preset.name,
+        mode=run.contestant.variant.name,
+        speedup=speedup(run, first),
+        end_to_end_speedup=speedup(run, first, overall=True),
+        equal=run.equal,
+        first_difference=BenchDifference.of(run.difference) if run.difference else None,
+        **facts,
+    )

@@ -49,49 +49,32 @@ class Condition:
     length: int | None = None
 
     def holds(self, value: float) -> bool:
-        """Whether ``value`` fulfils it, which means failure."""
         return bool(_OPERATORS[self.operator](value, self.limit))
 
     @property
     def name(self) -> str:
-        """The metric as it is written: ``speedup.low``."""
         return self.metric if self.part == "value" else f"{self.metric}.{self.part}"
 
     def applies_to(self, row: BenchRow) -> bool:
-        """Whether ``row`` is in its scope."""
         if self.metric.endswith("_per_step") and row.mode == "plain" and self.mode is None:
             return False  # one token a step by definition; who writes @plain gets it
         return self.mode in (None, row.mode) and self.length in (None, row.length)
 
 
 def parse_condition(text: str, metrics: Mapping[str, MetricKind]) -> Condition:
-    """``speedup.low<1.0@specx@16k`` or ``change<-5%``.
-
-    Raises ``UsageError`` for an unknown metric, mode or operator, and for a percent sign too many
-    or too few.
-    """
-    try:
-        return _parse(text, metrics)
-    except ValueError as error:
-        is_percent = "percent" in metrics.values()
-        examples = "change<-5%" if is_percent else "speedup<1.0, speedup.low<1.5@specx@16k, equal<1"
-        raise UsageError(
-            f"{text.strip()!r} is not a condition",
-            reason=str(error),
-            hints=[f"for example {examples}", f"metrics: {', '.join(metrics)}"],
-        ) from error
-
-
-def _parse(text: str, metrics: Mapping[str, MetricKind]) -> Condition:
-    """Raises ``ValueError`` where a part is wrong, ``UsageError`` for unknown names."""
+    """``speedup.low<1.0@specx@16k`` or ``change<-5%``. Raises ``UsageError``."""
+    text = text.strip()
     found = _SHAPE.fullmatch(text)
     if found is None:
-        raise ValueError("it is not of the form METRIC OPERATOR NUMBER")
+        raise _refused(text, "it is not of the form METRIC OPERATOR NUMBER", metrics)
     name, part, sign, limit, percent, scope = found.groups()
     if name not in metrics:
         hints = [*did_you_mean(name, metrics), f"known: {', '.join(metrics)}"]
-        raise UsageError(f"unknown metric {name!r} in {text.strip()!r}", hints=hints)
+        raise UsageError(f"unknown metric {name!r} in {text!r}", hints=hints)
     kind = metrics[name]
+    words = [word.strip() for word in scope.split("@")[1:]]
+    lengths = [word for word in words if word[:1].isdecimal()]
+    modes = [word for word in words if word not in lengths]
     problems = {
         f"{sign!r} is not one of {' '.join(_OPERATORS)}": sign not in _OPERATORS,
         f"{name} is in percent: write {limit}%": kind == "percent" and not percent,
@@ -99,33 +82,34 @@ def _parse(text: str, metrics: Mapping[str, MetricKind]) -> Condition:
         "@ is not allowed here: every row is checked": kind == "percent" and scope,
         f"{name} is a single number, without .{part}": kind != "interval" and part is not None,
         f"{name} has .low and .high, not .{part}": part not in (None, "low", "high"),
+        "only one mode is allowed": len(modes) > 1,
+        "only one length is allowed": re.search(r"@|,|\.\.", "@".join(lengths)),
     }
     if wrong := [problem for problem, is_there in problems.items() if is_there]:
-        raise ValueError(wrong[0])
-    mode, length = _scope(scope)
+        raise _refused(text, wrong[0], metrics)
+    mode = parse_mode(modes[0]).name if modes else None
+    length = parse_lengths(lengths[0])[0] if lengths else None
     part = part or "value"
-    return Condition(text.strip(), name, part, sign, float(limit), limit + percent, mode, length)
+    return Condition(text, name, part, sign, float(limit), limit + percent, mode, length)
 
 
-def _scope(scope: str) -> tuple[str | None, int | None]:
-    """``@specx@16k`` → mode and length, None where there is none."""
-    words = [word.strip() for word in scope.split("@")[1:]]
-    lengths = [each for word in words if word[:1].isdecimal() for each in parse_lengths(word)]
-    modes = [parse_mode(word).name for word in words if not word[:1].isdecimal()]
-    for what, found in (("mode", modes), ("length", lengths)):
-        if len(found) > 1:
-            raise ValueError(f"only one {what} is allowed")
-    return next(iter(modes), None), next(iter(lengths), None)
+def _refused(text: str, reason: str, metrics: Mapping[str, MetricKind]) -> UsageError:
+    is_percent = "percent" in metrics.values()
+    examples = "change<-5%" if is_percent else "speedup<1.0, speedup.low<1.5@specx@16k, equal<1"
+    hints = [f"for example {examples}", f"metrics: {', '.join(metrics)}"]
+    return UsageError(f"{text!r} is not a condition", reason=reason, hints=hints)
 
 
 def failures(conditions: Sequence[Condition], bench: Bench) -> list[str]:
-    """A sentence for every cell of a bench in which a condition holds.
-
-    Raises ``UsageError`` for a condition that applied to no cell, and so was never checked.
-    """
+    """A sentence for every cell of a bench in which a condition holds. Raises ``UsageError`` for a
+    condition that applied to no cell, and so was never checked."""
     sentences: list[str] = []
     for condition in conditions:
-        values = list(_values(condition, bench))
+        values = [
+            (f"{row.preset} · {row.mode} · {row.length:,}", value)
+            for row in filter(condition.applies_to, bench.cells)
+            if (value := _value(condition, row.summary)) is not None
+        ]
         if not values:
             reason = _why_unchecked(condition, bench)
             raise UsageError(f"{condition.text} was not checked", reason=reason)
@@ -148,13 +132,6 @@ def _why_unchecked(condition: Condition, bench: Bench) -> str:
         return f"no cell there has a value of {condition.name}"
     what = "nothing" if mode is None else f"no run of {mode}"
     return f"{what} was measured" + ("" if length is None else f" at {length:,} tokens")
-
-
-def _values(condition: Condition, bench: Bench) -> Iterator[tuple[str, float]]:
-    """Label and value of the rows in the scope of ``condition`` that have one."""
-    for row in filter(condition.applies_to, bench.cells):
-        if (value := _value(condition, row.summary)) is not None:
-            yield f"{row.preset} · {row.mode} · {row.length:,}", value
 
 
 def _value(condition: Condition, summary: Summary) -> float | None:

@@ -1,8 +1,6 @@
-"""Natural text to measure on, from files, from the Hub, or the sample that comes with specx.
-
-In: names of sources. Out: texts, and a record of everything that was left out; and a text cut so
-that its whole prompt has a wanted number of tokens.
-"""
+"""Natural text to measure on, from files, from the Hub, or the sample that comes with specx. In:
+names of sources. Out: texts, and a record of everything that was left out; and a text cut so that
+its whole prompt has a wanted number of tokens."""
 
 import gzip
 import hashlib
@@ -10,9 +8,10 @@ import json
 import os
 import re
 import zlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,38 +25,29 @@ if TYPE_CHECKING:
     from specx.engine import Engine
     from specx.prompts import Prompt, Prompter
 
-SAMPLE = "sample"
 MAX_LINE_BYTES = 16 << 20
 MAX_FILE_BYTES = 1 << 30  # of lines; reached only by a file with almost no usable one
 MAX_CHARACTERS = 256 << 20  # of all texts together
 MAX_SKIPPED = 100  # named one by one; the rest is counted
 MAX_BELOW_TOKENS = 8
-_CORRECTIONS = 4
-_CHARACTERS_PER_TOKEN = 6  # more than any usual tokenizer needs for prose
 _LINES = (".jsonl", ".jsonl.gz")
 _TABLES = (".json", ".csv", ".tsv", ".parquet", ".arrow", ".jsonl.zst", ".jsonl.bz2", ".jsonl.xz")
 _TEXTS = (".txt", ".md", ".markdown", ".text", ".gz")
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 #: Parts of a file's name, the most wanted first: what a model was not trained on.
-_SPLITS = tuple(
-    re.compile(rf"(?<![a-z])({split})(?![a-z])") for split in ("test", "validation|valid|val|dev")
-)
+_SPLITS = (r"(?<![a-z])test(?![a-z])", r"(?<![a-z])(validation|valid|val|dev)(?![a-z])")
 # The evaluation files published with SpecExtend wrap every text in a request of their own; the
 # preset's takes its place.
 _FRAME_BEGIN = re.compile(r"\A.{0,300}?^### Text:[ \t]*\n", re.DOTALL | re.MULTILINE)
-_FRAME_END = "### Summary:"
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text and what to call it."""
-
     name: str
     text: str
 
     @property
     def document(self) -> BenchDocument:
-        """What a bench keeps of it."""
         sha256 = hashlib.sha256(self.text.encode()).hexdigest()
         return BenchDocument(name=self.name, sha256=sha256, characters=len(self.text))
 
@@ -77,13 +67,10 @@ Found = Iterator[Text | SkippedText]
 def load_data(
     spec: str | Sequence[str], *, field: str = "text", samples: int, offline: bool = False
 ) -> BenchData:
-    """Texts of ``sample``, of files, or of a data set ``OWNER/NAME`` on the Hub.
-
-    A file is one text, or JSON lines (``.jsonl``, ``.jsonl.gz``) with a text in ``field``. Several
-    sources take turns. As some texts will be too short, up to 4 × ``samples`` + 32 are read.
-    Raises ``DocumentError`` for a source without any usable text, ``UsageError``, and
-    ``ModelUnavailableError`` or ``ResourceError`` for a data set that cannot be had.
-    """
+    """Texts of ``sample``, of files, or of a data set ``OWNER/NAME`` on the Hub. A file is one
+    text, or JSON lines (``.jsonl``, ``.jsonl.gz``) with a text in ``field``. Several sources take
+    turns. As some texts will be too short, up to 4 × ``samples`` + 32 are read. Raises
+    ``DocumentError``, ``UsageError``, ``ModelUnavailableError``, ``ResourceError``."""
     if samples < 1:
         raise UsageError(f"the number of documents must be at least 1, not {samples}")
     specs = (spec,) if isinstance(spec, str) else tuple(dict.fromkeys(spec))
@@ -94,7 +81,8 @@ def load_data(
     texts: dict[str, Text] = {}
     skipped: list[SkippedText] = []
     left_out = characters = 0
-    for found in _in_turns([_texts_of(each, field, offline) for each in specs]):
+    in_turns = zip_longest(*[_texts_of(each, field, offline) for each in specs])
+    for found in filter(None, chain.from_iterable(in_turns)):
         if isinstance(found, Text):
             first = texts.setdefault(found.text, found)
             if first is found:
@@ -102,13 +90,12 @@ def load_data(
                 if len(texts) >= 4 * samples + 32 or characters >= MAX_CHARACTERS:
                     break
                 continue
-            found = _skipped(found.name, f"the same text as {first.name}")
+            found = SkippedText(where=found.name, reason=f"the same text as {first.name}")
         left_out += 1
         if left_out <= MAX_SKIPPED:
             skipped.append(found)
-    if left_out > MAX_SKIPPED:
-        reason = f"{left_out - MAX_SKIPPED:,} more, not named one by one"
-        skipped.append(_skipped(name, reason))
+    if (more := left_out - MAX_SKIPPED) > 0:
+        skipped.append(SkippedText(where=name, reason=f"{more:,} more, not named one by one"))
     if not texts:
         reasons = [f"{each.where}: {each.reason}" for each in skipped[:3]]
         raise DocumentError(
@@ -119,29 +106,11 @@ def load_data(
     return BenchData(name, tuple(texts.values()), tuple(skipped))
 
 
-def _in_turns(sources: Sequence[Found]) -> Found:
-    waiting = deque(sources)
-    while waiting:
-        source = waiting.popleft()
-        if (found := next(source, None)) is not None:
-            yield found
-            waiting.append(source)
-
-
-def _skipped(where: str, reason: str) -> SkippedText:
-    return SkippedText(where=where, reason=reason)
-
-
-# Prompts of a wanted length
-
-
 def cut_prompt(maker: "Engine | Prompter", text: str, tokens: int) -> "Prompt | None":
     """The summary request over the beginning of ``text`` that has ``tokens`` tokens in all.
-
     Template, instruction and BOS count. Nothing is padded or repeated: None when ``text`` is too
     short. Where no cut fits exactly, up to 8 tokens fewer, never more. Raises ``UsageError`` when
-    the request leaves no room for a document.
-    """
+    the request leaves no room for a document."""
     smallest = maker.prompt("x")
     frame_tokens = len(smallest.tokens) - smallest.document_tokens
     keep = tokens - frame_tokens
@@ -150,8 +119,12 @@ def cut_prompt(maker: "Engine | Prompter", text: str, tokens: int) -> "Prompt | 
             f"a prompt of {tokens:,} tokens leaves no room for a document",
             reason=f"template and instruction alone have {frame_tokens:,}",
         )
-    ends = _token_ends(maker, text, keep + MAX_BELOW_TOKENS)
-    if len(ends) < keep + MAX_BELOW_TOKENS:  # perhaps too short
+    ends: list[int] = []
+    wanted, characters = keep + MAX_BELOW_TOKENS, 0
+    while len(ends) < wanted and characters < len(text):
+        characters = 2 * characters or 6 * wanted  # a token of prose is usually shorter than 6
+        ends = maker.tokenizer.token_ends(text[:characters])
+    if len(ends) < wanted:  # perhaps too short
         whole = maker.prompt(text)
         if len(whole.tokens) <= tokens:
             return whole if len(whole.tokens) == tokens else None
@@ -167,7 +140,7 @@ def cut_prompt(maker: "Engine | Prompter", text: str, tokens: int) -> "Prompt | 
     # The count of the whole is not the sum of its parts: a word that was cut in two, or the line
     # break after the last word, may be encoded in another way. So the excess corrects the cut.
     keep = min(keep, len(ends))
-    for _ in range(_CORRECTIONS):
+    for _ in range(4):
         keep = min(max(1, keep - excess_of(keep)), len(ends))
     around = range(max(1, keep - MAX_BELOW_TOKENS), min(len(ends), keep + MAX_BELOW_TOKENS) + 1)
     for count in sorted(around, key=lambda count: abs(count - keep)):
@@ -178,19 +151,6 @@ def cut_prompt(maker: "Engine | Prompter", text: str, tokens: int) -> "Prompt | 
     return max(near, key=lambda prompt: len(prompt.tokens), default=None)
 
 
-def _token_ends(maker: "Engine | Prompter", text: str, count: int) -> list[int]:
-    """Where in ``text`` its tokens end; at least the first ``count``, if there are as many."""
-    characters = _CHARACTERS_PER_TOKEN * count
-    while True:
-        ends = maker.tokenizer.token_ends(text[:characters])
-        if len(ends) >= count or characters >= len(text):
-            return ends
-        characters *= 2
-
-
-# Sources
-
-
 def _is_repo(spec: str) -> bool:
     """Whether it looks like a data set's name and neither is nor looks like a file."""
     is_file = spec.lower().endswith((*_LINES, *_TABLES, *_TEXTS)) or os.path.exists(spec)
@@ -198,9 +158,9 @@ def _is_repo(spec: str) -> bool:
 
 
 def _texts_of(spec: str, field: str, offline: bool) -> Found:
-    """What a source holds, read as it is asked for; what it cannot be is refused at once."""
-    if spec == SAMPLE:
-        return _read_lines(SAMPLE, Path(__file__).parent / "sample.jsonl", field)
+    """Read as it is asked for; what a source cannot be is refused at once."""
+    if spec == "sample":
+        return _read_lines(spec, Path(__file__).parent / "sample.jsonl", field)
     if _is_repo(spec):
         path = _hub_file(spec, offline=offline)
         return _read_lines(f"{spec}/{path.name}", path, field)
@@ -243,7 +203,7 @@ def _choose(repo: str, names: Iterable[str]) -> str:
             reason=f"it holds {kinds or 'no data'}",
             hints=["convert one to JSON lines, one object a line, and name that file"],
         )
-    wanted = (name for each in _SPLITS for name in usable if each.search(name.lower()))
+    wanted = (name for split in _SPLITS for name in usable if re.search(split, name.lower()))
     return next(wanted, usable[0])
 
 
@@ -259,8 +219,7 @@ def _read_whole(path: Path) -> Found:
 
 
 def _read_lines(label: str, path: Path, field: str) -> Found:
-    stem = re.sub(r"\.jsonl(\.gz)?$", "", label, flags=re.IGNORECASE)
-    number = 0
+    stem, number = re.sub(r"\.jsonl(\.gz)?$", "", label, flags=re.IGNORECASE), 0
     try:
         plain = path.open("rb")
     except OSError as error:
@@ -272,13 +231,15 @@ def _read_lines(label: str, path: Path, field: str) -> Found:
                     name, text = _parse(raw, field)
                 except ValueError as error:
                     if raw.strip():
-                        yield _skipped(f"{label} line {number}", str(error))
+                        yield SkippedText(where=f"{label} line {number}", reason=str(error))
                     continue
                 yield Text(name or f"{stem}-{number}", text)
         except (OSError, EOFError, zlib.error) as error:
-            yield _skipped(f"{label} line {number + 1}", f"the file is damaged: {error}")
+            yield SkippedText(
+                where=f"{label} line {number + 1}", reason=f"the file is damaged: {error}"
+            )
         except OverflowError as error:
-            yield _skipped(label, str(error))
+            yield SkippedText(where=label, reason=str(error))
 
 
 def _lines(read: Callable[[int], bytes]) -> Iterator[bytes]:
@@ -326,4 +287,4 @@ def unframed(text: str) -> str:
     begin = _FRAME_BEGIN.match(text)
     if begin is None:
         return text.strip()
-    return text[begin.end() :].strip().removesuffix(_FRAME_END).strip()
+    return text[begin.end() :].strip().removesuffix("### Summary:").strip()

@@ -1,8 +1,6 @@
-"""Energy of the GPU that torch computes on, from the driver's counter.
-
-NVML counts millijoules of the whole GPU, other processes included, and renews the number some ten
-times a second: short spans are coarse. Nothing polls here.
-"""
+"""Energy of the GPU that torch computes on, from the driver's counter. NVML counts millijoules of
+the whole GPU, other processes included, and renews the number some ten times a second: short spans
+are coarse. Nothing polls here."""
 
 from typing import Any
 

@@ -1,8 +1,5 @@
-"""``--dry-run``: what a plan will cost, from the models' shapes and this hardware's speed.
-
-No weights are read: the models are laid out on torch's meta device, and bandwidth and matmul rate
-are measured with buffers of their own.
-"""
+"""``--dry-run``: what a plan will cost, from this hardware's measured speed and the models' shapes,
+laid out on torch's meta device: no weights are read."""
 
 import math
 from collections.abc import Iterator
@@ -29,9 +26,7 @@ from specx.trace.records import Record
 
 
 @dataclass(slots=True)
-class Outline:
-    """A model without weights: what ``roofline`` has to know of one."""
-
+class Outline:  # a model without weights: what ``roofline`` has to know of one
     shape: Shape
     dtype: torch.dtype
     device: torch.device
@@ -50,8 +45,6 @@ class EstimateRow(Record):
 
 
 class Estimate(Record):
-    """What a plan will cost: ``specx.bench-plan/1``."""
-
     schema_name: Literal["specx.bench-plan/1"] = Field(default="specx.bench-plan/1", alias="schema")
     plan: Plan
     runs: int
@@ -61,7 +54,6 @@ class Estimate(Record):
 
 
 def estimate(setup: Setup) -> Estimate:
-    """Runs, memory and time of a plan, by preset and length."""
     rows = [row for name in setup.presets for row in _rows(setup, name)]
     runs = sum(row.runs for row in rows)
     least_s = sum(row.runs * (row.prefill_s + row.decode_s) for row in rows)
@@ -70,7 +62,6 @@ def estimate(setup: Setup) -> Estimate:
 
 
 def estimate_lines(found: Estimate) -> Iterator[str]:
-    """The estimate for people."""
     plan = found.plan
     yield (
         f"{count(found.runs, 'run')}: {count(len(plan.modes), 'mode')} ({', '.join(plan.modes)}), "
@@ -96,9 +87,8 @@ def _rows(setup: Setup, name: str) -> Iterator[EstimateRow]:
     plan, preset = setup.plan, setup.presets[name]
     files = find_pair(preset, setup.options)
     target = _outline(files.target_config, preset.target.dtype, setup)
-    draft = None
-    if files.draft_config is not None:
-        draft = _outline(files.draft_config, preset.draft.dtype, setup)
+    config = files.draft_config
+    draft = None if config is None else _outline(config, preset.draft.dtype, setup)
     costs = [cost_of(model) for model in (target, draft) if model is not None]
     for length in plan.lengths:
         floor = measure_floor(preset, target, draft, length)

@@ -1,7 +1,5 @@
-"""The journal of a bench: one JSON line a finished run, on disk before the next run starts.
-
-The file survives ``kill -9`` at any moment. How runs are made and what they mean is not known here.
-"""
+"""The journal of a bench: one JSON line a finished run, on disk before the next run starts. The
+file survives ``kill -9`` at any moment. How runs are made and what they mean is not known here."""
 
 import contextlib
 import errno
@@ -21,8 +19,6 @@ _MAX_BYTES = 1 << 29
 
 
 class HeaderLine(BaseModel):
-    """What is measured, where: the first line."""
-
     kind: Literal["header"] = "header"
     schema_name: Literal["specx.bench-journal/1"] = Field(
         default="specx.bench-journal/1", alias="schema"
@@ -33,39 +29,29 @@ class HeaderLine(BaseModel):
 
 
 class SampleLine(BaseModel):
-    """A finished run. ``elapsed_s``: running time of the bench so far, all sessions."""
-
     kind: Literal["sample"] = "sample"
-    elapsed_s: float
+    elapsed_s: float  # running time of the bench so far, all sessions
     sample: Sample
 
 
 class FloorLine(BaseModel):
-    """What the hardware allows at one length."""
-
     kind: Literal["floor"] = "floor"
     floor: Floor
 
 
 class DifferenceLine(BaseModel):
-    """Where a run parted from plain decoding."""
-
     kind: Literal["difference"] = "difference"
     cell: BenchCell
     difference: BenchDifference
 
 
-class MissingLine(BaseModel):
-    """A cell that cannot be run; it is not tried again."""
-
+class MissingLine(BaseModel):  # not tried again
     kind: Literal["missing"] = "missing"
     cell: BenchCell
     reason: str
 
 
 class NotesLine(BaseModel):
-    """What the loader said of a preset's files; the newest loading counts."""
-
     kind: Literal["notes"] = "notes"
     preset: str
     notes: tuple[str, ...]
@@ -77,21 +63,18 @@ _LINE: TypeAdapter[Line] = TypeAdapter(Annotated[Line, Field(discriminator="kind
 
 @dataclass(slots=True)
 class Finished:
-    """What a journal holds."""
-
     samples: dict[BenchCell, Sample] = field(default_factory=dict)
     floors: dict[tuple[str, int], Floor] = field(default_factory=dict)
     differences: dict[BenchCell, BenchDifference] = field(default_factory=dict)
     missing: dict[BenchCell, str] = field(default_factory=dict)  # cells that cannot be run, and why
     notes: dict[str, tuple[str, ...]] = field(default_factory=dict)  # on a preset's files
-    created: str = ""
+    header: HeaderLine | None = None
     elapsed_s: float = 0.0
 
     def take(self, line: Line) -> None:
-        """Add what a line says."""
         match line:
             case HeaderLine():
-                self.created = line.created
+                self.header = line
             case SampleLine():
                 self.samples[line.sample.cell] = line.sample
                 self.elapsed_s = line.elapsed_s
@@ -131,11 +114,9 @@ class Journal:
 
     @classmethod
     def resume(cls, path: Path, plan: Plan, environment: MachineFacts, build: Build) -> "Journal":
-        """Go on with a journal of the same plan in the same environment.
-
-        A last line that was not finished is dropped. Raises ``UsageError`` for another plan or
-        environment, with what differs, and for a file that is no journal.
-        """
+        """Go on with a journal of the same plan in the same environment. A last line that was not
+        finished is dropped. Raises ``UsageError`` for another plan or environment, with what
+        differs, and for a file that is no journal."""
         with contextlib.ExitStack() as stack:
             try:
                 file = stack.enter_context(path.open("r+b", buffering=0))
@@ -143,15 +124,21 @@ class Journal:
                 reason = error.strerror or str(error)
                 raise UsageError(f"cannot resume {path}", reason=reason) from error
             header, finished = _read(path, file)
-            _check_same(path, header, plan, _facts(environment, build))
+            found = differences(plan.as_json(), header.plan)
+            for line in differences(_facts(environment, build), header.environment):
+                if not line.startswith(("python:", "os:")):  # these may change within one journal
+                    found.append(f"env.{line}")
+            if found:
+                reason = "; ".join([*found[:3], *([f"{len(found) - 3} more"] if found[3:] else [])])
+                hint = "give the same options as before, or start anew without --resume"
+                what = f"{path} is the journal of another bench"
+                raise UsageError(what, reason=reason, hints=[hint])
             stack.pop_all()  # the journal closes it
         return cls(path, file, finished)
 
     def keep(self, line: Line) -> None:
         """``line`` on disk, and then in ``finished``; notes that are held already are left out.
-
-        Raises ``ResourceError`` where the disk is full, ``UsageError`` for other failures.
-        """
+        Raises ``ResourceError`` where the disk is full, ``UsageError`` for other failures."""
         if isinstance(line, NotesLine) and line.notes == self.finished.notes.get(line.preset, ()):
             return
         data = (line.model_dump_json(by_alias=True) + "\n").encode()
@@ -171,7 +158,6 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """The file stays."""
         self._file.close()
 
 
@@ -190,47 +176,29 @@ def _is_journal(path: Path) -> bool:
 
 
 def _read(path: Path, file: FileIO) -> tuple[HeaderLine, Finished]:
-    """Header and contents; what follows the last line end is cut off the file."""
+    """What follows the last line end is cut off the file."""
     if os.fstat(file.fileno()).st_size > _MAX_BYTES:
         raise UsageError(f"{path} is too large for a journal of specx bench")
     data = file.read()
     end = data.rfind(b"\n") + 1
     if end < len(data):
         file.truncate(end)
-    header: HeaderLine | None = None
     finished = Finished()
-    for number, raw in enumerate(data[:end].splitlines(), start=1):
+    for number, raw in enumerate(data[:end].splitlines() or [b""], start=1):
         try:
             line = _LINE.validate_json(raw)
-        except ValidationError as error:
-            raise _no_journal(path, f"line {number} cannot be read") from error
-        if isinstance(line, HeaderLine) != (number == 1):
-            raise _no_journal(path, f"line {number} is out of place")
-        header = line if isinstance(line, HeaderLine) else header
+            if isinstance(line, HeaderLine) != (number == 1):
+                raise ValueError("only the first line is a header")
+        except ValueError as error:
+            reason = f"line {number} cannot be read or is out of place"
+            raise UsageError(f"{path} is not a journal of specx bench", reason=reason) from error
         finished.take(line)
-    if header is None:
-        raise _no_journal(path, "it has no header")
-    return header, finished
-
-
-def _no_journal(path: Path, reason: str) -> UsageError:
-    return UsageError(f"{path} is not a journal of specx bench", reason=reason)
+    assert finished.header is not None
+    return finished.header, finished
 
 
 def _facts(environment: MachineFacts, build: Build) -> dict[str, Any]:
     return {**environment.model_dump(), "specx": build.as_json()}
-
-
-def _check_same(path: Path, header: HeaderLine, plan: Plan, facts: dict[str, Any]) -> None:
-    found = differences(plan.as_json(), header.plan)
-    for line in differences(facts, header.environment):
-        if not line.startswith(("python:", "os:")):  # these may change within one journal
-            found.append(f"env.{line}")
-    if found:
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        hint = "give the same options as before, or start anew without --resume"
-        reason = "; ".join(found[:3]) + more
-        raise UsageError(f"{path} is the journal of another bench", reason=reason, hints=[hint])
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,5 @@
-"""Lists of prompt lengths as people write them: ``512,1k..16k``.
-
-In: a text. Out: token counts, or an error with a caret under the character that is wrong.
-"""
+"""Lists of prompt lengths as people write them: ``512,1k..16k``. In: a text. Out: token counts, or
+an error with a caret under the character that is wrong."""
 
 import itertools
 import re
@@ -23,8 +21,6 @@ _MISSING = {
 }
 _SIGNS = {":": "a spacing comes after a range", "*": "a factor is written :x4"}
 _EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)  # for products, of any digits
-_ROUND_TO = 64
-_SHOWN_CHARACTERS = 30  # to either side of the fault
 _HINTS = (
     "for example: 4k or 512,1k,16k or 1k..16k (doubling)",
     "1k..16k:5 (so many points), 1k..16k:x4 (factor), 1k..4k:+1k (steps)",
@@ -59,7 +55,6 @@ def parse_lengths(text: str) -> tuple[int, ...]:
 
 
 def _lengths(item: re.Match[str]) -> Iterator[int]:
-    """The lengths of an item, as they are asked for."""
     start = _length(item, "start")
     if item["end"] is None:
         return iter((start,))
@@ -89,8 +84,7 @@ def _length(item: re.Match[str], part: str) -> int:
         raise _fault(item.string, point, "a fraction needs k or m after it")
     tokens = _EXACT.multiply(Decimal(number), _UNITS[unit])
     if tokens > MAX_LENGTH_TOKENS:
-        wrong = f"a length is at most {MAX_LENGTH_TOKENS >> 20}m"
-        raise _fault(item.string, begin, wrong)
+        raise _fault(item.string, begin, f"a length is at most {MAX_LENGTH_TOKENS >> 20}m")
     if tokens % 1:
         raise _fault(item.string, point, "that is not a whole number of tokens")
     if tokens < 1:
@@ -114,7 +108,7 @@ def _unexpected(item: re.Match[str]) -> UsageError:
 
 def _fault(text: str, at: int, what: str) -> UsageError:
     """An error about the character at ``at``; one past the end is allowed."""
-    first, last = max(0, at - _SHOWN_CHARACTERS), at + _SHOWN_CHARACTERS
+    first, last = max(0, at - 30), at + 30
     before = ("…" if first else "") + _shown(text[first:at])
     after = _shown(text[at:last]) + ("…" if last < len(text) else "")
     caret = " " * len(before) + "^"  # what comes before a fault is ASCII
@@ -134,7 +128,7 @@ def _points(start: int, end: int, count: int) -> Iterator[int]:
     yield start
     for index in range(1, count - 1):
         value = start * (end / start) ** (index / (count - 1))
-        rounded = round(value / _ROUND_TO) * _ROUND_TO
+        rounded = round(value / 64) * 64
         yield rounded if start < rounded < end else round(value)
     yield end
 

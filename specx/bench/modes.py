@@ -60,19 +60,12 @@ class Variant:
     mode: str
     parts: Mapping[str, str]
 
-    @property
-    def is_witness(self) -> bool:
-        return self.name in WITNESSES
-
 
 def parse_modes(words: Sequence[str]) -> list[Variant]:
     """``["plain", "spec,specx+window"]`` as variants, groups expanded, in order, without repeats.
-
-    Raises ``UsageError`` for an unknown name, with the nearest one.
-    """
+    Raises ``UsageError`` for an unknown name, with the nearest one."""
     names: list[str] = []
-    for word in ",".join(words).split(","):
-        name = word.strip()
+    for name in map(str.strip, ",".join(words).split(",")):
         names += GROUPS.get(name, (name,))
     return [parse_mode(name) for name in dict.fromkeys(names)]
 

@@ -1,9 +1,8 @@
 """Published results beside our own: which rows of a preset's paper belong to a bench. Nothing is
-judged: devices, texts and clocks differ, and every row says so.
-"""
+judged: devices, texts and clocks differ, and every row says so."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from specx.bench.schema import Bench, PublishedRow
@@ -30,9 +29,7 @@ def check_paper(presets: Iterable[Preset]) -> None:
 
 def presets_of(saved: Bench) -> dict[str, Preset]:
     """The presets of a saved bench, among those that a name reaches: a file may name anything.
-
-    Raises ``UsageError`` where one is gone.
-    """
+    Raises ``UsageError`` where one is gone."""
     planned = saved.plan.presets
     if any(preset.stand_in for preset in planned):
         raise UsageError("--paper does not go with a bench of stand-in weights")
@@ -47,16 +44,16 @@ def presets_of(saved: Bench) -> dict[str, Preset]:
 
 
 def with_paper(bench: Bench, presets: Mapping[str, Preset]) -> Bench:
-    """``bench`` with the rows that ``presets`` (by name in the plan) name for its cells.
-
-    A row belongs to the cells of its mode and length, and rows without a length to the whole
-    bench. Where the paper has the bench's texts, only those rows are taken, else its first data
-    set's, and ``same_data`` is false. Raises ``UsageError`` for a preset without rows.
-    """
+    """``bench`` with the rows that ``presets`` (by name in the plan) name for its cells. A row
+    belongs to the cells of its mode and length, and rows without a length to the whole bench. Where
+    the paper has the bench's texts, only those rows are taken, else its first data set's, and
+    ``same_data`` is false. Raises ``UsageError`` for a preset without rows."""
     check_paper(presets.values())
     rows: list[PublishedRow] = []
+    folded = re.sub(r"[^a-z0-9]", "", bench.plan.data.name.lower())  # however it is spelt
     for name, preset in presets.items():
-        chosen, is_same = _of_data(preset.paper, bench.plan.data.name)
+        same = [row for row in preset.paper if row.data in folded]
+        chosen = same or [row for row in preset.paper if row.data == preset.paper[0].data]
         places: list[tuple[str, PaperRow]] = []
         places += [(row.mode, row) for row in chosen if not row.prompt_tokens]
         for cell in (cell for cell in bench.cells if cell.preset == name):
@@ -64,12 +61,5 @@ def with_paper(bench: Bench, presets: Mapping[str, Preset]) -> Bench:
             places += [(cell.mode, row) for row in fitting if cell.mode in _MODES[row.mode]]
         for mode, row in places:
             here: dict[str, Any] = {"preset": name, "mode": mode, "length": row.prompt_tokens}
-            rows.append(PublishedRow.of(row, same_data=is_same, **here))
+            rows.append(PublishedRow.of(row, same_data=bool(same), **here))
     return bench.model_copy(update={"paper": rows})
-
-
-def _of_data(rows: Sequence[PaperRow], name: str) -> tuple[list[PaperRow], bool]:
-    """The rows over the texts called ``name``, however that is spelt; True if there are any."""
-    folded = re.sub(r"[^a-z0-9]", "", name.lower())
-    same = [row for row in rows if row.data in folded]
-    return (same, True) if same else ([row for row in rows if row.data == rows[0].data], False)

@@ -1,7 +1,6 @@
 """From what was asked to a plan that can run: presets, texts that are long enough, one environment.
-
-In: ``Options``. Out: a ``Setup``. Tokenizers are read here, weights when a preset's turn has come.
-"""
+In: ``Options``. Out: a ``Setup``. Tokenizers are read here, weights when a preset's turn has
+come."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,14 +20,9 @@ from specx.preset.preset import Preset, load_preset
 from specx.prompts import Prompter
 from specx.standin import build as standin
 
-#: Settings that a plan has from ``Options``.
-_AS_ASKED = ("baseline", "reps", "warmup", "max_tokens", "ignore_eos", "verify")
-
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What was asked for; lengths and modes are already read."""
-
+class Options:  # lengths and modes are already read
     presets: tuple[str | Preset, ...] = ("pocket",)
     overrides: Mapping[str, str] = field(default_factory=dict)
     lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)
@@ -54,8 +48,6 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A plan and everything that running it needs."""
-
     plan: schema.Plan
     texts: tuple[str, ...]
     environment: schema.MachineFacts
@@ -67,10 +59,7 @@ class Setup:
 
 
 def prepare(options: Options) -> Setup:
-    """Check everything that can be checked before weights are read.
-
-    Raises ``UsageError``, ``DocumentError``, ``ContextError``, and what finding models raises.
-    """
+    """Check everything that can be checked before weights are read. Raises ``SpecxError``."""
     notes: list[str] = []
     presets = _presets(options)
     modes = _modes(options, notes)
@@ -91,6 +80,7 @@ def prepare(options: Options) -> Setup:
         notes.append(f"no energy: {meter}")
         meter = None
     facts = [_facts(preset, options, device) for preset in presets]
+    as_asked = ("baseline", "reps", "warmup", "max_tokens", "ignore_eos", "verify")
     plan = schema.Plan(
         presets=tuple(facts),
         modes=modes,
@@ -100,13 +90,19 @@ def prepare(options: Options) -> Setup:
             documents=tuple(text.document for text in texts),
             skipped=(*data.skipped, *too_short),
         ),
-        **{name: getattr(options, name) for name in _AS_ASKED},
+        **{name: getattr(options, name) for name in as_asked},
         energy=meter is not None,
         sampling=sampling,
         device=device,
         dtype=", ".join(dict.fromkeys(each.target.dtype for each in facts)),
     )
-    notes += [] if options.stand_in else _unpinned(presets)
+    if not options.stand_in:
+        notes += [
+            f"preset {each.name} names no revision of {spec.repo}: another day may measure another"
+            for each in presets
+            for spec in (each.target, each.draft)
+            if spec.repo is not None and spec.revision is None and hub.is_on_hub(spec.repo)
+        ]
     return Setup(
         plan=plan,
         texts=tuple(text.text for text in texts),
@@ -131,7 +127,6 @@ def _presets(options: Options) -> list[Preset]:
 
 
 def _modes(options: Options, notes: list[str]) -> tuple[str, ...]:
-    """The modes asked for; the baseline comes first, and plain where outputs are compared."""
     modes = tuple(variant.name for variant in parse_modes(options.modes))
     needed = ("plain", options.baseline) if options.verify else (options.baseline,)
     for name in dict.fromkeys(needed):
@@ -142,11 +137,10 @@ def _modes(options: Options, notes: list[str]) -> tuple[str, ...]:
 
 
 def _sampling(options: Options, preset: Preset) -> SamplingConfig:
-    given: dict[str, Any] = {"temperature": options.temperature, "seed": options.seed}
+    asked = {"temperature": options.temperature, "seed": options.seed}
+    given: dict[str, Any] = {name: each for name, each in asked.items() if each is not None}
     try:
-        return replace(
-            preset.sampling, **{name: each for name, each in given.items() if each is not None}
-        )
+        return replace(preset.sampling, **given)
     except ValueError as error:
         raise UsageError(f"--{error}") from error
 
@@ -158,30 +152,16 @@ def _lengths(options: Options, presets: Sequence[Preset], notes: list[str]) -> t
     unfit = ", ".join(f"{length:,}" for length in options.lengths if length not in fit)
     sentence = f"{unfit} and {options.max_tokens:,} new tokens exceed the context of {context:,}"
     if unfit and not (options.skip_unfit and fit):
-        raise ContextError(
-            "lengths exceed the context",
-            reason=sentence,
-            hints=["give shorter --lengths", "--skip-unfit leaves these out"],
-        )
+        hints = ["give shorter --lengths", "--skip-unfit leaves these out"]
+        raise ContextError("lengths exceed the context", reason=sentence, hints=hints)
     notes += [f"left out: {sentence}"] if unfit else []
     return fit
 
 
 def find_pair(preset: Preset, options: Options) -> hub.PairFiles:
-    """The configs and the tokenizer of what will be measured; raises what finding models raises."""
     if options.stand_in:
         return standin.find_pair(preset)
     return hub.find_pair(preset, offline=options.offline)
-
-
-def _unpinned(presets: Sequence[Preset]) -> list[str]:
-    """A sentence for every model on the Hub that may be another one tomorrow."""
-    return [
-        f"preset {preset.name} names no revision of {spec.repo}: another day may measure another"
-        for preset in presets
-        for spec in (preset.target, preset.draft)
-        if spec.repo is not None and spec.revision is None and hub.is_on_hub(spec.repo)
-    ]
 
 
 def _long_enough(
@@ -193,7 +173,7 @@ def _long_enough(
     for text in data.documents:
         if len(chosen) == samples:
             break
-        if all(cut_prompt(each, text.text, longest) is not None for each in prompters):
+        if all(cut_prompt(each, text.text, longest) for each in prompters):
             chosen.append(text)
         else:
             reason = f"shorter than {longest:,} tokens"
@@ -208,7 +188,6 @@ def _long_enough(
 
 
 def _facts(preset: Preset, options: Options, device: str) -> schema.PresetFacts:
-    """``preset`` as the plan keeps it, with the dtype that it will run in."""
     target = preset.target
     dtype = hub.choose_dtype(options.dtype, target.dtype, device)
     stand_in = schema.StandInFacts(

@@ -1,8 +1,6 @@
-"""The least time that this machine allows for a step and for a prefill.
-
-In: a target, its draft, a length. Out: ``schema.Floor``: what no implementation can avoid, counted
-from the models' shapes, and the bandwidth and matmul rate measured here, in this process.
-"""
+"""The least time that this machine allows for a step and for a prefill. In: a target, its draft, a
+length. Out: ``schema.Floor``: what no implementation can avoid, counted from the models' shapes,
+and the bandwidth and matmul rate measured here, in this process."""
 
 import math
 import os
@@ -23,11 +21,8 @@ from specx.memory import room_on
 from specx.preset.preset import Preset
 
 _LEAST_BYTES = 64 << 20
-_MOST_BYTES = {"cuda": 4 << 30}  # a larger buffer is no faster and no slower
-_MOST_BYTES_ELSEWHERE = 1 << 30
 _BANDWIDTH_S = 1.5  # time box of one size
 _RATE_S = 1.0
-_LONGEST_PRODUCT_S = 0.25
 #: Rows and width of square linear layers, from one that suits two cores to one that suits a GPU.
 _PRODUCTS = ((256, 1024), (1024, 2048), (2048, 4096), (4096, 8192))
 # What this process has measured: bytes a second by buffer size, and operations a second. Other
@@ -36,9 +31,7 @@ _BANDWIDTHS: dict[torch.device, dict[int, float]] = {}
 _RATES: dict[tuple[torch.device, torch.dtype], float] = {}
 
 
-class Weighed(Protocol):
-    """What has to be known of a model or a head."""
-
+class Weighed(Protocol):  # a model or a head
     shape: Shape
     dtype: torch.dtype
     device: torch.device
@@ -49,22 +42,18 @@ class Weighed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelCost:
-    """What forwards of one model cost, by the shapes of its parts.
-
-    A product of one row with n weights is 2·n operations; attention of one row over L tokens is
-    4·H·D·L a layer, of L rows over each other, causally, 2·H·D·L².
-    """
+    """What forwards of one model cost, by the shapes of its parts. A product of one row with n
+    weights is 2·n operations; attention of one row over L tokens is 4·H·D·L a layer, of L rows over
+    each other, causally, 2·H·D·L²."""
 
     weights: Footprint  # one forward reads them once; a tied table counts once, as the head
     kv_row_bytes: int  # keys and values of one token, all layers
     attention_flop: int  # of one row over one earlier token, all layers
 
-    def step_bytes(self, length: int) -> int:
-        """Bytes that one row after ``length`` tokens has to read."""
+    def step_bytes(self, length: int) -> int:  # to read, for one row after ``length`` tokens
         return self.weights.forward_bytes + self.kv_row_bytes * length
 
     def step_flop(self, length: int) -> int:
-        """Operations of one row after ``length`` tokens."""
         linear = 2 * (self.weights.layer_parameters + self.weights.head_parameters)
         return linear + self.attention_flop * length
 
@@ -75,32 +64,24 @@ class ModelCost:
 
 
 def cost_of(model: Weighed) -> ModelCost:
-    """Count one model's weights, rows and operations."""
     shape = model.shape
     kv_row_bytes = shape.numbers_per_token * model.dtype.itemsize
     return ModelCost(model.footprint, kv_row_bytes, 4 * shape.layers * shape.heads * shape.head_dim)
 
 
-def level_weights(draft: Weighed) -> int:
-    """Bytes of the weights that one level of a draft reads, after its first. EAGLE-3 merges the
-    target's features once a draft."""
-    merging = draft.fuse_bytes if isinstance(draft, EagleHead) else 0
-    return draft.footprint.forward_bytes - merging
-
-
 def measure_floor(
     preset: Preset, target: Weighed, draft: Weighed | None, length: int, *, again: bool = False
 ) -> Floor:
-    """The floor of ``preset`` on ``length`` prompt tokens.
-
-    The first call measures for about three seconds, later ones at similar sizes not at all.
-    ``again`` measures once more and takes the better figure: worth it on a busy machine.
-    """
+    """The floor of ``preset`` on ``length`` prompt tokens. The first call measures for about three
+    seconds, later ones at similar sizes not at all. ``again`` measures once more and takes the
+    better figure: worth it on a busy machine."""
     cost, level_bytes = cost_of(target), 0
     if draft is not None:
         # The least that a drafter of this preset keeps in sight; the ``full`` cache reads more.
         rows = min(length, preset.retrieval.budget_tokens)
-        level_bytes = level_weights(draft) + cost_of(draft).kv_row_bytes * rows
+        level_bytes = cost_of(draft).step_bytes(rows)
+        if isinstance(draft, EagleHead):  # merges the target's features once a draft, not a level
+            level_bytes -= draft.fuse_bytes
     step_bytes = cost.step_bytes(length)
     return Floor(
         preset=preset.name,
@@ -115,12 +96,10 @@ def measure_floor(
 
 
 def bandwidth(device: torch.device, count: int, *, again: bool = False) -> float:
-    """Bytes a second at which about ``count`` bytes are read over and over.
-
-    The buffer is as large as what a step reads: a cache that helps the step helps the floor. A
-    draft is smaller than that, so its levels may run faster than their floor says.
-    """
-    most = _MOST_BYTES.get(device.type, _MOST_BYTES_ELSEWHERE)
+    """Bytes a second at which about ``count`` bytes are read over and over. The buffer is as large
+    as what a step reads: a cache that helps the step helps the floor. A draft is smaller than that,
+    so its levels may run faster than their floor says."""
+    most = (4 if device.type == "cuda" else 1) << 30  # a larger buffer is no faster and no slower
     largest = min(most, max(free_bytes(device) // 4, 1 << 20))
     size = rounded(min(max(count, _LEAST_BYTES), largest))
     known = _BANDWIDTHS.setdefault(device, {})
@@ -145,7 +124,6 @@ def rounded(count: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on ``device``; as much as is needed here where nobody says."""
     free = room_on(device).free_bytes
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if free is None else free
@@ -155,11 +133,9 @@ def free_bytes(device: torch.device) -> int:
 
 @torch.inference_mode()
 def _read_bytes_s(device: torch.device, count: int) -> float:
-    """By summing a buffer, and by copying one half of it over the other; the faster way counts.
-
-    On a CPU both are as fast as or faster than ``dot``, ``amax`` or a float64 sum; on a GPU the
-    copy wins on small buffers, the sum on large ones.
-    """
+    """By summing a buffer, and by copying one half of it over the other; the faster way counts. On
+    a CPU both are as fast as or faster than ``dot``, ``amax`` or a float64 sum; on a GPU the copy
+    wins on small buffers, the sum on large ones."""
     buffer = torch.ones(count // 8 * 2, dtype=torch.float32, device=device)
     low, high = buffer.chunk(2)
     ways = (buffer.sum, lambda: low.copy_(high))  # a copy reads one half and writes the other
@@ -171,7 +147,7 @@ def _product_flop_s(device: torch.device, dtype: torch.dtype) -> float:
     best, left_s = 0.0, _RATE_S
     for rows, width in _PRODUCTS:
         flop = 2 * rows * width * width
-        if best and flop / best > _LONGEST_PRODUCT_S:
+        if best and flop / best > 0.25:  # seconds of one product
             break
         left_s /= 2
         layer = linear_of(torch.randn(width, width, device=device, dtype=dtype) * width**-0.5)

@@ -1,33 +1,153 @@
-"""Runs the cells of a plan in order and keeps each sample as soon as it is there.
-
-In: a plan, texts, a way to load a preset, a journal. Out: events while it works; the journal holds
-the rest.
-"""
+"""Runs the cells of a plan in order and keeps each sample as soon as it is there. In: a plan,
+texts, a way to load a preset, a journal. Out: events while it works; the journal holds the rest."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
-from specx.bench.engine_runner import Subject
-from specx.bench.journal import (
-    DifferenceLine,
-    FloorLine,
-    Journal,
-    MissingLine,
-    NotesLine,
-    SampleLine,
-)
-from specx.bench.schema import BenchCell, Place, Plan, Sample
+from specx.bench import journal as on_disk
+from specx.bench import schema
+from specx.bench.data import cut_prompt
+from specx.bench.journal import Journal
+from specx.bench.modes import WITNESSES, parse_mode
+from specx.bench.prepare import Setup
+from specx.bench.roofline import measure_floor
+from specx.bench.schema import BenchCell, BenchDifference, Floor, Phases, Place, Plan, Sample
+from specx.bench.transformers_baseline import Witnesses
+from specx.core.stats import GenerationStats
+from specx.engine import Engine, load
 from specx.errors import ResourceError
 from specx.prompts import Prompt
+from specx.standin import build as standin
+from specx.stream import TextChunk
 
-_LONG_RUN_S = 60.0  # a run that is worth measuring the hardware twice
+#: What a sample has from the engine's own record; the rest is timed from outside.
+_TIMED = ("prefill_target_s", "prefill_draft_s", "tune_s")
+_COUNTED = ("prompt_tokens", "drafted", "accepted", "copied", *_TIMED)
+Check = Callable[[], None]  # called after every chunk and step; may raise what ends the run
+
+
+class Subject:
+    """A preset of a plan: an engine, and transformers' own generation on copies where asked."""
+
+    def __init__(self, setup: Setup, name: str) -> None:
+        """Read the preset's weights, or build the stand-in's. Raises ``SpecxError``."""
+        self._setup, self._plan = setup, setup.plan
+        self._witnesses: Witnesses | None = None
+        self._witness_pair = None  # where the models cannot be loaded once more
+        preset, options = setup.presets[name], setup.options
+        device, dtype = self._plan.device, options.dtype
+        if options.stand_in:
+            pair = standin.load_pair(preset, device=device, dtype=dtype)
+            if any(mode in WITNESSES for mode in self._plan.modes):
+                self._witness_pair = standin.twin(pair)
+            self._engine = Engine(preset, pair)
+        else:
+            self._engine = load(preset, device=device, dtype=dtype, offline=options.offline)
+        self.notes = self._engine.notes
+
+    def prompt(self, text: str, tokens: int) -> Prompt | None:
+        found = cut_prompt(self._engine, text, tokens)
+        # Every token counts alike, and a remark about the prompt is no reason not to measure.
+        return None if found is None else replace(found, thoughts=None, warnings=())
+
+    def run(self, cell: BenchCell, prompt: Prompt, check: Check) -> Sample:
+        """Prefill and decode are timed apart: the first token ends the prefill, and the device has
+        finished its work when a token is seen. Raises ``ResourceError`` out of memory."""
+        joules = [self._joules()]  # before the prompt, after it, at the end
+
+        def on_tokens() -> None:
+            check()
+            if len(joules) == 1:
+                joules.append(self._joules())
+
+        if cell.mode in WITNESSES:
+            sample = self._witness(cell, prompt, on_tokens)
+        else:
+            sample = self._run(cell, prompt, check, on_tokens)
+        before, between, after = *joules, self._joules()
+        if before is None or between is None or after is None:
+            return sample
+        energy = schema.Joules(prefill=max(0.0, between - before), decode=max(0.0, after - between))
+        return sample.model_copy(update={"energy": energy})
+
+    def _joules(self) -> float | None:
+        return None if self._setup.energy is None else self._setup.energy.read_joules()
+
+    def difference(
+        self, prompt: Prompt, plain: Sequence[int], tokens: Sequence[int]
+    ) -> BenchDifference | None:
+        found = self._engine.difference(prompt, plain, tokens, sampling=self._plan.sampling)
+        return None if found is None else BenchDifference.of(found)
+
+    def floor(self, length: int, *, again: bool) -> Floor:
+        engine = self._engine
+        return measure_floor(engine.preset, engine.target, engine.draft, length, again=again)
+
+    def _run(self, cell: BenchCell, prompt: Prompt, check: Check, on_tokens: Check) -> Sample:
+        variant, began = parse_mode(cell.mode), time.perf_counter()
+        stream = self._engine.stream(
+            prompt,
+            mode=variant.mode,
+            parts=variant.parts,
+            max_tokens=self._plan.max_tokens,
+            sampling=self._plan.sampling,
+            ignore_eos=self._plan.ignore_eos,
+        )
+        first = last = began
+        for event in stream:
+            if isinstance(event, TextChunk):
+                last = time.perf_counter()
+                first = last if event.step is None else first
+                on_tokens()
+            else:
+                check()
+        result, stats = stream.result, stream.result.stats
+        if result.tokens and result.warnings:
+            # What gave way to something else must not be measured under its name.
+            raise ResourceError(f"{cell.mode} cannot run", reason=result.warnings[0])
+        return Sample(
+            cell=cell,
+            new_tokens=len(result.tokens),
+            finish_reason=result.finish_reason,
+            ttft_s=first - began,
+            decode_s=last - first,
+            total_s=last - began,
+            steps=len(stats.steps),
+            **{name: getattr(stats, name) for name in _COUNTED},
+            draft_forwards=sum(len(step.draft_levels_s) for step in stats.steps),
+            histogram=stats.accepted_histogram,
+            phases=_phases(stats, last - first),
+            memory=schema.MemoryBytes.of(stats.memory, "_bytes"),
+            tokens=list(result.tokens),
+            mode_reason=result.mode_reason,
+        )
+
+    def _witness(self, cell: BenchCell, prompt: Prompt, on_tokens: Check) -> Sample:
+        plan, engine = self._plan, self._engine
+        if self._witnesses is None:
+            offline, pair = self._setup.options.offline, self._witness_pair
+            self._witnesses = Witnesses(engine.preset, engine.device, engine.dtype, offline, pair)
+        return self._witnesses.run(cell, prompt.tokens, plan.max_tokens, plan.ignore_eos, on_tokens)
+
+
+def _phases(stats: GenerationStats, decode_s: float) -> Phases:
+    """Where ``decode_s`` went; what no step accounts for is the host's."""
+    spent = stats.phases_s
+    draft_s, _ = spent.pop("draft"), spent.pop("host")
+    by_level = zip_longest(*(step.draft_levels_s for step in stats.steps), fillvalue=0.0)
+    levels = [sum(level) for level in by_level]
+    return Phases(
+        draft_levels=levels,
+        draft_tree=max(0.0, draft_s - sum(levels)),
+        host=max(0.0, decode_s - draft_s - sum(spent.values())),
+        **spent,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """A preset's weights are about to be read."""
-
     preset: str
 
 
@@ -52,8 +172,6 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """A cell that cannot be run, and why."""
-
     cell: BenchCell
     reason: str
 
@@ -119,17 +237,16 @@ class Runner:
         yield Loading(name)
         subject = self._load(name)
         self._check()
-        self._journal.keep(NotesLine(preset=name, notes=subject.notes))
+        self._journal.keep(on_disk.NotesLine(preset=name, notes=subject.notes))
         self._measure_floors(subject, again=False)
         for group in filter(None, groups):
             yield from self._group(subject, group)
-        if self._spent_s > _LONG_RUN_S:
-            # What slowed this machine at the start must not stay as its floor.
+        if self._spent_s > 60:  # what slowed this machine at the start must not stay as its floor
             self._measure_floors(subject, again=True)
 
     def _measure_floors(self, subject: Subject, *, again: bool) -> None:
         for length in self._plan.lengths:
-            self._journal.keep(FloorLine(floor=subject.floor(length, again=again)))
+            self._journal.keep(on_disk.FloorLine(floor=subject.floor(length, again=again)))
 
     def _group(self, subject: Subject, group: list[BenchCell]) -> Iterator[Event]:
         """Cells with one prompt, and then the comparison with plain decoding."""
@@ -155,7 +272,7 @@ class Runner:
         except ResourceError as error:
             yield self._miss(cell, error.reason or error.message)
             return
-        self._journal.keep(SampleLine(elapsed_s=self.elapsed_s, sample=sample))
+        self._journal.keep(on_disk.SampleLine(elapsed_s=self.elapsed_s, sample=sample))
         yield Measured(sample, self._done, self._plan.size)
 
     def _compare(self, subject: Subject, group: list[BenchCell], prompt: Prompt) -> None:
@@ -166,12 +283,11 @@ class Runner:
             sample = samples.get(cell)
             if plain is None or sample is None or sample.tokens == plain.tokens:
                 continue
-            found = subject.difference(prompt, plain.tokens, sample.tokens)
-            if found is not None:
-                self._journal.keep(DifferenceLine(cell=cell, difference=found))
+            if found := subject.difference(prompt, plain.tokens, sample.tokens):
+                self._journal.keep(on_disk.DifferenceLine(cell=cell, difference=found))
 
     def _miss(self, cell: BenchCell, reason: str) -> Missed:
-        self._journal.keep(MissingLine(cell=cell, reason=reason))
+        self._journal.keep(on_disk.MissingLine(cell=cell, reason=reason))
         return Missed(cell, reason)
 
     @property
@@ -197,9 +313,9 @@ class Runner:
     def _predicted_s(self, cell: BenchCell) -> float:
         """What this mode took at this length, else another mode there, else by proportion; 0 where
         nothing has run."""
+        if not self._costs_s:
+            return 0.0
         nearest = min(
-            self._costs_s,
-            key=lambda at: (at != cell.place, abs(at.length - cell.length)),
-            default=None,
+            self._costs_s, key=lambda at: (at != cell.place, abs(at.length - cell.length))
         )
-        return 0.0 if nearest is None else self._costs_s[nearest] * cell.length / nearest.length
+        return self._costs_s[nearest] * cell.length / nearest.length

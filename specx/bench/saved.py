@@ -1,11 +1,7 @@
-"""Saved benches: read one back, and join two of them row by row.
+"""Saved benches: read one back, and join two of them row by row. The files come from anywhere, so
+nothing in them is believed. Benches are joined on preset, mode and length, and inside such a row on
+the SHA-256 of the documents: what changed is measured on the same texts or not at all."""
 
-The files come from anywhere, so nothing in them is believed. Benches are joined on preset, mode
-and length, and inside such a row on the SHA-256 of the documents: what changed is measured on the
-same texts or not at all.
-"""
-
-import re
 from dataclasses import dataclass, field
 from statistics import geometric_mean, median
 from typing import Any, get_args
@@ -13,13 +9,14 @@ from typing import Any, get_args
 from pydantic import BaseModel, Field, ValidationError
 
 from specx.bench import schema
-from specx.bench.schema import Bench, Change, Place, SavedComparison, Unmatched, shown
+from specx.bench.schema import Bench, Change, Place, SavedComparison, Unmatched
 from specx.bench.statistics import geometric_interval
 from specx.bench.summary import known, paired_ratios
 from specx.bench.warnings import by_document
 from specx.documents.document import read_file
 from specx.errors import DocumentError, UsageError
 from specx.preset.yaml import did_you_mean
+from specx.trace.records import complaint, shown
 
 METRICS: tuple[schema.Metric, ...] = get_args(schema.Metric)
 MAX_BENCH_BYTES = 512 << 20
@@ -28,9 +25,7 @@ _SETTINGS = ("max_tokens", "ignore_eos", "sampling", "baseline")
 
 
 @dataclass(slots=True)
-class _Measured:
-    """What one bench says of one document in one row."""
-
+class _Measured:  # what one bench says of one document in one row
     document: schema.BenchDocument
     values: list[float] = field(default_factory=list)
     texts: set[tuple[int, ...]] = field(default_factory=set)
@@ -44,18 +39,16 @@ class _Labelled(BaseModel):
 
 
 def read_bench(path: str) -> Bench:
-    """The saved bench in a file, checked; fields that a newer specx added are passed over.
-
-    Raises ``DocumentError`` for what is no such file or damaged, naming the place
-    (``cells[3].samples[0].decode_s``), and ``UsageError`` for another kind or version.
-    """
+    """The saved bench in a file, checked; fields that a newer specx added are passed over. Raises
+    ``DocumentError`` for what is no such file or damaged, naming the place
+    (``cells[3].samples[0].decode_s``), and ``UsageError`` for another kind or version."""
     raw = read_file(path, MAX_BENCH_BYTES).removeprefix(b"\xef\xbb\xbf")
     if len(raw) > MAX_BENCH_BYTES:
         raise _no_bench(path, f"it is larger than {MAX_BENCH_BYTES >> 20} MiB")
     try:
         name = _Labelled.model_validate_json(raw).schema_name
     except ValidationError as error:
-        raise _no_bench(path, _complaint(error)) from error
+        raise _no_bench(path, complaint(error)) from error
     if name != "specx.bench/1":
         found = "names no schema" if name is None else f"is {shown(name)}"
         hint = "a saved bench comes from: specx bench --export FILE.json"
@@ -63,25 +56,12 @@ def read_bench(path: str) -> Bench:
     try:
         return Bench.model_validate_json(raw, strict=True)
     except ValidationError as error:
-        raise DocumentError(f"{path} is damaged", reason=_complaint(error)) from error
+        raise DocumentError(f"{path} is damaged", reason=complaint(error)) from error
 
 
 def _no_bench(path: str, reason: str) -> DocumentError:
     hint = "give the .json that specx bench wrote, not a journal, .jsonl or .csv"
     return DocumentError(f"{path} is not a saved bench", reason=reason, hints=[hint])
-
-
-def _complaint(error: ValidationError) -> str:
-    """The first thing wrong, on one line: ``cells[1].samples[0].decode_s must be …, not -1``."""
-    first = error.errors(include_url=False)[0]
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]]
-    where, message = "".join(parts)[1:], first["msg"].removeprefix("Value error, ")
-    wanted = re.sub("^(Input|String) should", "must", message)
-    if first["type"] == "missing":
-        return f"{where} is missing"
-    if wanted == message:
-        return f"{where}: {message}" if where else message[:1].lower() + message[1:]
-    return f"{where} {wanted}, not {shown(first['input'])}"
 
 
 def join(
@@ -90,11 +70,9 @@ def join(
     metric: str = "decode_tok_s",
     paths: tuple[str | None, str | None] = (None, None),
 ) -> SavedComparison:
-    """``b`` against ``a`` over what both have measured; ``paths`` are theirs, as given.
-
-    ``metric`` is one of ``METRICS``. Raises ``UsageError`` for another one, and when nothing can
-    be joined, with what differs.
-    """
+    """``b`` against ``a`` over what both have measured; ``paths`` are theirs, as given. ``metric``
+    is one of ``METRICS``. Raises ``UsageError`` for another one, and when nothing can be joined,
+    with what differs."""
     if metric not in METRICS:
         hints = [*did_you_mean(metric, METRICS), f"metrics: {', '.join(METRICS)}"]
         raise UsageError(f"unknown metric {shown(metric)}", hints=hints)
@@ -109,9 +87,10 @@ def join(
         hint = "run the second with the presets, --modes, --lengths and --data of the first"
         reason = _why_apart(ours, theirs)
         raise UsageError(f"the two benches share no {metric}", reason=reason, hints=[hint])
+    stand_in = [any(preset.stand_in for preset in bench.plan.presets) for bench in (a, b)]
     return SavedComparison(
-        a=_origin(a, paths[0]),
-        b=_origin(b, paths[1]),
+        a=schema.Origin.of(a, path=paths[0], stand_in=stand_in[0]),
+        b=schema.Origin.of(b, path=paths[1], stand_in=stand_in[1]),
         metric=metric,
         rows=rows,
         only_in_a=_rest(ours, theirs),
@@ -175,11 +154,6 @@ def _facts(bench: Bench, preset: str, metric: str) -> dict[str, Any]:
         **{f"specx.{name}": value for name, value in bench.specx},
         **{name: getattr(bench.plan, name) for name in settings},
     }
-
-
-def _origin(bench: Bench, path: str | None) -> schema.Origin:
-    stand_in = any(preset.stand_in for preset in bench.plan.presets)
-    return schema.Origin.of(bench, path=path, stand_in=stand_in)
 
 
 def _rest(ours: _Rows, theirs: _Rows) -> list[Unmatched]:

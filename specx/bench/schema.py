@@ -1,10 +1,8 @@
 """``specx.bench/1`` and ``specx.compare/1``: their JSON Schemas come from these models, and files
 of unknown origin are read through them. Times are in seconds, sizes in bytes, nothing is rounded,
-and None is what was not measured.
-"""
+and None is what was not measured."""
 
 import itertools
-import json
 import math
 from collections.abc import Collection, Iterator
 from typing import Annotated, Literal, NamedTuple, Self
@@ -14,7 +12,7 @@ from pydantic import Field, computed_field, model_validator
 from specx.core.config import SamplingConfig
 from specx.core.stats import FinishReason
 from specx.trace import result
-from specx.trace.records import Program, Record
+from specx.trace.records import Count, Positive, Program, Record, shown
 
 # Both formats say these things in the same words.
 MemoryBytes = result.MemoryBytes
@@ -24,16 +22,11 @@ DraftFacts = result.LoadedDraft
 MachineFacts = result.MachineFacts
 Amount = result.Amount
 Sha256 = result.Sha256
-Count = Annotated[int, Field(ge=0, lt=10**18)]
-Positive = Annotated[int, Field(ge=1, lt=10**18)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Name = Annotated[str, Field(min_length=1)]
 Metric = Literal[
     "prefill_tok_s", "decode_tok_s", "end_to_end_tok_s", "ttft_s", "tokens_per_step", "speedup"
 ]
-
-#: Parts of a verify step, in the order in which they happen (see ``Phases``).
-PHASES = ("draft_levels", "draft_tree", "verify", "accept", "commit", "retrieve", "host")
 
 
 class Place(NamedTuple):
@@ -57,8 +50,6 @@ class BenchPlace(Record):
 
 
 class BenchCell(BenchPlace):
-    """Which run."""
-
     document: Count = Field(description="Of plan.data.documents, from 0.")
     rep: Count = Field(description="Repetition, from 0.")
 
@@ -66,29 +57,24 @@ class BenchCell(BenchPlace):
 class Phases(Record):
     """Where verify steps spent their time: seconds of a run, or mean milliseconds of a step."""
 
-    draft_levels: list[Amount] = Field(
-        default=[], description="The draft's forwards, one a tree level."
-    )
+    draft_levels: list[Amount] = Field(default=[], description="Draft forwards, one a tree level.")
     draft_tree: Amount = Field(default=0.0, description="Choosing guesses and building the tree.")
     verify: Amount = Field(default=0.0, description="The target's forward.")
     accept: Amount = Field(default=0.0, description="Sampling and walking the tree.")
     commit: Amount = Field(default=0.0, description="Compacting the target's cache.")
-    retrieve: Amount = Field(
-        default=0.0, description="Scoring chunks and refilling the draft's cache."
-    )
+    retrieve: Amount = Field(default=0.0, description="Scoring chunks, filling the draft's cache.")
     host: Amount = Field(default=0.0, description="The rest: stop rule, bookkeeping, text.")
 
 
-class Joules(Record):
-    """Energy of the whole GPU during the two halves of a run."""
+PHASES = tuple(Phases.model_fields)  # in the order in which they happen
 
+
+class Joules(Record):
     prefill: Amount
     decode: Amount
 
 
 class Sample(Record):
-    """One run, as it was measured."""
-
     cell: BenchCell
     prompt_tokens: Count
     new_tokens: Count
@@ -103,22 +89,14 @@ class Sample(Record):
     steps: Count | None = Field(description="Forwards of the target after the prefill.")
     drafted: Count | None
     accepted: Count | None = Field(description="Draft tokens kept, bonus tokens excluded.")
-    draft_forwards: Count | None = Field(
-        default=None, description="Tree levels drafted, in all steps."
-    )
-    histogram: list[Count] = Field(
-        default=[], description="[a]: steps that accepted a draft tokens."
-    )
+    draft_forwards: Count | None = Field(default=None, description="Tree levels in all steps.")
+    histogram: list[Count] = Field(default=[], description="[a]: steps that accepted a tokens.")
     copied: Count | None = Field(default=None, description="Accepted, and also guessed by copying.")
-    phases: Phases | None = Field(
-        default=None, description="null: a witness, whose steps are not ours."
-    )
+    phases: Phases | None = Field(default=None, description="null: a witness.")
     memory: MemoryBytes
-    energy: Joules | None = None
+    energy: Joules | None = Field(default=None, description="Of the whole GPU.")
     tokens: list[TokenId]
-    equal: bool | None = Field(
-        default=None, description="Same tokens as plain; null: not compared."
-    )
+    equal: bool | None = Field(default=None, description="Same as plain; null: not compared.")
     first_difference: BenchDifference | None = None
     mode_reason: str = Field(default="", description="Why auto left drafting.")
 
@@ -129,19 +107,16 @@ class Sample(Record):
 
     @property
     def decode_tok_s(self) -> float | None:
-        """Tokens after the prefill's over decode time: (new − 1) / decode time but for a witness
-        that drafts in its prefill. None where no token is left."""
+        """Tokens after the prefill's over decode time; None where no token is left."""
         later = self.new_tokens - self.first_tokens
         return ratio_of(later, self.decode_s) if later > 0 else None
 
     @property
     def end_to_end_tok_s(self) -> float | None:
-        """New tokens over the whole time of the request, loading excluded."""
         return ratio_of(self.new_tokens, self.total_s)
 
     @property
     def tokens_per_step(self) -> float | None:
-        """Accepted tokens a step + 1."""
         return 1 + self.accepted / self.steps if self.accepted is not None and self.steps else None
 
 
@@ -181,12 +156,10 @@ class Floor(Record):
 
     @property
     def step_tok_s(self) -> float:
-        """What plain decoding can reach; 0 for a step without work."""
         return 1 / self.step_s if self.step_s else 0.0
 
     @property
     def prefill_tok_s(self) -> float:
-        """Prompt tokens a second at most; 0 as above."""
         return self.length / self.prefill_s if self.prefill_s else 0.0
 
 
@@ -210,34 +183,26 @@ class PresetFacts(Record):
 
 
 class BenchDocument(Record):
-    """A text to measure on."""
-
     name: str
     sha256: Sha256 = Field(description="Of its UTF-8 bytes.")
     characters: Count
 
 
 class SkippedText(Record):
-    """Something that was left out, where, and why. Counted, never fatal."""
-
     where: str
     reason: str
 
 
 class DataFacts(Record):
-    """The texts, and what was left out."""
-
     name: str
     documents: tuple[BenchDocument, ...]
     skipped: tuple[SkippedText, ...] = ()
 
 
 class Plan(Record):
-    """Everything that decides what is measured; equal plans may share a journal.
-
-    Cells interleave, modes innermost and in a rotating order: a machine that slows down for a
-    while slows every mode, and a run that ends early has all lengths.
-    """
+    """Everything that decides what is measured; equal plans may share a journal. Cells interleave,
+    modes innermost and in a rotating order: a machine that slows down for a while slows every mode,
+    and a run that ends early has all lengths."""
 
     presets: tuple[PresetFacts, ...]
     modes: tuple[Name, ...]
@@ -266,21 +231,17 @@ class Plan(Record):
             ]
 
     def cells(self) -> Iterator[BenchCell]:
-        """Every cell, in the order of running."""
         for preset in self.presets:
             yield from itertools.chain.from_iterable(self.groups(preset.name))
 
     @property
     def size(self) -> int:
-        """Number of cells."""
         groups = len(self.presets) * self.reps * len(self.data.documents) * len(self.lengths)
         return groups * len(self.modes)
 
 
 class Build(Program):
-    """The program, and the short hash of its source where that is known."""
-
-    commit: str | None
+    commit: str | None = Field(description="Short hash of the source, where it is known.")
 
 
 class Spread(Record):
@@ -304,28 +265,21 @@ class Interval(Record):
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Least and greatest of value and bounds."""
         known = [end for end in (self.value, self.low, self.high) if end is not None]
         return min(known), max(known)
 
 
 class OverFloor(Record):
-    """Measured time over the least time that this machine allows."""
-
     decode: Amount | None
     prefill: Amount | None
 
 
 class Equality(Record):
-    """How many outputs were compared with plain decoding's, and how many are the same."""
-
     checked: Count
     equal: Count
 
 
 class LocatedDifference(BenchDifference):
-    """The first sample that differs, and where it does."""
-
     document: Count
     rep: Count
 
@@ -345,12 +299,12 @@ class Summary(Record):
     accepted_per_step: Interval | None
     speedup: Interval | None = Field(description="Geometric mean over documents, paired.")
     end_to_end_speedup: Interval | None
-    floor: OverFloor | None
+    floor: OverFloor | None = Field(description="Measured over least time.")
     memory: MemoryBytes
     energy_j_per_token: Amount | None = Field(description="Of decoding.")
-    equal: Equality | None
+    equal: Equality | None = Field(description="Outputs compared with plain, and the same.")
     profile_ms: Phases | None
-    first_difference: LocatedDifference | None
+    first_difference: LocatedDifference | None = Field(description="In the first such run.")
 
     @property
     def is_unequal(self) -> bool:
@@ -358,22 +312,16 @@ class Summary(Record):
 
 
 class BenchRow(BenchPlace):
-    """All runs of one preset, mode and length, by document and then repetition."""
-
-    samples: Annotated[list[Sample], Field(min_length=1)]
+    samples: Annotated[list[Sample], Field(min_length=1)]  # by document, then repetition
     summary: Summary
 
 
 class MissingCell(Record):
-    """A run that was planned and not made, and why."""
-
     cell: BenchCell
     reason: str
 
 
 class BenchWarning(Record):
-    """Something that the reader should know, with what to do about it."""
-
     code: str
     message: str
 
@@ -440,8 +388,6 @@ class Bench(Record):
 
 
 class Origin(Record):
-    """One of two saved benches."""
-
     path: str | None = Field(description="As given.")
     created: str
     specx: Build
@@ -470,8 +416,6 @@ class Change(BenchPlace):
 
 
 class Unmatched(BenchPlace):
-    """Documents of a row for which only one bench has the metric."""
-
     whole_row: bool = Field(description="The other bench has nothing of this row.")
     documents: Annotated[list[BenchDocument], Field(min_length=1)]
 
@@ -509,8 +453,6 @@ class LiveRow(Record):
 
 
 class LiveComparison(Record):
-    """One document through several modes or presets."""
-
     schema_name: Literal["specx.compare/1"] = Field(default="specx.compare/1", alias="schema")
     kind: Literal["live"] = "live"
     specx: Program
@@ -521,8 +463,3 @@ class LiveComparison(Record):
 
 
 Comparison = Annotated[SavedComparison | LiveComparison, Field(discriminator="kind")]
-
-
-def shown(value: object) -> str:
-    """``value`` as JSON in ASCII, cut short."""
-    return json.dumps(value, default=str)[:60]

@@ -19,26 +19,21 @@ from numpy.typing import NDArray
 from specx.bench.schema import Interval, Spread
 
 RESAMPLES = 10_000
-SEED = 20_260
-OUTLIER_SCORE = 3.5
 _MAD_OF_NORMAL = 0.6745  # median absolute deviation of a normal variable, in standard deviations
 _CELLS = 2_000_000  # numbers drawn at a time, to bound memory
-_MOST_DF = 10_000  # beyond it the t quantile changes by less than 0.0003
 
 Floats = NDArray[np.float64]
 Draws = NDArray[np.int64]  # numbers of documents: (draws, documents)
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Median, mean, standard deviation, extremes and outliers; None of no values.
-
-    Outliers have a modified z-score (Iglewicz and Hoaglin) above 3.5, of five values or more.
-    """
+    """Median, mean, standard deviation, extremes and outliers; None of no values. Outliers have a
+    modified z-score (Iglewicz and Hoaglin) above 3.5, of five values or more."""
     if not values:
         return None
     middle = median(values)
     distances = [abs(value - middle) for value in values]
-    far = OUTLIER_SCORE / _MAD_OF_NORMAL * median(distances)
+    far = 3.5 / _MAD_OF_NORMAL * median(distances)
     return Spread(
         median=middle,
         mean=fmean(values),
@@ -50,13 +45,10 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def geometric_interval(ratios: Sequence[Sequence[float]]) -> Interval:
-    """Geometric mean of ratios over documents (outer); repetitions (inner) by their median.
-
-    The bootstrap draws documents, and inside each drawn document its repetitions. The median is
-    taken of logarithms, so that A over B is the inverse of B over A also for an even number of
-    repetitions. Raises ``ValueError`` for no documents, an empty one, or a ratio that is not
-    positive and finite.
-    """
+    """Geometric mean of ratios over documents (outer); repetitions (inner) by their median. The
+    bootstrap draws documents, and inside each drawn document its repetitions. The median is taken
+    of logarithms, so that A over B is the inverse of B over A also for an even number of
+    repetitions. Raises ``ValueError`` for nothing, and for what is not positive and finite."""
     if not ratios or not all(ratios):
         raise ValueError("an interval needs at least one document, and each at least one ratio")
     if not all(0 < ratio < math.inf for repetitions in ratios for ratio in repetitions):
@@ -79,10 +71,8 @@ def geometric_interval(ratios: Sequence[Sequence[float]]) -> Interval:
 
 
 def ratio_of_sums_interval(pairs: Sequence[tuple[float, float]]) -> Interval | None:
-    """Σ numerators / Σ denominators over documents, each a pair; for accepted tokens over steps.
-
-    A document with denominator 0 says nothing and is left out; None when no other is there.
-    """
+    """Σ numerators / Σ denominators over documents, each a pair; for accepted tokens over steps. A
+    document with denominator 0 says nothing and is left out; None when no other is there."""
     usable = sorted(pair for pair in pairs if pair[1] > 0)
     if not usable:
         return None
@@ -105,7 +95,7 @@ def _interval(
     """Of ``n`` documents; a draw needs ``width`` numbers, and ``scale`` is applied last."""
     if n == 1:
         return Interval(value=scale(value), low=None, high=None, n=1)
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(20_260)
     step = max(1, _CELLS // width)
     blocks = (min(step, RESAMPLES - start) for start in range(0, RESAMPLES, step))
     found = np.concatenate([redrawn(rng.integers(0, n, (rows, n)), rng) for rows in blocks])
@@ -125,7 +115,7 @@ def expanded_tail(n: int) -> float:
 @lru_cache(maxsize=256)
 def t_quantile_975(df: int) -> float:
     """The 97.5 % point of Student's t with ``df`` ≥ 1 degrees of freedom."""
-    df = min(df, _MOST_DF)
+    df = min(df, 10_000)  # beyond it the quantile changes by less than 0.0003
     nodes, weights = np.polynomial.legendre.leggauss(200)
 
     def area(angle: float) -> float:

@@ -1,8 +1,6 @@
-"""Samples → the report of a bench: a summary of every preset, mode and length.
-
-Medians, extremes and outliers are over samples; estimates with an interval are over documents,
-whose repetitions are combined first (see ``statistics``). What is not defined is None.
-"""
+"""Samples → the report of a bench: a summary of every preset, mode and length. Medians, extremes
+and outliers are over samples; estimates with an interval are over documents, whose repetitions are
+combined first (see ``statistics``). What is not defined is None."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -29,20 +27,22 @@ def report(
     stopped: str = "",
 ) -> Bench:
     """The whole bench so far; cells that are neither measured nor impossible are missing too.
-
-    ``stopped``: why the run ended early, "" when it did not.
-    """
+    ``stopped``: why the run ended early, "" when it did not."""
     samples, missing = [], []
     for cell in plan.cells():
-        if cell in finished.samples:
-            samples.append(_judged(plan, finished, cell))
-        else:
+        if (sample := finished.samples.get(cell)) is None:
             reason = finished.missing.get(cell, stopped or "not run")
             missing.append(schema.MissingCell(cell=cell, reason=reason))
+            continue
+        plain = finished.samples.get(cell.model_copy(update={"mode": "plain"}))
+        if plan.verify and plain is not None and plain is not sample:
+            equal, found = sample.tokens == plain.tokens, finished.differences.get(cell)
+            sample = sample.model_copy(update={"equal": equal, "first_difference": found})
+        samples.append(sample)
     floors = list(finished.floors.values())
     return Bench(
         specx=build,
-        created=finished.created,
+        created=finished.header.created if finished.header else "",
         elapsed_s=elapsed_s,
         finished=not missing and not stopped,
         plan=plan,
@@ -54,25 +54,14 @@ def report(
     )
 
 
-def _judged(plan: Plan, finished: Finished, cell: schema.BenchCell) -> Sample:
-    """A sample, compared with plain decoding where there is a run."""
-    sample = finished.samples[cell]
-    plain = finished.samples.get(cell.model_copy(update={"mode": "plain"}))
-    if not plan.verify or plain is None or plain is sample:
-        return sample
-    equal, difference = sample.tokens == plain.tokens, finished.differences.get(cell)
-    return sample.model_copy(update={"equal": equal, "first_difference": difference})
-
-
 def rows(plan: Plan, samples: Samples, floors: Sequence[Floor]) -> list[BenchRow]:
     """Samples in any order as rows in the plan's order; their names must be the plan's."""
     groups = grouped(plan, samples)
     least = {(floor.preset, floor.length): floor for floor in floors}
     found = []
     for place, group in groups.items():
-        baseline: Samples = ()
-        if plan.baseline is not None and place.mode != plan.baseline:
-            baseline = groups.get(place._replace(mode=plan.baseline), ())
+        below = place._replace(mode=plan.baseline or "")
+        baseline = () if below == place else groups.get(below, ())
         summary = summarize(group, baseline, least.get((place.preset, place.length)))
         found.append(BenchRow(**place._asdict(), samples=group, summary=summary))
     return found
@@ -109,10 +98,8 @@ def summarize(samples: Samples, baseline: Samples, floor: Floor | None) -> schem
 
 
 def paired_ratios(samples: Samples, baseline: Samples, metric: str) -> dict[int, list[float]]:
-    """Document → ``metric`` over the baseline's in the same repetition, where both have one.
-
-    Runs of one repetition are interleaved, so that a machine that slows down hits both.
-    """
+    """Document → ``metric`` over the baseline's in the same repetition, where both have one. Runs
+    of one repetition are interleaved, so that a machine that slows down hits both."""
     below = {(run.cell.document, run.cell.rep): getattr(run, metric) for run in baseline}
     ratios: dict[int, list[float]] = defaultdict(list)
     for run in samples:

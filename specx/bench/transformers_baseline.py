@@ -1,8 +1,6 @@
 """Outside witnesses: transformers' own ``generate`` and its assisted generation, as users run them.
-
 In: prompt tokens. Out: samples. The models are transformers' own, read from their files, with the
-attention that it chooses by itself; only a stand-in's are put together from specx's tensors.
-"""
+attention that it chooses by itself; only a stand-in's are put together from specx's tensors."""
 
 import contextlib
 import math
@@ -12,13 +10,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedModel,
-    StaticCache,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, StaticCache
+from transformers.generation import GenerationConfig
 
 from specx.bench.schema import BenchCell, MemoryBytes, Sample
 from specx.checkpoints import load as hub
@@ -34,25 +27,23 @@ Models = tuple[PreTrainedModel, PreTrainedModel | None, frozenset[int]]  # and t
 
 
 class Witnesses:
-    """A pair of untouched models; every run is independent of those before it.
-
-    What a careful opponent would set is set: greedy, with nothing of the checkpoint's sampling
-    settings, and for ``hf`` a static cache, over which transformers compiles the step on a GPU,
-    and which is the faster one on a CPU too. ``hf-assisted`` cannot use it; how many tokens its
-    assistant drafts is left to the library (with scikit-learn, it adapts a threshold).
-    """
+    """A pair of untouched models; every run is independent of those before it. What a careful
+    opponent would set is set: greedy, with nothing of the checkpoint's sampling settings, and for
+    ``hf`` a static cache, over which transformers compiles the step on a GPU, and which is the
+    faster one on a CPU too. ``hf-assisted`` cannot use it; how many tokens its assistant drafts is
+    left to the library (with scikit-learn, it adapts a threshold)."""
 
     def __init__(
         self, preset: Preset, device: str, dtype: str, offline: bool, pair: ModelPair | None = None
     ) -> None:
-        """Load the preset's models, or take the stand-ins of ``pair``, which has no head.
-
-        Raises what ``hub.load_pair`` raises.
-        """
+        """Load the preset's models, or take the stand-ins of ``pair``, which has no head."""
         self._name = preset.name
-        self._target, self._draft, ends = (
-            _from_files(preset, device, dtype, offline) if pair is None else _from_tensors(pair)
-        )
+        if pair is None:
+            self._target, self._draft, ends = _from_files(preset, device, dtype, offline)
+        else:
+            self._target = assembled(pair.target)
+            self._draft = assembled(pair.draft) if isinstance(pair.draft, LoadedModel) else None
+            ends = hub.end_tokens(pair.target.config, pair.tokenizer)
         self._end_tokens = sorted(ends)
         self._cache: StaticCache | None = None
 
@@ -65,16 +56,11 @@ class Witnesses:
         on_tokens: Callable[[], None] = lambda: None,
     ) -> Sample:
         """Generate greedily as ``cell.mode`` says; with ``ignore_eos`` exactly ``max_tokens``.
-
         ``on_tokens`` is called after every forward; its own time is not counted, and an exception
-        from it ends the run (``RuntimeError`` and such would pass for the library's own).
-        Assisted generation has no prefill of its own: its first forward reads the prompt and a
-        first draft together. So its prefill time holds that draft, ``first_tokens`` may exceed
-        one, and ``steps`` and ``accepted`` count the later forwards only.
-
-        Raises ``UsageError`` or ``PairError`` where this pair has no such witness,
-        ``ResourceError`` and, where transformers fails, ``ModelError``.
-        """
+        from it ends the run (``RuntimeError`` and such would pass for the library's own). Assisted
+        generation has no prefill of its own: its first forward reads the prompt and a first draft
+        together. So its prefill time holds that draft, ``first_tokens`` may exceed one, and
+        ``steps`` and ``accepted`` count the later forwards only. Raises ``SpecxError``."""
         target, draft = self._target, self._assistant() if cell.mode == "hf-assisted" else None
         ends = [] if ignore_eos else self._end_tokens
         prompt = torch.tensor([list(prompt_tokens)], device=target.device)
@@ -98,49 +84,9 @@ class Witnesses:
                 assistant_model=draft,
                 streamer=clock,
             )
-        return self._sample(cell, len(prompt_tokens), clock, ends, draft, cache)
-
-    def _sample(
-        self,
-        cell: BenchCell,
-        prompt_tokens: int,
-        clock: "_Clock",
-        ends: Sequence[int],
-        draft: PreTrainedModel | None,
-        cache: StaticCache | None,
-    ) -> Sample:
-        tokens, target = clock.tokens, self._target
-        rows = prompt_tokens + len(tokens) - 1
         static_rows = 0 if cache is None else cache.get_max_length()
-        ended = tokens[-1] in ends
-        if ended:
-            tokens.pop()  # as specx gives them
-        first, *kept = [count - 1 for count in clock.counts]
-        prefill_s, total_s = clock.seconds[0], clock.seconds[-1]
         models = [target] if draft is None else [target, draft]
-        return Sample(
-            cell=cell,
-            prompt_tokens=prompt_tokens,
-            new_tokens=len(tokens),
-            finish_reason="eos" if ended else "length",
-            prefill_target_s=prefill_s,
-            prefill_draft_s=0.0,
-            ttft_s=prefill_s,
-            decode_s=total_s - prefill_s,
-            total_s=total_s,
-            first_tokens=first + 1,
-            steps=len(kept),
-            drafted=None,
-            accepted=sum(kept),
-            histogram=[kept.count(number) for number in range(max(kept, default=-1) + 1)],
-            memory=MemoryBytes(
-                weights=sum(part.nbytes for model in models for part in model.parameters()),
-                kv_target=row_bytes(target) * max(rows, static_rows),
-                kv_draft=0 if draft is None else rows * row_bytes(draft),
-                peak=peak_bytes(target.device),
-            ),
-            tokens=tokens,
-        )
+        return _sample(cell, len(prompt_tokens), clock, ends, models, static_rows)
 
     def _assistant(self) -> PreTrainedModel:
         hints = ["leave hf-assisted out"]
@@ -157,7 +103,6 @@ class Witnesses:
         return self._draft
 
     def _emptied(self, rows: int) -> StaticCache:
-        """A cache for so many rows, kept between runs."""
         if self._target.device.type == "cuda":
             rows = math.ceil(rows / _GPU_GRAIN_TOKENS) * _GPU_GRAIN_TOKENS
         if self._cache is not None and self._cache.get_max_length() == rows:
@@ -178,8 +123,7 @@ class _Clock:
         self.seconds: list[float] = []  # up to each forward's tokens, callbacks excluded
         self._began = time.perf_counter()
 
-    def put(self, value: Tensor) -> None:
-        """Called by ``generate``: with the prompt, then after each forward."""
+    def put(self, value: Tensor) -> None:  # the prompt, then the tokens of each forward
         now = time.perf_counter()
         if not self._prompt_seen:
             self._prompt_seen = True
@@ -190,8 +134,47 @@ class _Clock:
         self._on_tokens()
         self._began += time.perf_counter() - now
 
-    def end(self) -> None:
-        """Called by ``generate`` after the last token."""
+    def end(self) -> None: ...
+
+
+def _sample(
+    cell: BenchCell,
+    prompt_tokens: int,
+    clock: _Clock,
+    ends: Sequence[int],
+    models: Sequence[PreTrainedModel],
+    static_rows: int,
+) -> Sample:
+    tokens = clock.tokens
+    rows = prompt_tokens + len(tokens) - 1
+    ended = tokens[-1] in ends
+    if ended:
+        tokens.pop()  # as specx gives them
+    first, *kept = [count - 1 for count in clock.counts]
+    prefill_s, total_s = clock.seconds[0], clock.seconds[-1]
+    return Sample(
+        cell=cell,
+        prompt_tokens=prompt_tokens,
+        new_tokens=len(tokens),
+        finish_reason="eos" if ended else "length",
+        prefill_target_s=prefill_s,
+        prefill_draft_s=0.0,
+        ttft_s=prefill_s,
+        decode_s=total_s - prefill_s,
+        total_s=total_s,
+        first_tokens=first + 1,
+        steps=len(kept),
+        drafted=None,
+        accepted=sum(kept),
+        histogram=[kept.count(number) for number in range(max(kept, default=-1) + 1)],
+        memory=MemoryBytes(
+            weights=sum(part.nbytes for model in models for part in model.parameters()),
+            kv_target=row_bytes(models[0]) * max(rows, static_rows),
+            kv_draft=sum(rows * row_bytes(model) for model in models[1:]),
+            peak=peak_bytes(models[0].device),
+        ),
+        tokens=tokens,
+    )
 
 
 @contextlib.contextmanager
@@ -237,11 +220,6 @@ def _from_files(preset: Preset, device: str, dtype: str, offline: bool) -> Model
     if files.draft_dir is not None and files.draft_config is not None:
         draft = read(files.draft_dir, preset.draft.dtype)
     return target, draft, hub.end_tokens(files.target_config, files.tokenizer)
-
-
-def _from_tensors(pair: ModelPair) -> Models:
-    draft = assembled(pair.draft) if isinstance(pair.draft, LoadedModel) else None
-    return assembled(pair.target), draft, hub.end_tokens(pair.target.config, pair.tokenizer)
 
 
 def assembled(model: LoadedModel) -> PreTrainedModel:

@@ -1,6 +1,5 @@
 """What a reader of a bench should know before believing it, and what to do about it: warnings with
-advice, one a kind, each with the place where it is worst.
-"""
+advice, one a kind, each with the place where it is worst."""
 
 import math
 import operator
@@ -50,10 +49,10 @@ def grouped(plan: Plan, samples: Samples) -> dict[Place, list[Sample]]:
 
 def by_document(samples: Samples) -> dict[int, list[Sample]]:
     """Samples by the number of their document, in the order given."""
-    documents: dict[int, list[Sample]] = defaultdict(list)
+    documents: dict[int, list[Sample]] = {}
     for sample in samples:
-        documents[sample.cell.document].append(sample)
-    return dict(documents)
+        documents.setdefault(sample.cell.document, []).append(sample)
+    return documents
 
 
 def warnings_of_files(plan: Plan, notes: Mapping[str, Sequence[str]]) -> Iterator[BenchWarning]:
@@ -76,7 +75,6 @@ def warnings_of_files(plan: Plan, notes: Mapping[str, Sequence[str]]) -> Iterato
 
 
 def warnings_of_samples(plan: Plan, samples: Samples) -> Iterator[BenchWarning]:
-    """What the samples give rise to."""
     groups = grouped(plan, samples)
     for code in _TEXTS:
         facts = _unequal(plan, groups) if code == "unequal" else _worst_row(code, plan, groups)
@@ -114,10 +112,11 @@ def _noise(samples: Samples) -> float:
 
 def _slow_starts(samples: Samples) -> float:
     """Share of the documents whose first repetition took 10 % longer than every later one."""
-    slow = []
-    for first, *later in by_document(samples).values():
-        if later and first.cell.rep == 0:
-            slow.append(first.total_s > 1.1 * max(run.total_s for run in later))
+    slow = [
+        first.total_s > 1.1 * max(run.total_s for run in later)
+        for first, *later in by_document(samples).values()
+        if later and first.cell.rep == 0
+    ]
     return sum(slow) / len(slow) if slow else 0.0
 
 

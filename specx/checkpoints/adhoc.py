@@ -65,7 +65,6 @@ def with_draft(preset: Preset, draft: str, *, offline: bool) -> Preset:
 
 
 def _draft_part(draft: str, target: Mapping[str, Any], offline: bool) -> dict[str, Any]:
-    """``draft`` and ``retrieval`` of a preset."""
     if draft in WITHOUT_WEIGHTS:
         return {"draft": {"kind": draft}}
     directory = hub.resolve(draft, None, offline=offline)

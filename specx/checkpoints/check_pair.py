@@ -1,8 +1,5 @@
 """Whether a target and a draft fit together, found out before any weight is there.
-
-In: a preset, and a way to the directories with its configs and tokenizers. Out: what was found in
-them, or an error that names the disagreement with both sides.
-"""
+An error names the disagreement with both sides."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -74,7 +74,6 @@ class WantedFile:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the snapshot has it, whole."""
         return self.pointer.is_file()
 
     @property
@@ -95,7 +94,6 @@ class DownloadPlan:
 
     @property
     def total_bytes(self) -> int:
-        """All wanted files together."""
         return sum(file.size_bytes for file in self.files)
 
     @property
@@ -119,7 +117,6 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def tell(event: Download | Notice) -> None:
-    """Pass ``event`` to whoever listens."""
     _listener.get()(event)
 
 

@@ -19,7 +19,6 @@ _LONGEST = 1 << 26
 
 
 def whole(fields: Mapping[str, Any], name: str, most: int, otherwise: int | None = None) -> int:
-    """A whole number between 1 and ``most``."""
     value = fields.get(name)
     value = otherwise if value is None else value
     if type(value) is not int or not 1 <= value <= most:

@@ -1,8 +1,5 @@
 """From a preset to a loaded pair: find the files, check them, then read the weights.
-
-Everything that can be refused is refused before any weight is downloaded or read: architectures,
-damaged files, tokenizers that disagree.
-"""
+Everything that can be refused is refused before any weight is downloaded or read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

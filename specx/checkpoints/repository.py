@@ -1,8 +1,5 @@
-"""Where a repository is: beside the code, in a directory, in the cache, on the Hub.
-
-In goes a repository's name; out comes a ``Source``, or a ``SpecxError`` with one wording for each
-way in which the Hub, the network or the disk says no. The cache is that of the Hub's client.
-"""
+"""Where a repository is: beside the code, in a directory, in the Hub client's cache, on the Hub;
+and one wording for each way in which the Hub, the network or the disk says no."""
 
 import contextlib
 import errno

@@ -1,8 +1,5 @@
 """The weights in a directory: which files hold them, what is in those, and their tensors.
-
-In goes a directory in Hugging Face format; out come CPU tensors, or a ``ModelError`` that names the
-file at fault. Pickles are opened by PyTorch's restricted loader alone, which runs no code.
-"""
+Pickles are opened by PyTorch's restricted loader alone, which runs no code."""
 
 import pickle
 import re
@@ -261,5 +258,4 @@ def kind_of(tensor: "torch.Tensor") -> str:
 
 
 def by(shape: tuple[int, ...]) -> str:
-    """A shape in words."""
     return "x".join("?" if n < 0 else str(n) for n in shape) or "a single number"

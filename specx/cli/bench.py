@@ -44,8 +44,6 @@ _LEAST = {"samples": 1, "reps": 1, "warmup": 0, "max_tokens": 2}
 
 @dataclass(frozen=True, slots=True)
 class BenchRequest:
-    """The options of ``specx bench``."""
-
     lengths: str = given("--lengths LIST", "Prompt tokens, k = 1024 [1k..16k].", "1k..16k")
     modes: list[str] = given(
         "--modes LIST", "specx, specx+window, ablation, gpu, witnesses …", list
@@ -198,8 +196,7 @@ def _measure(
     request: BenchRequest, screen: Screen, setup: "Setup", budget_s: float | None
 ) -> tuple["Bench", int]:
     """Run what the journal does not have; the bench, and 128 + signal when stopped by one."""
-    from specx.bench.engine_runner import Subject
-    from specx.bench.runner import Interrupted, Runner
+    from specx.bench.runner import Interrupted, Runner, Subject
     from specx.bench.summary import report
 
     def load(name: str) -> Subject:

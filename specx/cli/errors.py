@@ -33,7 +33,6 @@ class OutputClosed(Exception):
 
 
 def error_lines(error: SpecxError) -> list[str]:
-    """What, why and what to do; the first line is the error itself."""
     lines = [f"error: {error.message}"]
     lines += [f"  {line}" for line in error.reason.splitlines()]
     return lines + [f"  → {hint}" for hint in error.hints[:3]]
@@ -69,7 +68,6 @@ def cannot_write(place: str, error: OSError) -> SpecxError:
 
 
 def crash(error: BaseException) -> SpecxError:
-    """An exception that nobody expected, as the user reads it."""
     return SpecxError(
         f"unexpected {type(error).__name__}: {error}".rstrip(": "),
         reason="this is a bug in specx, not in your input",
@@ -78,7 +76,6 @@ def crash(error: BaseException) -> SpecxError:
 
 
 def debug_lines(error: BaseException) -> list[str]:
-    """The traceback if ``SPECX_DEBUG`` asks for it, else nothing."""
     if not is_on(os.environ.get("SPECX_DEBUG")):
         return []
     import traceback

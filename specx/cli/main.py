@@ -46,7 +46,6 @@ _RUNS_MODELS = ("generate", "summarize", "bench", "compare")
 
 
 def main() -> None:
-    """Run the command line of this process and exit."""
     _prepare_streams()
     _prepare_threads()
     sys.excepthook = _report_crash
@@ -154,7 +153,6 @@ def _fail(error: SpecxError, arguments: Sequence[str]) -> int:
 
 
 def _as_json(error: SpecxError, arguments: Sequence[str]) -> str:
-    """The error for stdout, if the output is JSON."""
     output = _output_format(arguments)
     if output == "text":
         return ""

@@ -124,7 +124,6 @@ def check_presets(
 def _checked(
     name: str | None, recorded_in: Path | None, offline: bool
 ) -> "dict[str, list[Outcome]]":
-    """Preset → how its checks ended."""
     from specx.checkpoints import load as hub
     from specx.checkpoints.check_pair import Check, Locate, Outcome, outcomes, recorded
 
@@ -257,7 +256,6 @@ def _closing(found: Pulled) -> str:
 
 
 def _object(found: Pulled) -> dict[str, Any]:
-    """``specx.pull/1``."""
     models = [
         {
             "role": role,

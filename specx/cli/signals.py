@@ -30,7 +30,6 @@ class Interrupts:
 
     @property
     def exit_code(self) -> int | None:
-        """128 + the signal that asked to stop, or None."""
         return None if self.signum is None else 128 + self.signum
 
     def on_first(self, cancel: Callable[[], None] | None) -> None:

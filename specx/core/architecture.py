@@ -22,7 +22,6 @@ class Shape:
 
     @property
     def qkv_rows(self) -> tuple[int, int, int]:
-        """Rows of the query, key and value projections."""
         keys = self.kv_heads * self.head_dim
         return self.heads * self.head_dim, keys, keys
 

@@ -28,7 +28,6 @@ class KVCache:
         self.row_bytes = shape.numbers_per_token * dtype.itemsize
 
     def layer(self, index: int) -> KV:
-        """All rows of a layer."""
         return self.keys[index], self.values[index]
 
     def stage(self, rows: int) -> int:

@@ -14,7 +14,6 @@ class Clock:
         self._last = time.perf_counter()
 
     def mark(self, phase: str) -> None:
-        """End ``phase`` here."""
         now = time.perf_counter()
         self._seconds[phase] = now - self._last
         self._last = now

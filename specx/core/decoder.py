@@ -29,8 +29,6 @@ class AttentionPass(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Result of one forward over n rows."""
-
     logits: Tensor  # [m, V] float32, the rows asked for
     features: Tensor  # [n, width]: what a head reads, see ``Model.tap``
     query: Tensor  # [H, n, D]: the last layer's, rotated
@@ -61,11 +59,9 @@ class Weights:
         return tensor
 
     def take_if_there(self, name: str) -> Tensor | None:
-        """The tensor ``name``, or None."""
         return self._tensors.pop(name, None)
 
     def linear(self, name: str) -> Linear:
-        """``name.weight`` with ``name.bias`` where there is one."""
         return linear_of(self.take(f"{name}.weight"), self.take_if_there(f"{name}.bias"))
 
     def check_empty(self) -> None:
@@ -167,7 +163,6 @@ class Model:
         self.feature_width = self.shape.hidden * max(1, len(layers))
 
     def new_cache(self, capacity: int) -> KVCache:
-        """Empty, of ``capacity`` rows."""
         return KVCache(self.shape, capacity, self.dtype, self.device)
 
     def first_layer(self) -> "Model":

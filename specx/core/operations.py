@@ -162,7 +162,6 @@ def linear_of(weight: Tensor, bias: Tensor | None = None) -> Linear:
 
 
 def row_operations(sample: Tensor) -> RowOperations:
-    """The fastest operations for tensors like ``sample``."""
     if sample.is_cuda and sample.dtype in _KERNEL_DTYPES and kernels.is_available():
         from specx.core.kernels import rows  # imports Triton
 

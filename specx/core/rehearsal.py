@@ -46,7 +46,6 @@ def rehearse(
 
 
 def _draft(settings: DraftSettings, target: Target, sampler: Sampler, chunk: torch.Tensor) -> None:
-    """One draft after a prompt of one chunk."""
     model, tree = settings.model, settings.tree
     if model.reads_features:
         tree = replace(tree, depth=min(tree.depth, _LEVELS_OF_A_HEAD))

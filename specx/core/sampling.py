@@ -92,7 +92,6 @@ def _mix(value: Tensor) -> Tensor:
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -59,7 +59,6 @@ class TokenTree:
 
     @property
     def size(self) -> int:
-        """Number of nodes, the root included."""
         return self.tokens.shape[0]
 
     @property
@@ -102,6 +101,5 @@ class Path:
     count: Tensor  # [] int64: accepted guesses + 1
 
     def tolist(self) -> list[int]:
-        """The path on the host."""
         nodes: list[int] = self.nodes[: int(self.count)].tolist()
         return nodes

@@ -159,5 +159,4 @@ class Workspaces:
             self._free = workspace
 
     def drop(self) -> None:
-        """Free what is free, for want of memory."""
         self._free = None

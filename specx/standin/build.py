@@ -139,7 +139,6 @@ def _configs(preset: Preset) -> tuple[ModelConfig, ModelConfig | None]:
 
 
 def _head_shapes(preset: Preset) -> tuple[HeadShapeSpec, ShapeSpec]:
-    """The shapes of the head and of its target."""
     head = _given(preset.draft.head_shape, "draft.head_shape", preset)
     return head, _given(preset.target.shape, "target.shape", preset)
 

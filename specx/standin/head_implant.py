@@ -78,7 +78,6 @@ class HeadImplant(implant.Filler):
 
     @torch.no_grad()
     def build(self) -> LoadedHead:
-        """The large head; the same weights every time."""
         config = self._small.config
         shapes = tensor_shapes(self._shape, config.generation, len(self._table))
         tensors = {n: self._draw(self._table.new_empty(size)) for n, size in shapes.items()}

@@ -160,7 +160,6 @@ class Implant(Filler):
 
     @torch.no_grad()
     def fill(self) -> None:
-        """Write every tensor of the large model, in place."""
         self._fill_tables()
         before = self._shape.layers - self._small_shape.layers
         for layer in range(self._shape.layers):
@@ -218,5 +217,4 @@ class Implant(Filler):
 
 
 def within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose names begin with ``prefix``, without it."""
     return {n.removeprefix(prefix): each for n, each in tensors.items() if n.startswith(prefix)}

@@ -2,6 +2,8 @@
 such files of unknown origin. A run that was killed leaves a readable file without an end.
 """
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -251,7 +253,6 @@ class End(Record):
 AnyLine = Header | PrefillLine | StepLine | End
 Line = Annotated[AnyLine, Field(discriminator="kind")]
 MAX_TRACE_BYTES = 256 << 20
-_REASON_CHARACTERS = 200
 _LINE: TypeAdapter[AnyLine] = TypeAdapter(Line)
 
 
@@ -318,7 +319,8 @@ def read_trace(path: str) -> Trace:
                 break
             hint = "specx summarize report.txt --trace run.jsonl writes one"
             what, hints = ("not a trace", [hint]) if number == 1 else ("damaged", [])
-            reason = f"line {number}: {_problem(error)}"
+            what_is_wrong = complaint(error, 1) if isinstance(error, ValidationError) else error
+            reason = f"line {number}: {what_is_wrong}"
             raise DocumentError(f"{path} is {what}", reason=reason, hints=hints) from error
         lines.append(line)
     header, last = lines[0], lines[-1]
@@ -359,10 +361,22 @@ def _text(lines: Sequence[AnyLine]) -> str:
     return "".join(piece.text for step in steps for piece in step.pieces)
 
 
-def _problem(error: ValueError) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"][1:])
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Invalid ")
-    return (f"{place}: {message}" if place else message)[:_REASON_CHARACTERS]
+def complaint(error: ValidationError, skip: int = 0) -> str:
+    """The first thing wrong, on one line: ``cells[1].samples[0].decode_s must be …, not -1``.
+
+    ``skip`` parts at the beginning of the place are left out, such as the kind of a line.
+    """
+    first = error.errors(include_url=False)[0]
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"][skip:]]
+    where, message = "".join(parts)[1:], first["msg"].removeprefix("Value error, ")
+    wanted = re.sub("^(Input|String) should", "must", message)
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    if wanted == message:
+        return (f"{where}: {message}" if where else message[:1].lower() + message[1:])[:200]
+    return f"{where} {wanted}, not {shown(first['input'])}"[:200]
+
+
+def shown(value: object) -> str:
+    """``value`` as JSON in ASCII, cut short."""
+    return json.dumps(value, default=str)[:60]

@@ -58,7 +58,8 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     with resumed_journal(tmp_path / "j.jsonl", plan()) as again:
         assert again.finished == journal.finished
         assert again.finished.elapsed_s == plan().size - 1
-        assert again.finished.created == "2026-11-22T15:00:00+00:00"
+        assert again.finished.header is not None
+        assert again.finished.header.created == "2026-11-22T15:00:00+00:00"
         assert again.finished.notes == {"tiny": ("a .bin", "a guess")}
 
 

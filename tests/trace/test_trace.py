@@ -172,7 +172,7 @@ def damage(kind, change):
         (damage("step", lambda step: step["tree"].update(parents=[])), "parent"),
         (damage("step", lambda step: step["tree"].update(path=[0, 900])), "path"),
         (damage("step", lambda step: step["tree"].update(path=[])), "path"),
-        (damage("step", lambda step: step["tree"]["ids"].__setitem__(0, -4)), "tree.ids.0"),
+        (damage("step", lambda step: step["tree"]["ids"].__setitem__(0, -4)), "tree.ids[0]"),
         (damage("step", lambda step: step.update(retrieved=[4, 3])), "increasing"),
         (damage("step", lambda step: step.update(number=7)), "missing"),
         (damage("step", lambda step: step.update(elapsed_s=-1)), "elapsed_s"),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from specx.bench.comparison import LiveRun, Task, end_to_end_speedup, rates, speedup
+from specx.bench.comparison import LiveRun, Task, rates, speedup
 from specx.bench.render import numbers
 from specx.bench.render.markdown import bullets, escaped, table_markdown
 from specx.bench.render.numbers import NOTHING, joined, known, number, plain_text, short, size
@@ -139,7 +139,7 @@ def live_report(runs: Sequence[LiveRun], name: str, task: Task) -> Report:
             lambda run: known(run.result.stats.memory.peak_bytes or None, size),
         ),
         ("decode speed-up", lambda run: known(speedup(run, first), numbers.times)),
-        ("overall speed-up", lambda run: known(end_to_end_speedup(run, first), numbers.times)),
+        ("overall speed-up", lambda run: known(speedup(run, first, overall=True), numbers.times)),
         ("<text", lambda run: _verdict(run, first)),
     ]
     sampling = task.sampling

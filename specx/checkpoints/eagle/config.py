@@ -1,8 +1,5 @@
-"""What a draft head's config.json says, before any of its weights is there.
-
-In goes the raw JSON object; out come the head's kind, sizes, limits and rotation, or an error that
-names what it is instead. Read raw, because these files follow three layouts and borrow the names of
-ordinary models. The weights decide in the end.
+"""What a draft head's config.json says, before any of its weights is there. Read raw, because these
+files follow three layouts and borrow the names of ordinary models; the weights decide in the end.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,5 @@
 """A head's tensors: their names over all published layouts, and the shapes that fit together.
-
-In: tensors as a file names them, then the head's sizes. Out: the same under one set of names, or a
-``ModelError`` that names the tensor, and the file not yet.
-"""
+A ``ModelError`` names the tensor, and the file not yet."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal

@@ -55,8 +55,6 @@ def load_head(
 
 @dataclass(slots=True)
 class _Reader:
-    """One head while it is examined."""
-
     spec: DraftSpec
     target: ModelConfig
     raw: dict[str, Any]
@@ -164,7 +162,6 @@ class _Reader:
                 raise ModelError("lm_head.weight is missing")
 
     def _note_differences(self, shape: HeadShapeSpec) -> None:
-        """The tensors decide; what the config says otherwise is noted."""
         said = {name: getattr(self.facts, name) for name in ("hidden", "mlp", "kv_heads")}
         layer = layer_config(self.raw)
         if layer.get("head_dim") is not None:

@@ -59,7 +59,6 @@ class Copies:
         return chance
 
     def begin(self) -> None:
-        """Forget the last request."""
         self._state.chain.fill_(-1)
         self._state.attention.zero_()
         self._state.doubted.zero_()

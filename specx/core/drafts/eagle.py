@@ -97,7 +97,6 @@ class EagleHead:
         return KVCache(self.shape, capacity, self.dtype, self.device)
 
     def first_layer(self) -> "EagleHead":
-        """A head has no other."""
         return self
 
     @torch.inference_mode()

@@ -47,7 +47,6 @@ class StepCosts:
         return rise / (self._rows[right] - self._rows[left])
 
     def observe_level(self, seconds: float) -> None:
-        """Take in the time of one draft level."""
         self.level_s += _MOMENTUM * (seconds - self.level_s)
 
     def best_count(self, reaches: list[float], draft_s: float) -> tuple[int, float, float]:
@@ -81,7 +80,6 @@ class StepwiseGrowth:
         self._costs = costs if self._config.size == "measured" else None
 
     def start(self) -> None:
-        """A new tree."""
         self.levels_s: list[float] = []  # what each level took
         self._read = 1.0  # reach of the nodes that the last level was read under
         self._expected = 1.0
@@ -111,7 +109,6 @@ class StepwiseGrowth:
         return self._costs.best_count(reaches, len(self.levels_s) * self._costs.level_s)[0]
 
     def observe_level(self, seconds: float) -> None:
-        """Take in the time of one more level of this tree."""
         self.levels_s.append(seconds)
         if self._costs is not None:
             self._costs.observe_level(seconds)

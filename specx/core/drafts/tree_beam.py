@@ -111,7 +111,6 @@ class Beam:
         return self._finish(rows, threshold, count)
 
     def _add(self, level: int, chances: Tensor, tokens: Tensor) -> None:
-        """``add_level`` in torch."""
         state, start = self._levels, level * WIDTH
         here, count = slice(start, start + WIDTH), chances.numel()
         reaches = chances.clamp(max=1.0)
@@ -134,7 +133,6 @@ class Beam:
         state.sees[here].diagonal(start).fill_(True)
 
     def _finish(self, rows: int, threshold: float | None, levels: int) -> TokenTree:
-        """``tree`` in torch."""
         state, end = self._levels, levels * WIDTH * self.children
         reach, level_of = state.reach.view(-1)[:end], self._level_of[:end]
         if threshold is not None:

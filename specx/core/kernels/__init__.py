@@ -8,7 +8,6 @@ import torch
 
 
 def is_available() -> bool:
-    """Whether Triton can be imported."""
     return importlib.util.find_spec("triton") is not None
 
 

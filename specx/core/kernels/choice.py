@@ -53,8 +53,6 @@ class _HalfPrefill(StaticKernels):
 
 
 class TritonKernels(_HalfPrefill):
-    """Our own kernels."""
-
     def __init__(self) -> None:
         from specx.core.kernels import rows, scores, tree_attention
 

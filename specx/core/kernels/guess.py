@@ -38,7 +38,6 @@ def _ordered(values):
 
 @triton.jit
 def _value(keys):
-    """The float32 values in keys."""
     bits = (keys >> 32).to(tl.int32)
     return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
 

@@ -165,7 +165,6 @@ def joined(
     frontier: Tensor | None,
     parents: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """What ``Copies.joined`` does, in one launch."""
     rows, count = tokens.shape
     chances, tokens = chances.contiguous(), tokens.contiguous()
     new_chances, new_tokens = empty_like(chances), empty_like(tokens)
