@@ -19,7 +19,7 @@ from specx.bench.render.chart import (
     length_label,
     require_plotext,
 )
-from specx.bench.render.numbers import has_presets, joined, plain_text
+from specx.bench.render.numbers import joined, plain_text
 from specx.bench.render.tables import flowed, profile_table, profiles
 from specx.bench.schema import Bench
 
@@ -115,8 +115,8 @@ def _bars(chart: Chart, panel: Panel, title: str, width: int, color: bool) -> li
 def step_bars(bench: Bench, width: int, *, color: bool) -> str:
     """Where a step's time goes, one stacked bar a row; phases differ in colour and in pattern."""
     found = profiles(bench)
-    keys = 3 if has_presets(bench) else 2
-    labels = [" ".join(cells[:keys]) for cells in profile_table(bench).rows]
+    table = profile_table(bench)
+    labels = [" ".join(cells[: table.keys]) for cells in table.rows]
     label = max(map(len, labels), default=0)
     longest_ms = max((sum(phases.values()) for _, phases in found), default=0.0)
     scale = max(10, min(_LONGEST_BAR, width - label - 2)) / (longest_ms or 1.0)
