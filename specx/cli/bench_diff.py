@@ -28,8 +28,7 @@ class DiffRequest:
         list[str], option("--fail-if COND", help="'change<-5%' → exit 9 (repeatable).")
     ] = field(default_factory=list)
     output: Annotated[
-        Format,
-        option("-o --output FORMAT", env="SPECX_OUTPUT", help="text or json [text]."),
+        Format, option("-o --output FORMAT", env="SPECX_OUTPUT", help="text or json [text].")
     ] = "text"
     out: Annotated[
         str | None, option("--out --export PATH", help="Write to PATH, not to stdout.")

@@ -127,10 +127,7 @@ def live_report(runs: Sequence[LiveRun], name: str, task: Task) -> Report:
         ("overall tok/s", lambda run: known(rates(run.result.stats).end_to_end_tok_s, number)),
         ("tok/step", lambda run: _per_step(run, run.result.stats.tokens_per_step)),
         ("accepted/step", lambda run: _per_step(run, run.result.stats.accepted_per_step)),
-        (
-            "peak memory",
-            lambda run: known(run.result.stats.memory.peak_bytes or None, size),
-        ),
+        ("peak memory", lambda run: known(run.result.stats.memory.peak_bytes or None, size)),
         ("decode speed-up", lambda run: known(speedup(run, first), numbers.times)),
         ("overall speed-up", lambda run: known(end_to_end_speedup(run, first), numbers.times)),
         ("<text", lambda run: _verdict(run, first)),
