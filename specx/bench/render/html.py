@@ -18,7 +18,6 @@ from specx.errors import UsageError
 
 
 def to_html(bench: Bench) -> str:
-    """The page."""
     from markupsafe import Markup
 
     folder = files("specx.bench.render")

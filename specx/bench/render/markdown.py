@@ -14,7 +14,6 @@ def escaped(text: str) -> str:
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """An item for each line."""
     return "\n".join(f"- {escaped(line.strip())}" for line in lines)
 
 
