@@ -111,7 +111,12 @@ def _bench(context: Context, request: BenchRequest) -> int:
 
         require_plotext()
     if request.saved is not None:
-        return _show(request, screen, conditions, _read(request.saved, request.paper))
+        from specx.bench.paper import presets_of, with_paper
+        from specx.bench.saved import read_bench
+
+        found = read_bench(request.saved)
+        found = with_paper(found, presets_of(found)) if request.paper else found
+        return _show(request, screen, conditions, found)
     options, budget_s = _options(request), _seconds(request.budget)
     settle_libraries(screen)
     setup = _prepare(options, screen)
@@ -137,14 +142,6 @@ def _refuse_before(context: Context, command: str) -> int:
             hints = (f"specx bench {command} --help shows its own options",)
             raise UsageError(f"{source} means nothing before {command}", hints=hints)
     return 0
-
-
-def _read(path: str, paper: bool) -> "Bench":
-    from specx.bench.paper import presets_of, with_paper
-    from specx.bench.saved import read_bench
-
-    saved = read_bench(path)
-    return with_paper(saved, presets_of(saved)) if paper else saved
 
 
 def _options(request: BenchRequest) -> "Options":

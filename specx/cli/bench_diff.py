@@ -1,4 +1,5 @@
 """``specx bench diff A B``: two saved benches, row by row."""
+# ruff: noqa: RUF009 (what ``given`` returns is a field, not a value that requests would share)
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -8,7 +9,7 @@ from typer import Argument, Context
 from specx.cli.bench_output import draw_report
 from specx.cli.console import Screen
 from specx.cli.errors import CONDITION_HELD
-from specx.cli.options import ColorChoice, Format, counter, option, takes
+from specx.cli.options import ColorChoice, Format, counter, given, takes
 from specx.cli.output_file import open_sink
 from specx.cli.result_json import dumps
 from specx.errors import UsageError
@@ -21,20 +22,11 @@ class DiffRequest:
     files: Annotated[
         list[str], Argument(metavar="FILE", help="A and B: the .json files of two --export.")
     ] = field(default_factory=list)
-    metric: Annotated[str, option("--metric NAME", help="What to compare [decode_tok_s].")] = (
-        "decode_tok_s"
-    )
-    fail_if: Annotated[
-        list[str], option("--fail-if COND", help="'change<-5%' → exit 9 (repeatable).")
-    ] = field(default_factory=list)
-    output: Annotated[
-        Format,
-        option("-o --output FORMAT", env="SPECX_OUTPUT", help="text or json [text]."),
-    ] = "text"
-    out: Annotated[
-        str | None, option("--out --export PATH", help="Write to PATH, not to stdout.")
-    ] = None
-    force: Annotated[bool, option("--force", help="Let --out replace an existing file.")] = False
+    metric: str = given("--metric NAME", "What to compare [decode_tok_s].", "decode_tok_s")
+    fail_if: list[str] = given("--fail-if COND", "'change<-5%' → exit 9 (repeatable).", list)
+    output: Format = given("-o --output FORMAT", "text or json [text].", "text", env=True)
+    out: str | None = given("--out --export PATH", "Write to PATH, not to stdout.")
+    force: bool = given("--force", "Let --out replace an existing file.", False)
     quiet: Annotated[int, counter("-q", "--quiet", help="-qq: errors only.")] = 0
     color: ColorChoice = "auto"
 
@@ -52,9 +44,8 @@ def diff(context: Context, request: DiffRequest) -> int:
             hints=("specx bench diff before.json after.json",),
         )
     screen = Screen(color=request.color, quiet=request.quiet)
-    limits = [
-        conditions.parse_condition(text, conditions.COMPARE_METRICS) for text in request.fail_if
-    ]
+    metrics = conditions.COMPARE_METRICS
+    limits = [conditions.parse_condition(text, metrics) for text in request.fail_if]
     before, after = request.files
     with open_sink(request.out, force=request.force, inputs=request.files) as sink:
         found = join(read_bench(before), read_bench(after), request.metric, (before, after))

@@ -14,7 +14,6 @@ from specx.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from specx.bench.render.report import Report
     from specx.bench.render.tables import TableModel
@@ -156,10 +155,8 @@ def render(bench: "Bench", color: str, *, profile: bool, plot: bool) -> None:
     has_color = console.color_system is not None and not console.no_color
     _print_lines(console, numbers.stand_in_lines(bench), "bold")
     _print_lines(console, numbers.floor_lines(bench))
-    for layouts in report_tables(bench, profile=profile):
-        fitting = next((each for each in layouts if each.width() <= console.width), layouts[-1])
-        console.print()
-        console.print(_table(fitting, 2 if fitting.width() <= console.width else 1))
+    for each in report_tables(bench, profile=profile):
+        _print_table(console, each)
     if profile:
         drawn = terminal_plot.step_bars(bench, console.width, color=has_color)
         console.print("", Text.from_ansi(drawn), sep="\n")
@@ -173,22 +170,23 @@ def render(bench: "Bench", color: str, *, profile: bool, plot: bool) -> None:
     _print_lines(console, numbers.footer(bench))
 
 
-def _table(model: "TableModel", gap: int = 2) -> "Table":
-    """``gap``: blanks between columns; the box puts one of its own there."""
+def _print_table(console: "Console", whole: "TableModel") -> None:
+    """In as many parts as the console's width asks for."""
     from rich.text import Text
 
     from specx.bench.render.tables import Alarm
 
-    grid = table(model.header, (), padding=(0, gap - 1, 0, 0))
-    if model.title:
-        grid.title, grid.title_justify = Text(model.title, style="bold"), "left"
-    for column, align in zip(grid.columns, model.align, strict=True):
-        column.justify = align
-    for number, row in enumerate(model.rows):
-        if number in model.group_breaks:
-            grid.add_section()
-        grid.add_row(*(Text(cell, "bold red" if isinstance(cell, Alarm) else "") for cell in row))
-    return grid
+    for part in whole.parts(console.width):
+        grid = table(part.header, (), padding=(0, 1, 0, 0))
+        if whole.title:
+            grid.title, grid.title_justify = Text(whole.title, style="bold"), "left"
+        for column, align in zip(grid.columns, part.align, strict=True):
+            column.justify = align
+        for number, row in enumerate(part.rows):
+            if number in part.group_breaks:
+                grid.add_section()
+            grid.add_row(*(Text(cell, "bold red" * isinstance(cell, Alarm)) for cell in row))
+        console.print("", grid, sep="\n")
 
 
 def _print_lines(
@@ -206,9 +204,7 @@ def draw_report(report: "Report", color: str) -> None:
     """On this process's stdout, a terminal, in as many tables as its width asks for."""
     console = out_console(color)
     _print_lines(console, report.title, "bold", folds=True)
-    for part in report.table.parts(console.width, report.keys):
-        console.print()
-        console.print(_table(part))
+    _print_table(console, report.table)
     console.print()
     _print_lines(console, report.findings, "bold", folds=True)
     _print_lines(console, report.notes, "dim", folds=True)

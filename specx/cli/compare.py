@@ -4,7 +4,7 @@
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Context, Option
@@ -186,7 +186,7 @@ def _write(
         return
     report = live_report(race.runs, document.name, race.task)
     if request.out is None and sink.is_terminal:
-        draw_report(report.turned(), screen.color)
+        draw_report(replace(report, table=report.table.turned()), screen.color)
     else:
         sink.write(report.markdown())
     if request.text:

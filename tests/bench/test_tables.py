@@ -131,44 +131,25 @@ def test_main_table(bench: Bench) -> None:
     assert table.align.count("left") == 2
 
 
-def test_wide_table_has_both_floors_in_a_cell(bench: Bench) -> None:
-    full, wide = tables.main_table(bench), tables.main_table(bench, "wide")
-    assert wide.header[8] == "dec pre\n/floor"
-    assert [row[8] for row in wide.rows[:2]] == ["2.5 2.5", "3.1 2.8"]
-    assert [row[:8] for row in wide.rows] == [row[:8] for row in full.rows]
-    assert alarms(wide) == {(1, 9)}
-    assert wide.width() < full.width()
-
-
-def test_narrow_table_folds_cells(bench: Bench) -> None:
-    wide, narrow = tables.main_table(bench, "wide"), tables.main_table(bench, "narrow")
-    assert narrow.header[6:8] == ("tok\nacc\n/step", "dec\npre\n/floor")
-    assert narrow.rows[2][5:8] == ("2.23x\n[2.00, 2.50]", "3.56\n2.56", "3.1\n2.8")
-    assert narrow.rows[0][6] == "1.00\n0.00"
-    assert alarms(narrow) == {(1, 8)}
-    assert narrow.width() < wide.width()
-
-
-def test_narrow_table_folds_long_names() -> None:
-    bench = bench_object(modes=("plain", "standard+retrieval", "hf-assisted"), lengths=(1024,))
-    names = [row[1] for row in tables.main_table(bench, "narrow").rows]
-    assert names == ["plain", "standard\n+retrieval", "hf-\nassisted"]
-    assert tables.main_table(bench, "wide").rows[1][1] == "standard+retrieval"
+def width_of(table: tables.TableModel) -> int:
+    columns = zip(table.header, *table.rows, strict=True)
+    widths = [max(len(line) for cell in c for line in cell.split("\n")) for c in columns]
+    return sum(widths) + 2 * (len(widths) - 1)
 
 
 @pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("lengths", [(1024, 16384), (512,)])
-def test_main_table_fits_a_terminal(group: str, lengths: tuple[int, ...]) -> None:
-    bench = bench_object(modes=GROUPS[group], lengths=lengths, documents=10)
-    assert tables.main_table(bench, "wide").width() <= 100
-    assert tables.main_table(bench, "narrow").width() <= 80
-    assert group != "default" or tables.main_table(bench).width() <= 100
-
-
-def test_default_modes_fit_at_the_longest_prompts_too() -> None:
-    bench = bench_object(lengths=(1024, 131072), change=one_differs)
-    assert tables.main_table(bench, "wide").width() <= 100
-    assert tables.main_table(bench, "narrow").width() <= 80
+@pytest.mark.parametrize("width", [80, 100])
+def test_parts_fit_a_terminal_and_lose_nothing(group: str, width: int) -> None:
+    modes = GROUPS[group]
+    bench = bench_object(modes=modes, lengths=(1024, 16384), documents=10, change=one_differs)
+    for table in tables.report_tables(bench, profile=True):
+        parts = table.parts(width)
+        assert max(map(width_of, parts)) <= width
+        assert all(part.header[:2] == ("prompt", "mode") for part in parts)
+        assert sum((part.header[2:] for part in parts), ()) == table.header[2:]
+        assert all(part.group_breaks == table.group_breaks for part in parts)
+        assert sum(len(alarms(part)) for part in parts) == len(alarms(table))
+    assert group != "default" or len(tables.main_table(bench).parts(104)) == 1
 
 
 @pytest.mark.parametrize(
@@ -178,7 +159,6 @@ def test_ratios_to_the_floor_keep_two_digits(ratio: float, text: str) -> None:
     floor = {"decode": ratio, "prefill": None}
     bench = edited(bench_object(), lambda each: each["cells"][0]["summary"].update(floor=floor))
     assert tables.main_table(bench).rows[0][8:10] == (text, "–")
-    assert tables.main_table(bench, "wide").rows[0][8] == f"{text} –"
 
 
 def test_presets_get_a_column_when_there_are_several() -> None:
@@ -193,7 +173,6 @@ def test_what_was_not_measured_is_a_dash() -> None:
     row = tables.main_table(bench).rows[1]
     assert row[5] == "0.80x"  # one document: no interval
     assert row[6:10] == ("–", "–", "–", "–")
-    assert tables.main_table(bench, "narrow").rows[1][6:8] == ("–", "–")
     assert numbers.floor_lines(bench) == []
 
 
@@ -212,19 +191,6 @@ def test_memory_table_has_energy_only_where_measured() -> None:
     table = tables.memory_table(bench_object(change=with_energy))
     assert table.header[-1] == "J/token"
     assert {row[-1] for row in table.rows} == {"0.50"}
-
-
-def test_narrow_profile_joins_the_draft_s_levels(bench: Bench) -> None:
-    table = tables.profile_table(bench, narrow=True)
-    assert table.header[2:] == (
-        "draft", "tree", "verify", "accept", "commit", "re-\ntrieve", "host", "total", "ms\n/token",
-    )  # fmt: skip
-    assert table.rows[1][2:4] == ("5.98", "0.40")
-    assert table.rows[0][2] == "–"
-    assert table.width() <= 80
-    assert [row[-2:] for row in table.rows] == [
-        row[-2:] for row in tables.profile_table(bench).rows
-    ]
 
 
 def test_no_profile_no_table() -> None:

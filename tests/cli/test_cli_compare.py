@@ -412,9 +412,9 @@ def test_a_table_in_parts_and_turned():
     table = TableModel("", ("run", "a", "b"), rows, ("left", "right", "right"))
     assert table.turned().header == ("run", "x", "y")
     assert table.turned().rows == [("a", "11", "1"), ("b", "222", "2|")]
-    assert [part.header for part in table.parts(8, 1)] == [("run", "a"), ("run", "b")]
-    assert [part.header for part in table.parts(1, 1)] == [("run", "a"), ("run", "b")]
-    assert [part.header for part in table.parts(12, 1)] == [("run", "a", "b")]
+    assert [part.header for part in table.parts(8)] == [("run", "a"), ("run", "b")]
+    assert [part.header for part in table.parts(1)] == [("run", "a"), ("run", "b")]
+    assert [part.header for part in table.parts(12)] == [("run", "a", "b")]
     assert cells(table_markdown(table).splitlines()[-1]) == ["y", "1", r"2\|"]
 
 

@@ -27,18 +27,10 @@ _USUAL = {"plain": GREY, **dict(zip(_USUAL_MODES, _PALETTE, strict=True))}
 #: The nearest of a terminal's 256 colours that can be read on black and on white.
 INKS = {BLUE: 33, ORANGE: 172, GREEN: 36, RED: 166, PURPLE: 175, SKY: 74, GREY: 244}
 INKS |= {"#2F93CC": 32, "#8C6D31": 94, "#8A8F96": 245}
-#: Of a step.
-PHASE_COLORS = {
-    "draft 1": SKY,
-    "draft 2": "#2F93CC",
-    "draft 3+": BLUE,
-    "tree": PURPLE,
-    "verify": ORANGE,
-    "accept": RED,
-    "commit": "#8C6D31",
-    "retrieve": GREEN,
-    "host": "#8A8F96",
-}
+_DRAFT_PHASES = ("draft 1", "draft 2", "draft 3+")
+_PHASES = (*_DRAFT_PHASES, "tree", "verify", "accept", "commit", "retrieve", "host")
+_INKED = (SKY, "#2F93CC", BLUE, PURPLE, ORANGE, RED, "#8C6D31", GREEN, "#8A8F96")
+PHASE_COLORS = dict(zip(_PHASES, _INKED, strict=True))  # of a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +46,6 @@ class Look:
     repeat: int
 
     def of(self, signs: Sequence[str]) -> str:
-        """Its own one of a drawer's ``signs``."""
         return signs[self.index % len(signs)]
 
 
@@ -73,15 +64,13 @@ class Panel:
 
     @property
     def lengths(self) -> list[int]:
-        """All lengths of the series, ascending."""
         return sorted({length for marks in self.series.values() for length in marks})
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
     """``rows``: a preset's name, "" for the only one, and its panels. ``looks``: of modes with a
-    value in some panel. ``has_lengths``: several, so that there is a line to draw. ``documents``:
-    of the row with the most. ``reference``: what the line at 1 is.
+    value in some panel. ``documents``: of the row with the most. ``reference``: the line at 1.
     """
 
     rows: list[tuple[str, list[Panel]]]
@@ -93,12 +82,9 @@ class Chart:
 
 def chart_of(bench: Bench) -> Chart:
     """All that is to be drawn, in the plan's order of presets and modes."""
-    looks = looks_of(bench.plan.modes)
-    several = has_presets(bench)
-    rows = [
-        (plain_text(preset.name, 30) if several else "", _panels(bench, preset.name, looks))
-        for preset in bench.plan.presets
-    ]
+    looks, length = looks_of(bench.plan.modes), 30 if has_presets(bench) else 0
+    names = [preset.name for preset in bench.plan.presets]
+    rows = [(plain_text(name, 30)[:length], _panels(bench, name, looks)) for name in names]
     drawn = {look for _, panels in rows for panel in panels for look in panel.series}
     baseline = baseline_name(bench)
     return Chart(

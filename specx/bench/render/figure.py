@@ -5,14 +5,14 @@ It leaves no state: pyplot is never used, and settings of matplotlib are put bac
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specx.bench.render import chart as charts
 from specx.bench.render import numbers
-from specx.bench.schema import Bench, Interval
+from specx.bench.schema import Bench
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,26 +43,25 @@ def figure_bytes(bench: Bench, kind: str) -> bytes:
         grid = figure.subplots(len(chart.rows), len(charts.METRICS), squeeze=False)
         for axes_row, (preset, panels) in zip(grid, chart.rows, strict=True):
             for axes, panel in zip(axes_row, panels, strict=True):
-                _draw_panel(axes, chart, panel)
+                _draw_panel(axes, panel)
                 axes.set_title(numbers.joined((preset, panel.title), ": "))
         title = f"specx bench: {numbers.preset_names(bench)}\n"  # with room for a second line
         figure.suptitle(title, x=0.012, ha="left")
         figure.text(0.012, 1 - 0.29 / height_in, numbers.joined(facts), va="top")
-        looks = chart.looks if chart.has_lengths else []  # else every row says its mode
-        lines = [*map(_line, looks), _REFERENCE]
-        names = [*(look.name for look in looks), chart.reference]
+        lines = [*map(_line, chart.looks), _REFERENCE]
+        names = [*(look.name for look in chart.looks), chart.reference]
         figure.legend([Line2D([], [], **line) for line in lines], names, title=caption, **_LEGEND)
         return _saved(figure, kind)
 
 
-def panel_svg(chart: charts.Chart, panel: charts.Panel) -> str:
+def panel_svg(panel: charts.Panel) -> str:
     """One panel alone as an ``<svg>`` element for a page: no background, no title, no legend."""
     from matplotlib.figure import Figure
 
     with _drawing():
         figure = Figure(figsize=(3.7, 2.8), layout="constrained")
         axes = figure.subplots()
-        _draw_panel(axes, chart, panel)
+        _draw_panel(axes, panel)
         for patch in (figure.patch, axes.patch):
             patch.set_visible(False)
         text = _saved(figure, "svg").decode("utf-8")
@@ -89,54 +88,28 @@ def _saved(figure: "Figure", kind: str) -> bytes:
     return out.getvalue()
 
 
-def _draw_panel(axes: "Axes", chart: charts.Chart, panel: charts.Panel) -> None:
-    if len(panel.lengths) > 1:
-        _draw_over_length(axes, panel)
-    else:
-        _draw_by_mode(axes, panel, chart.looks)
-
-
-def _draw_over_length(axes: "Axes", panel: charts.Panel) -> None:
+def _draw_panel(axes: "Axes", panel: charts.Panel) -> None:
     axes.set_xscale("log", base=2)
     axes.axhline(1.0, zorder=1.5, **_REFERENCE)
-    many = len(panel.series)
+    many, is_single = len(panel.series), len(panel.lengths) == 1
     for place, (look, marks) in enumerate(panel.series.items()):
         # a hair apart, so that intervals at the same length can be seen apart
         shift = 2 ** (0.05 * (place - (many - 1) / 2) * min(1.0, 5 / many))
         x, y = [length * shift for length in marks], [mark.value for mark in marks.values()]
-        axes.errorbar(x, y, yerr=_reach(marks), **_SIZES, **_line(look))
+        ends = [mark.ends for mark in marks.values()]
+        below = [value - low for value, (low, _) in zip(y, ends, strict=True)]
+        above = [high - value for value, (_, high) in zip(y, ends, strict=True)]
+        axes.errorbar(x, y, yerr=[below, above], **_SIZES, **_line(look))
+        if is_single:  # there is room for the values
+            axes.annotate(f"{y[0]:.2f}", (x[0], y[0]), fontsize=8, **_BESIDE)
     axes.set_xticks(panel.lengths, [charts.length_label(length) for length in panel.lengths])
     axes.minorticks_off()
-    axes.margins(x=0.06)
+    axes.margins(x=0.25 if is_single else 0.06)
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("prompt tokens")
     axes.set_ylim(panel.low, panel.high)
 
 
-def _draw_by_mode(axes: "Axes", panel: charts.Panel, looks: list[charts.Look]) -> None:
-    """A single length: a row a mode, the same rows in every panel, as there is no line to draw."""
-    axes.axvline(1.0, zorder=1.5, **_REFERENCE)
-    for look, marks in panel.series.items():
-        row, [mark] = looks.index(look), marks.values()
-        axes.errorbar(
-            [mark.value], [row], xerr=_reach(marks), markersize=6, capsize=3, **_line(look)
-        )
-        axes.annotate(f"{mark.value:.2f}", (mark.ends[1], row), fontsize=8, **_BESIDE)
-    axes.set_yticks(range(len(looks)), [look.name for look in looks])
-    axes.set_ylim(max(len(looks), 1) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
-    for length in panel.lengths:
-        axes.set_xlabel(f"at {length:,} prompt tokens")
-    room = 0.12 * (panel.high - panel.low)  # for the number after the last point
-    axes.set_xlim(panel.low, panel.high + room)
-
-
 def _line(look: charts.Look) -> dict[str, Any]:
     dash = _DASHES[look.repeat % len(_DASHES)]
     return {"color": look.color, "marker": look.of(_MARKERS), "linestyle": dash}
-
-
-def _reach(marks: Mapping[int, Interval]) -> list[list[float]]:
-    """Distances of the ends below and above the values."""
-    below = [mark.value - mark.ends[0] for mark in marks.values()]
-    return [below, [mark.ends[1] - mark.value for mark in marks.values()]]

@@ -7,7 +7,6 @@ as markup is made here: style, script and the figure's SVG.
 import base64
 import hashlib
 import re
-from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -19,7 +18,6 @@ from specx.errors import UsageError
 
 
 def to_html(bench: Bench) -> str:
-    """The page."""
     from markupsafe import Markup
 
     folder = files("specx.bench.render")
@@ -27,7 +25,7 @@ def to_html(bench: Bench) -> str:
     chart = charts.chart_of(bench)
     try:
         charts.require_matplotlib()
-        draw = partial(_svg, chart)
+        draw = _svg
     except UsageError:
         draw = None  # bars then
     return numbers.filled(
@@ -53,13 +51,14 @@ def _policy(js: str) -> str:
     return f"{sources}; base-uri 'none'; form-action 'none'"
 
 
-def _svg(chart: charts.Chart, panel: charts.Panel, prefix: str, preset: str) -> Any:
+def _svg(panel: charts.Panel, prefix: str, preset: str) -> Any:
     """matplotlib's element made fit for a page that holds several: its namespaces and its style
     for every element go, its ids are made the page's own, its size is the page's matter."""
     from markupsafe import Markup, escape
 
-    svg = panel_svg(chart, panel)
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(
+        r"<defs>\s*<style.*?</style>\s*</defs>", "", panel_svg(panel), count=1, flags=re.DOTALL
+    )
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\1{prefix}", svg)
     label = escape(f"{panel.title} of {preset} over prompt tokens")
     view = re.search(r'viewBox="[\d. -]+"', svg)

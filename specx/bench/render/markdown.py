@@ -14,7 +14,6 @@ def escaped(text: str) -> str:
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """An item for each line."""
     return "\n".join(f"- {escaped(line.strip())}" for line in lines)
 
 
@@ -24,7 +23,7 @@ def to_markdown(bench: Bench, *, profile: bool) -> str:
     blocks = [f"# specx bench: {names}"]
     blocks += [f"**{escaped(line)}**" for line in numbers.stand_in_lines(bench)]
     blocks.append(bullets(numbers.floor_lines(bench)))
-    for table, *_ in report_tables(bench, profile=profile):
+    for table in report_tables(bench, profile=profile):
         blocks += [f"## {escaped(table.title)}", table_markdown(table)]
     sections = {
         "Warnings": numbers.warning_lines(bench),

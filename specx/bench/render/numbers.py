@@ -13,16 +13,13 @@ from importlib.resources import files
 from typing import Any, TypeVar
 
 from specx.bench.modes import WITNESSES
-from specx.bench.schema import Bench, BenchRow, Build, DraftFacts, Floor, PresetFacts, TargetFacts
+from specx.bench.schema import Bench, BenchRow, Build, PresetFacts
 from specx.errors import size as rounded_size
 
 T = TypeVar("T")
 #: Shown where nothing was measured.
 NOTHING = "–"
-# With more lengths, a line for each would push the tables off the first screen.
-_FEW_LENGTHS = 4
-_MOST_DIFFERENCES = 5
-_SEPARATOR = " · "
+_MOST_NAMED = 5  # differences, or reasons
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
 
 
@@ -35,7 +32,7 @@ def plain_text(value: object, limit: int = 160) -> str:
 
 
 def short(name: str) -> str:
-    """A preset's or a mode's name that is no wider than a table's column may be."""
+    """A name that is no wider than a table's column may be."""
     return plain_text(name, 40)
 
 
@@ -76,19 +73,17 @@ def duration(value_s: float) -> str:
 
 
 def count(many: int, noun: str) -> str:
-    """``1 document``, ``5 documents``."""
     return f"{many:,} {noun}" if many == 1 else f"{many:,} {noun}s"
 
 
 def moment(created: str) -> str:
-    """``2026-11-22 15:00 UTC``."""
     try:
         return f"{datetime.fromisoformat(created).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     except (ValueError, OverflowError):
         return short(created)
 
 
-def joined(parts: Iterable[object], separator: str = _SEPARATOR) -> str:
+def joined(parts: Iterable[object], separator: str = " · ") -> str:
     """Those parts that are not empty, in a row."""
     return separator.join(str(part) for part in parts if part)
 
@@ -99,24 +94,19 @@ def baseline_name(bench: Bench) -> str:
 
 
 def preset_names(bench: Bench) -> str:
-    """``pocket, large`` for a title."""
     return ", ".join(short(preset.name) for preset in bench.plan.presets)
 
 
 def has_presets(bench: Bench) -> bool:
-    """Whether there are several, so that each must be named."""
     return len(bench.plan.presets) > 1
 
 
 def hardware(bench: Bench) -> str:
-    """``NVIDIA H100`` or ``AMD EPYC, 2 threads``."""
     env = bench.env
-    cpu = f"{plain_text(env.cpu or env.device)}, {count(env.threads, 'thread')}"
-    return plain_text(env.gpu or cpu, 200)
+    return plain_text(env.gpu or f"{env.cpu or env.device}, {count(env.threads, 'thread')}", 200)
 
 
 def program(build: Build) -> str:
-    """``specx 0.1.0 (abc1234)``."""
     commit = f" ({plain_text(build.commit, 20)})" if build.commit else ""
     return f"specx {plain_text(build.version, 40)}{commit}"
 
@@ -139,8 +129,8 @@ def headline(bench: Bench) -> tuple[str, str]:
         return line, f"Measured on {documents}, so without an interval."
     low, high = speedup.ends
     unsure = ", which includes 1: no clear difference" if low <= 1 <= high else ""
-    interval = f"95 % interval {low:.2f} to {high:.2f}{unsure}."
-    return line, f"Geometric mean over {documents}; {interval}"
+    interval = f"95 % interval {low:.2f} to {high:.2f}{unsure}"
+    return line, f"Geometric mean over {documents}; {interval}."
 
 
 def stand_in_lines(bench: Bench) -> list[str]:
@@ -151,7 +141,6 @@ def stand_in_lines(bench: Bench) -> list[str]:
 
 
 def stand_in_label(bench: Bench) -> str:
-    """``stand-in weights`` for a title; "" where all weights are the checkpoints' own."""
     return "stand-in weights" if stand_in_lines(bench) else ""
 
 
@@ -160,39 +149,10 @@ def floor_lines(bench: Bench) -> list[str]:
 
     A line for every preset and length, or with many lengths three lines a preset.
     """
-    lines: list[str] = []
-    for preset in bench.plan.presets:
-        floors = [floor for floor in bench.floors if floor.preset == preset.name]
-        label = f"floor {plain_text(preset.name)} " if has_presets(bench) else "floor "
-        if len(floors) <= _FEW_LENGTHS:
-            lines += [f"{label}{floor.length:,}: {_floor(floor)}" for floor in floors]
-            continue
-        flop_rate, bandwidth = _machine(floors[0])
-        decode = joined(f"{floor.length:,}: {number(floor.step_tok_s)}" for floor in floors)
-        prefill = joined(f"{floor.length:,}: {number(floor.prefill_tok_s)}" for floor in floors)
-        lines.append(f"{label}on {bandwidth} and {flop_rate}, tok/s at each prompt length")
-        lines += [f"  plain decode {decode}", f"  prefill {prefill}"]
-    return lines
+    return [line for line in filled("floor.txt", bench).splitlines() if line]
 
 
-def _floor(floor: Floor) -> str:
-    flop_rate, bandwidth = _machine(floor)
-    cause = f"{_amount(floor.step_bytes, 'B')} over {bandwidth}"
-    if floor.bound == "compute":
-        cause = f"{_amount(floor.step_flop, 'FLOP')} over {flop_rate}"
-    return (
-        f"{milliseconds(floor.step_s * 1e3)} ms a token = "
-        f"{number(floor.step_tok_s)} tok/s plain ({cause}){_SEPARATOR}"
-        f"prefill {number(floor.prefill_tok_s)} tok/s "
-        f"({_amount(floor.prefill_flop, 'FLOP')} over {flop_rate})"
-    )
-
-
-def _machine(floor: Floor) -> tuple[str, str]:
-    return _amount(floor.rate_flop_s, "FLOP/s"), _amount(floor.bandwidth_bytes_s, "B/s")
-
-
-def _amount(value: float, unit: str) -> str:
+def amount(value: float, unit: str) -> str:
     """Decimal steps, as data sheets count: ``117 MB``, ``0.21 TFLOP``, ``1.0 TFLOP/s``."""
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         # a tenth of the next unit reads better than hundreds of this one, but only for FLOP
@@ -243,17 +203,18 @@ def filled(name: str, bench: Bench, **values: Any) -> str:
 def preset_line(preset: PresetFacts) -> str:
     """``pocket: target … · draft … · sdpa kernels``."""
     target, draft = preset.target, preset.draft
+    names = [joined((each.repo, (each.revision or "")[:12]), "@") for each in (target, draft)]
     shape_of = "stand-in weights in the shape of " if preset.stand_in else ""
-    parts = [f"{preset.name}: target {shape_of}{_model(target)} {target.dtype}"]
-    if draft.kind != "none":
-        trained = draft.trained_context_tokens
-        extent = f", trained at {trained:,} tokens" if trained else ""
-        parts.append(f"draft {_model(draft) or draft.kind} ({draft.kind}{extent})")
-    return joined([*parts, f"{preset.kernels} kernels" if preset.kernels else ""])
-
-
-def _model(model: TargetFacts | DraftFacts) -> str:
-    return joined((model.repo, (model.revision or "")[:12]), "@")
+    trained = draft.trained_context_tokens
+    extent = f", trained at {trained:,} tokens" if trained else ""
+    drafted = f"draft {names[1] or draft.kind} ({draft.kind}{extent})"
+    return joined(
+        (
+            f"{preset.name}: target {shape_of}{names[0]} {target.dtype}",
+            drafted if draft.kind != "none" else "",
+            f"{preset.kernels} kernels" if preset.kernels else "",
+        )
+    )
 
 
 def left_out(bench: Bench) -> list[str]:
@@ -264,18 +225,17 @@ def left_out(bench: Bench) -> list[str]:
     return [line for line in (skipped, joined((stopped, missing))) if line]
 
 
-def _tally(what: str, noun: str, reasons: list[str], most: int = 5) -> str:
-    found = Counter(map(plain_text, reasons)).most_common()
-    parts = [f"{reason} ({many})" for reason, many in found[:most]]
-    causes = ", ".join([*parts, "…"] if len(found) > most else parts)
-    return f"{what} {count(len(reasons), noun)}: {causes}" if reasons else ""
+def _tally(what: str, noun: str, reasons: list[str]) -> str:
+    parts = [f"{cause} ({n})" for cause, n in Counter(map(plain_text, reasons)).most_common()]
+    parts[_MOST_NAMED:] = ["…"] if parts[_MOST_NAMED:] else []
+    return f"{what} {count(len(reasons), noun)}: {', '.join(parts)}" if reasons else ""
 
 
 def warning_lines(bench: Bench) -> list[str]:
     """Texts that differ from plain decoding first, then the warnings with their advice."""
     lines = [_difference(bench, row) for row in bench.cells if row.summary.is_unequal]
-    if more := len(lines[_MOST_DIFFERENCES:]):
-        lines[_MOST_DIFFERENCES:] = [f"NOT EQUAL in {count(more, 'further row')}"]
+    if more := len(lines[_MOST_NAMED:]):
+        lines[_MOST_NAMED:] = [f"NOT EQUAL in {count(more, 'further row')}"]
     lines += [each.message for each in bench.warnings if each.code != "unequal" or not lines]
     return [plain_text(line, 600) for line in lines]
 

@@ -1,7 +1,8 @@
 """Comparisons as reports: a table between lines, of two saved benches or of live runs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from operator import attrgetter
 
 from specx.bench.comparison import LiveRun, Task, rates, speedup
 from specx.bench.render import numbers
@@ -16,20 +17,12 @@ _MARKS = "*†‡§¶"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A comparison's table between lines. ``findings`` are results, ``notes`` explain.
-
-    ``keys``: the first columns, which say what a row is.
-    """
+    """A comparison's table between lines. ``findings`` are results, ``notes`` explain."""
 
     title: tuple[str, ...]
     table: TableModel
     findings: tuple[str, ...]
     notes: tuple[str, ...]
-    keys: int = 1
-
-    def turned(self) -> "Report":
-        """With the table's rows and columns exchanged."""
-        return replace(self, table=self.table.turned())
 
     def markdown(self) -> str:
         """For everything that is no terminal."""
@@ -66,15 +59,15 @@ def saved_report(found: SavedComparison) -> Report:
         ("<differs", lambda row: marks.get(tuple(row.differs), "")),
     ]
     columns = columns[0 if several else 1 : None if marks else -1]
+    keys = 3 if several else 2
     return Report(
         title=(f"A {_origin(found.a)}", f"B {_origin(found.b)}"),
-        table=tabulated("", columns, found.rows, group=lambda row: (row.preset, row.length)),
+        table=tabulated("", columns, found.rows, attrgetter("preset", "length"), keys),
         findings=(*legend, *alone),
         notes=(
             f"A and B = {found.metric}, geometric mean over the n documents that both have",
             "change = of B against A; interval by a paired bootstrap over documents",
         ),
-        keys=3 if several else 2,
     )
 
 
@@ -134,10 +127,7 @@ def live_report(runs: Sequence[LiveRun], name: str, task: Task) -> Report:
         ("overall tok/s", lambda run: known(rates(run.result.stats).end_to_end_tok_s, number)),
         ("tok/step", lambda run: _per_step(run, run.result.stats.tokens_per_step)),
         ("accepted/step", lambda run: _per_step(run, run.result.stats.accepted_per_step)),
-        (
-            "peak memory",
-            lambda run: known(run.result.stats.memory.peak_bytes or None, size),
-        ),
+        ("peak memory", lambda run: known(run.result.stats.memory.peak_bytes or None, size)),
         ("decode speed-up", lambda run: known(speedup(run, first), numbers.times)),
         ("overall speed-up", lambda run: known(speedup(run, first, overall=True), numbers.times)),
         ("<text", lambda run: _verdict(run, first)),
