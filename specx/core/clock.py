@@ -64,19 +64,25 @@ def _event() -> torch.cuda.Event:
 
 
 class Readout:
-    """Device tensors on their way to the host: ``wait`` is the step's one synchronisation."""
+    """Device tensors on their way to the host: ``wait`` is the step's one synchronisation.
 
-    def __init__(self, *tensors: torch.Tensor | None) -> None:
+    A recording's output is to be taken before another recording runs: they share their memory.
+    """
+
+    def __init__(self) -> None:
+        self._on_host: list[torch.Tensor | None] = []
+        self._arrived: torch.cuda.Event | None = None
+
+    def take(self, *tensors: torch.Tensor | None) -> None:
         """Later writes to ``tensors`` on the same stream do not change what is read. None keeps a
         place empty."""
-        self._on_host = [None if tensor is None else _to_host(tensor) for tensor in tensors]
-        self._arrived: torch.cuda.Event | None = None
+        self._on_host += [None if tensor is None else _to_host(tensor) for tensor in tensors]
         if any(tensor is not None and tensor.device.type == "cuda" for tensor in tensors):
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
     def wait(self) -> list[torch.Tensor | None]:
-        """The values on the host, in the order in which they were given."""
+        """The values on the host, in the order in which they were taken."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._on_host

@@ -39,7 +39,7 @@ class Step:
     logits: Tensor  # [n, V] float32
     drafted: bool
     is_warm: bool  # its time is that of any later step
-    readout: Readout  # the target's report; chunks, reaches, depths and copies where there are any
+    readout: Readout  # reaches, the target's report, chunks, depths, copies; some may be missing
     clock: Clock
     context_tokens: int
 
@@ -67,8 +67,9 @@ def launch(
     """Put a whole step on the device. Without ``drafter`` it is a plain one; with ``retrieval`` the
     draft's context is refreshed after it."""
     cold_runs = target.launcher.cold_runs
-    clock = start_clock(target.model.device)
+    clock, readout = start_clock(target.model.device), Readout()
     tree = target.place(None if drafter is None else drafter.draft())
+    readout.take(tree.reaches)
     context_tokens = 0 if drafter is None else drafter.context_tokens
     clock.mark("draft_s")
     logits, _ = target.verify(tree)
@@ -78,6 +79,7 @@ def launch(
     if closing is not None:
         tokens = closing.place(tokens, positions, tree)
     path, report = target.accept(tree, tokens)
+    readout.take(report)
     clock.mark("accept_s")
     target.commit(tree, path)
     if seen is not None:
@@ -85,12 +87,14 @@ def launch(
     if closing is not None:
         closing.add_path(tokens, path)
     clock.mark("commit_s")
-    chunks = None
     if drafter is not None and retrieval is not None:
         selection = target.select(retrieval, path)
+        readout.take(selection.chunks)
         drafter.refocus(selection)
-        chunks = selection.chunks
+    else:
+        readout.take(None)
     depths = None if tree.reaches is None else tree.depths[: tree.reaches.shape[0]]
+    readout.take(depths, tree.copied)
     clock.mark("retrieve_s")
     return Step(
         tree=tree,
@@ -98,7 +102,7 @@ def launch(
         logits=logits,
         drafted=drafter is not None,
         is_warm=target.launcher.cold_runs == cold_runs,
-        readout=Readout(report, chunks, tree.reaches, depths, tree.copied),
+        readout=readout,
         clock=clock,
         context_tokens=context_tokens,
     )
@@ -108,7 +112,7 @@ def launch(
 def settle(step: Step, target: Target, drafter: Drafter, previous: Clock | None = None) -> Settled:
     """Wait for a launched step and take in what it did; ``previous``: the clock of the step before
     it."""
-    report, chunks, reaches, depths, copied = step.readout.wait()
+    reaches, report, chunks, depths, copied = step.readout.wait()
     assert report is not None, "every step reports"
     count, nodes, depth, *padded = report.tolist()
     tokens = padded[:count]

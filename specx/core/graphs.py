@@ -23,7 +23,7 @@ class Graphs:
 
     A function must read its inputs from tensors whose place never changes, may not ask the host
     for a device value, and is executed exactly once a call, so it may change its buffers.
-    Its outputs are overwritten by the next call with the same key.
+    Its outputs are lost when any other recording runs: its work may lie in the same memory.
     """
 
     def __init__(self, device: torch.device, *, enabled: bool = True) -> None:

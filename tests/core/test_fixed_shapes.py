@@ -5,6 +5,8 @@ adds is tested in ``test_gpu.py``.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from specx.core.config import MODES, Parts, SamplingConfig, TreeConfig
 from specx.core.drafts.copies import Copies
 from specx.core.drafts.growth import Governor, StepCosts
-from specx.core.graphs import RECORDED_ROWS, padded_rows
+from specx.core.graphs import RECORDED_ROWS, Launcher, padded_rows
 from specx.core.stats import StepStats
 from tests.core.tiny import RETRIEVAL, Job, Pair, Run, random_tokens
 
@@ -52,6 +54,30 @@ def test_the_text_is_that_of_plain_decoding(family: str, parts: str, setting: st
     run = job.run()
     assert run.tokens == _plain(family, setting)
     assert run.finish_reason == "length"
+
+
+@pytest.mark.parametrize("parts", ["spec", "specx"])
+def test_an_output_is_read_before_another_recording_runs(
+    parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: recordings share their memory, so one of them may work where the output of
+    another was. On a GPU the report of a step was read after them, and sometimes it was a mask."""
+    run, outputs = Launcher.run, list[Tensor]()
+
+    def sharing(launcher: Launcher, function: Callable[[], Any], *key: Any) -> Any:
+        for each in outputs:
+            each.fill_(0x01010101)
+        outputs.clear()
+        found = run(launcher, function, *key)
+        if key[0] == "accept":
+            outputs.append(found)
+        elif key[0] == "draft":
+            outputs.append(found.reaches)
+        return found
+
+    monkeypatch.setattr(Launcher, "run", sharing)
+    job = Job(_pair("llama"), _PROMPT, PARTS[parts], 40, is_fixed=True)
+    assert job.run().tokens == _plain("llama", "greedy")
 
 
 @pytest.mark.parametrize("parts", ["spec", "specx"])
