@@ -292,7 +292,7 @@ def quote_rows(console: "Console", scene: Scene, width: int, rows: int) -> list[
     texts, retrievals = scene.document_map.chunks, scene.retrievals
     if (most := retrievals.most) is None:
         return []
-    place = one_line(scene.document_map.heading_of(most))
+    place = one_line(scene.document_map.place_of(most))
     found = f"most retrieved: chunk {most + 1:,} of {len(texts):,}"
     times = f"{retrievals.counts[most]:,} of {retrievals.refreshes:,} times"
     title = _text(" · ".join(filter(None, (found, times, place))), STRIP)

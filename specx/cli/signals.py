@@ -51,7 +51,8 @@ class Interrupts:
             self._cancel = cancel
 
     def __enter__(self) -> Self:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        known = signal.Signals.__members__  # not every system closes terminals with SIGHUP
+        for signum in filter(None, map(known.get, ("SIGINT", "SIGTERM", "SIGHUP"))):
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 self._previous[signum] = signal.signal(signum, self._handle)
         return self

@@ -78,8 +78,9 @@ class Readout:
         place empty."""
         self._on_host += [None if tensor is None else _to_host(tensor) for tensor in tensors]
         if any(tensor is not None and tensor.device.type == "cuda" for tensor in tensors):
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+            if self._arrived is None:
+                self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()  # after what was taken last
 
     def wait(self) -> list[torch.Tensor | None]:
         """The values on the host, in the order in which they were taken."""

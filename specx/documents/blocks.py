@@ -10,7 +10,7 @@ from typing import Literal
 
 SectionKind = Literal["heading", "page"]
 
-_LABEL_CHARACTERS = 60
+LABEL_CHARACTERS = 60
 _SPACES = re.compile(r"\s+")
 
 
@@ -62,7 +62,7 @@ def assemble(blocks: Iterable[Block]) -> Extract:
 def label(text: str) -> str:
     """``text`` as a heading is quoted: on one line, and short."""
     text = one_spaced(text)
-    return text if len(text) <= _LABEL_CHARACTERS else text[: _LABEL_CHARACTERS - 1] + "…"
+    return text if len(text) <= LABEL_CHARACTERS else text[: LABEL_CHARACTERS - 1] + "…"
 
 
 def one_spaced(text: str) -> str:

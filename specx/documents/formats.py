@@ -32,8 +32,8 @@ _ARCHIVES: tuple[tuple[str, bytes, Format], ...] = (
     ("mimetype", b"application/epub+zip", "epub"),
     ("mimetype", b"application/vnd.oasis.opendocument.text", "odt"),
 )
-_NEEDS = {"pdf": ("pypdfium2",), "docx": ("mammoth", "selectolax"), "epub": ("selectolax",)}
-_NEEDS |= {"html": ("selectolax",)}
+_NEEDS = {"pdf": ("pypdfium2",), "docx": ("mammoth", "selectolax")}
+_NEEDS |= dict.fromkeys(("epub", "html"), ("selectolax",))
 _CHARSET = re.compile(rb"<meta[^>]+charset\s*=\s*[\"']?([\w-]{2,40})", re.I)
 #: First bytes, others near the start, what they mean, and the command that makes text of the file.
 _UNREAD = (

@@ -10,6 +10,7 @@ import re
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from specx.documents.blocks import Extract, Section, label, one_spaced
 from specx.errors import DocumentError, UsageError
@@ -67,12 +68,12 @@ def _refusal(what: str, said: str) -> DocumentError:
     return DocumentError(f"{what} is a damaged PDF", reason=one_spaced(said)[:200], hints=[hint])
 
 
-def _page_text(document: "object", number: int) -> str:
+def _page_text(document: Any, number: int) -> str:
     """The text of a page; "" for one that is damaged."""
     import pypdfium2
 
     try:
-        page = document[number]  # type: ignore[index]
+        page = document[number]
         try:
             text: str = page.get_textpage().get_text_bounded(errors="replace")
         finally:
@@ -82,13 +83,13 @@ def _page_text(document: "object", number: int) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
 
 
-def _outline(document: "object") -> list[tuple[str, int]]:
+def _outline(document: Any) -> list[tuple[str, int]]:
     """Titles of the bookmarks and the pages that they lead to, from 0."""
     import pypdfium2
 
     found: list[tuple[str, int]] = []
     try:
-        for mark in document.get_toc(max_depth=_TOC_LEVELS):  # type: ignore[attr-defined]
+        for mark in document.get_toc(max_depth=_TOC_LEVELS):
             place = mark.get_dest()
             at = place.get_index() if place is not None else None
             if at is not None and (title := one_spaced(mark.get_title())):

@@ -5,22 +5,20 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Lt
 
 from specx.core.config import RetrievalConfig, parts_for
+from specx.documents.blocks import LABEL_CHARACTERS, Section, SectionKind, label
 
 if TYPE_CHECKING:
     from specx.checkpoints.tokenizer import Tokenizer
-    from specx.documents.blocks import Section
     from specx.preset.preset import Preset
 
-TickKind = Literal["heading", "page"]
 Index = Annotated[int, Ge(0), Lt(1 << 31)]
 
 MAX_TICKS = 1000
-_LABEL_CHARACTERS = 60
 _CONTEXT_TOKENS = 4  # decoded before a chunk: decoders may treat a text's first token specially
 _CHARACTER_TOKENS = 3  # a character of UTF-8 has at most four bytes, so three more tokens
 _CODE = re.compile(r"^ {0,3}(?:```|~~~).*?(?:^ {0,3}(?:```|~~~)|\Z)", re.MULTILINE | re.DOTALL)
@@ -34,7 +32,7 @@ class Tick:
     """A place that a reader knows: a heading, or the first text of a page, in its chunk."""
 
     chunk: Index
-    kind: TickKind
+    kind: SectionKind
     label: str
 
 
@@ -46,7 +44,7 @@ class DocumentMap:
     ticks: tuple[Tick, ...]
     retrieval: RetrievalConfig
 
-    def heading_of(self, chunk: int) -> str:
+    def place_of(self, chunk: int) -> str:
         """Labels of the last page and the last heading at or before ``chunk``, of what there is."""
         last = {tick.kind: tick.label for tick in self.ticks if tick.chunk <= chunk}
         return " · ".join(last[kind] for kind in ("page", "heading") if kind in last)
@@ -102,7 +100,7 @@ def map_prompt(
     tokenizer: "Tokenizer",
     retrieval: RetrievalConfig,
     document: str = "",
-    sections: "Sequence[Section]" = (),
+    sections: Sequence[Section] = (),
 ) -> DocumentMap:
     """The map of a prompt. Ticks are the ``sections`` of ``document``, where its format names any.
     They are searched in ``document`` where the prompt has it verbatim, and else in the whole
@@ -169,7 +167,7 @@ def why_nothing_is_retrieved(preset: "Preset", mode: str, prompt_tokens: int) ->
     return f"{why}, so nothing is retrieved"
 
 
-def _landmarks(text: str) -> list[tuple[int, TickKind, str]]:
+def _landmarks(text: str) -> list[tuple[int, SectionKind, str]]:
     """(offset, kind, label) of headings and pages, in the order of the text.
 
     Markdown headings, or where there is none, short lines between blank lines that read like
@@ -180,8 +178,8 @@ def _landmarks(text: str) -> list[tuple[int, TickKind, str]]:
     if not titles:
         titles = [each for each in _PARAGRAPH.finditer(lines) if _is_title(each[0].strip())]
     pages = enumerate(re.finditer("\f", text.rstrip()), start=2)
-    found: list[tuple[int, TickKind, str]] = [
-        *((title.start(), "heading", _label(title["title"])) for title in titles),
+    found: list[tuple[int, SectionKind, str]] = [
+        *((title.start(), "heading", label(title["title"])) for title in titles),
         *((feed.end(), "page", f"p. {number}") for number, feed in pages),
     ]
     return sorted(found)
@@ -190,13 +188,8 @@ def _landmarks(text: str) -> list[tuple[int, TickKind, str]]:
 def _is_title(text: str) -> bool:
     return (
         "\n" not in text
-        and 2 <= len(text) <= _LABEL_CHARACTERS
+        and 2 <= len(text) <= LABEL_CHARACTERS
         and (text[0].isupper() or text[0].isdigit())
         and any(char.isalpha() for char in text)
         and not text.endswith(_TITLE_END)
     )
-
-
-def _label(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _LABEL_CHARACTERS else text[: _LABEL_CHARACTERS - 1] + "…"

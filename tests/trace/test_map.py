@@ -85,8 +85,8 @@ def test_a_tick_stands_at_its_chunk():
     second = found.ticks[1]
     before = len("".join(found.chunks[: second.chunk]))
     assert before <= text.index("# Two") < before + len(found.chunks[second.chunk])
-    assert found.heading_of(second.chunk + 1) == "Two"
-    assert found.heading_of(0) == "One"
+    assert found.place_of(second.chunk + 1) == "Two"
+    assert found.place_of(0) == "One"
 
 
 def test_ticks_are_the_documents_and_not_the_instructions():
@@ -104,8 +104,8 @@ def test_sections_that_the_format_names_are_the_ticks():
     sections = [Section(*place) for place in places]
     found = map_prompt(tokens_of(text), TOKENIZER, RETRIEVAL, text, sections)
     assert [tick.label for tick in found.ticks] == ["p. 4", "Real", "p. 5"]
-    assert found.heading_of(found.ticks[1].chunk) == "p. 4 · Real"
-    assert found.heading_of(len(found.chunks) - 1) == "p. 5 · Real"
+    assert found.place_of(found.ticks[1].chunk) == "p. 4 · Real"
+    assert found.place_of(len(found.chunks) - 1) == "p. 5 · Real"
 
 
 def a_map(chunks):
